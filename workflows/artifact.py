@@ -1,0 +1,78 @@
+"""Artifacts: what one stage hands to the next.
+
+A stage's key is the SHA-256 of its name, its section of the configuration, the source code that it
+declares, and the keys of the artifacts that it reads. The artifact lives in
+`<root>/artifacts/<stage>/<first 16 digits>/`; `artifact.json`, written last and atomically, is what makes
+the folder an artifact. So a finished stage with unchanged inputs is found again, on any driver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workflows.errors import MissingArtifact
+
+_MARKER = "artifact.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: `folder` holds its files, `metrics` its key figures."""
+
+    stage: str
+    key: str
+    folder: Path
+    inputs: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def commit(self) -> None:
+        """Writes the marker: from now on the stage counts as finished."""
+        values = asdict(self) | {"folder": None}
+        partial = self.folder / f".{_MARKER}.partial"
+        partial.write_text(json.dumps(values, indent=2, sort_keys=True))
+        os.replace(partial, self.folder / _MARKER)
+
+
+def artifact_key(stage: str, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """SHA-256 over what determines an artifact, as 64 hexadecimal digits.
+
+    Args:
+        stage: name of the stage.
+        section: everything that determines its result, JSON-serializable.
+        inputs: keys of the artifacts it reads, by stage name.
+    """
+    text = json.dumps({"stage": stage, "section": section, "inputs": inputs}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def artifact_folder(root: Path, stage: str, key: str) -> Path:
+    """Where the artifact with this key lives, finished or not."""
+    return root / "artifacts" / stage / key[:16]
+
+
+def find_artifact(folder: Path) -> Artifact | None:
+    """The finished artifact in this folder, or None."""
+    try:
+        values = json.loads((folder / _MARKER).read_text())
+    except FileNotFoundError:
+        return None
+    return Artifact(**(values | {"folder": folder}))
+
+
+def require_artifact(folder: Path, stage: str) -> Artifact:
+    """The finished artifact in this folder.
+
+    Raises:
+        MissingArtifact: the stage has not been run with this configuration.
+    """
+    artifact = find_artifact(folder)
+    if artifact is None:
+        raise MissingArtifact(f"no finished `{stage}` artifact in {folder}: run `raverse {stage}` with the same --config first")
+    return artifact

@@ -1,0 +1,257 @@
+"""The one configuration of a job: what `--config NAME_OR_FILE` and `--set a.b=c` may say.
+
+`RunConfig` is resolved once, frozen, logged, and handed to every stage. A stage's artifact depends on
+its own section and on the artifacts that it reads, so changing `serve` re-trains nothing.
+Fields carry their unit and meaning in `description`; unknown keys are refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from workflows.errors import InvalidConfig
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which captioned images to build or read, and how they are split."""
+
+    source: Literal["digits", "shapes"] = Field(description="A built-in data set.")
+    num_samples: PositiveInt = Field(12_000, description="Pictures to generate (shapes; digits has 1,797 scans).")
+    held_out: Fraction = Field(0.2, description="Fraction of samples kept out of training.")
+    unseen_combinations: Fraction = Field(0.1, description="Fraction of attribute combinations never trained on (shapes).")
+    seed: int = Field(0, description="Seed of generation, wording and split.")
+
+
+class ClipConfig(Section):
+    """The text and image towers: trained here, or loaded with open_clip."""
+
+    source: str = Field(
+        "train", description="`train`, `local-dir:PATH`, or `MODEL/PRETRAINED_TAG` as open_clip names them."
+    )
+    embed_dim: PositiveInt = Field(64, description="Width of the shared embedding (trained here).")
+    text_width: PositiveInt = Field(64, description="Width of the text tower (trained here).")
+    text_layers: PositiveInt = Field(2, description="Blocks of the text tower (trained here).")
+    context_length: PositiveInt = Field(16, description="Tokens per caption (trained here).")
+    vision_width: PositiveInt = Field(96, description="Width of the image tower (trained here).")
+    vision_layers: PositiveInt = Field(3, description="Blocks of the image tower (trained here).")
+    patch_size: PositiveInt = Field(4, description="Pixels per patch side of the image tower (trained here).")
+    steps: PositiveInt = Field(300, description="Optimizer steps (trained here).")
+    batch_size: PositiveInt = Field(64, description="Pictures per step (trained here).")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate (trained here).")
+    seed: int = Field(0, description="Seed of weights and batches.")
+
+
+class EmbedConfig(Section):
+    """The Ray Data pass that writes images and CLIP embeddings to Parquet."""
+
+    batch_size: PositiveInt = Field(256, description="Captions per encoder call. Does not change the result.")
+    workers: PositiveInt = Field(1, description="Encoder actors. Does not change the result.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Storage type of the token embeddings.")
+    rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
+
+
+class ScheduleConfig(Section):
+    """The noise schedule."""
+
+    kind: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field("cosine", description="Family of the schedule.")
+    num_levels: PositiveInt = Field(1000, description="T: levels run from 0 (clean) to T (noise).")
+    zero_terminal_snr: bool = Field(False, description="Rescale so that alpha_bar_T = 0 (needs v or x0).")
+
+
+class NetworkConfig(Section):
+    """The size of a transformer; channels and text width come from the data and the CLIP."""
+
+    kind: Literal["dit", "unet"] = Field("dit", description="Architecture.")
+    patch_size: PositiveInt = Field(2, description="Pixels per patch side.")
+    width: PositiveInt = Field(128, description="Width of the blocks.")
+    depth: PositiveInt = Field(4, description="Number of blocks.")
+    num_heads: PositiveInt = Field(4, description="Attention heads.")
+
+
+class TrainConfig(Section):
+    """The training loop: the same for denoiser and classifier."""
+
+    num_workers: PositiveInt = Field(2, description="Ray Train workers.")
+    sharding: Literal["ddp", "fsdp"] = Field("fsdp", description="`fully_shard` (FSDP2) or DDP.")
+    steps: PositiveInt = Field(1000, description="Optimizer steps.")
+    batch_size: PositiveInt = Field(64, description="Global batch: samples per optimizer step over all workers.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    warmup_steps: int = Field(100, ge=0, description="Linear warm-up before the cosine decay.")
+    clip_norm: float = Field(1.0, gt=0, description="Global gradient-norm clip.")
+    ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the exponential moving average (with warm-up).")
+    condition_dropout: Fraction = Field(0.1, description="Share of samples trained without their condition.")
+    weighting: Literal["simple", "min_snr", "p2"] = Field("simple", description="Weight of the loss over levels.")
+    compile: bool = Field(False, description="`torch.compile` each block.")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "auto", description="Precision of matrix products; auto: bf16 on a GPU or a CPU with AMX, else fp32."
+    )
+    checkpoint_every: PositiveInt = Field(250, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=2, description="Checkpoints kept; fewer than two may leave a half-written one.")
+    max_failures: int = Field(2, ge=0, description="Restarts after a lost worker.")
+    log_every: PositiveInt = Field(25, description="Steps between logged figures.")
+    seed: int = Field(0, description="Seed of weights, plan, noise and dropout.")
+
+
+class DenoiserConfig(Section):
+    """The denoiser: network, schedule, parameterization and training."""
+
+    network: NetworkConfig = NetworkConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parameterization: Literal["x0", "eps", "v"] = Field("v", description="What the network predicts.")
+    train: TrainConfig = TrainConfig()
+
+
+class ClassifierConfig(Section):
+    """The noisy-image classifier: it judges x_t, so it shares the denoiser's schedule."""
+
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+
+
+class EvaluateConfig(Section):
+    """What is sampled and judged."""
+
+    num_prompts: PositiveInt = Field(500, description="Pictures for the headline accuracy.")
+    num_steps: PositiveInt = Field(50, description="DDIM steps.")
+    guidance_scale: float = Field(2.0, ge=0, description="Classifier-free scale w of the headline (1: plain conditional).")
+    classifier_scale: float = Field(3.0, ge=0, description="Scale of classifier guidance on the unconditional model.")
+    clip_scale: float = Field(3.0, ge=0, description="Scale of CLIP guidance.")
+    scales: tuple[float, ...] = Field((0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared.")
+    num_prompts_per_scale: PositiveInt = Field(200, description="Pictures per compared scale.")
+    batch_size: PositiveInt = Field(64, description="Pictures sampled at once. Does not change them.")
+    seed: int = Field(0, description="Seed of the sampled pictures.")
+
+
+class RegisterConfig(Section):
+    """Where the model version goes."""
+
+    model_name: str = Field(min_length=1, description="Registered model's name.")
+    alias: str = Field("champion", description="Alias that the new version gets.")
+
+
+class ServeConfig(Section):
+    """The Ray Serve application."""
+
+    host: str = Field("127.0.0.1", description="Address of the HTTP proxy.")
+    port: int = Field(8000, ge=1, le=65535, description="Port of the HTTP proxy.")
+    max_rows: PositiveInt = Field(32, description="Pictures that one replica denoises at once.")
+    max_steps: PositiveInt = Field(1000, description="Largest num_inference_steps of a request.")
+    num_steps: PositiveInt = Field(50, description="Default num_inference_steps.")
+    min_replicas: PositiveInt = Field(1, description="Sampler replicas at least.")
+    max_replicas: PositiveInt = Field(1, description="Sampler replicas at most.")
+
+
+class StorageConfig(Section):
+    """Where artifacts and tracking live."""
+
+    root: str = Field("runs", description="Folder of artifacts and run folders; relative to where the command runs.")
+    tracking_uri: str | None = Field(None, description="MLflow tracking URI; default: SQLite under `root`.")
+
+
+class RunConfig(Section):
+    """The whole job."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run folder and the experiment.")
+    data: DataConfig
+    clip: ClipConfig = ClipConfig()
+    embed: EmbedConfig = EmbedConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_: RegisterConfig = Field(alias="register")
+    serve: ServeConfig = ServeConfig()
+    storage: StorageConfig = StorageConfig()
+
+
+def load_config(name_or_file: str, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a built-in configuration by name, or a YAML file, and applies `a.b=c` overrides.
+
+    Args:
+        name_or_file: `digits`, `shapes`, or the path of a YAML file.
+        overrides: items such as `denoiser.train.steps=100`; values are YAML.
+
+    Raises:
+        InvalidConfig: no such file, not YAML, an unknown key, or a value out of range.
+    """
+    values = _read(name_or_file)
+    for item in overrides or []:
+        _override(values, item)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise InvalidConfig(_explain(name_or_file, error)) from None
+
+
+def builtin_configs() -> list[str]:
+    """Names that `--config` takes without a file."""
+    folder = resources.files("workflows") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read(name_or_file: str) -> dict[str, Any]:
+    if name_or_file in builtin_configs():
+        text = (resources.files("workflows") / "configs" / f"{name_or_file}.yaml").read_text()
+    elif Path(name_or_file).is_file():
+        text = Path(name_or_file).read_text()
+    else:
+        raise InvalidConfig(
+            f"no configuration {name_or_file!r}: give one of {', '.join(builtin_configs())}, or the path of a YAML file"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"{name_or_file} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidConfig(f"{name_or_file} holds {type(values).__name__}, wanted a mapping of sections")
+    return values
+
+
+def _override(values: dict[str, Any], item: str) -> None:
+    path, separator, value = item.partition("=")
+    if not separator or not path:
+        raise InvalidConfig(f"--set {item!r}: wanted KEY=VALUE, such as denoiser.train.steps=100")
+    *parents, last = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InvalidConfig(f"--set {path}: {parent!r} is a value, not a section")
+    values[last] = yaml.safe_load(value)
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    return f"configuration {name}: " + "; ".join(_explain_one(fault) for fault in error.errors())
+
+
+def _explain_one(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{path}: {fault['msg']} (found {fault.get('input')!r})"
+    near = difflib.get_close_matches(path, config_keys(), n=1, cutoff=0.5)
+    return f"{path}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every key that a configuration may set, as dotted paths."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        path = prefix + (field.alias or name)
+        keys.append(path)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += config_keys(field.annotation, path + ".")
+    return keys

@@ -1,0 +1,84 @@
+"""What can go wrong in the workflows; every class is a `RaverseError` (see `diffusion_core.errors`).
+
+    RaverseError
+    ├── InvalidConfig       (ValueError)         an unknown key or a value out of range
+    ├── InvalidData         (ValueError)         a data source that cannot be used
+    ├── InvalidClip         (ValueError)         towers that do not load or do not fit
+    ├── MissingArtifact     (FileNotFoundError)  a stage's input has not been made yet
+    ├── StageFailed         (RuntimeError)       a stage ended without its artifact
+    ├── ClusterUnreachable  (ConnectionError)    no Ray at the address
+    ├── TrackingUnreachable (ConnectionError)    no MLflow at the URI
+    ├── ModelNotFound       (LookupError)        no such model, version or alias
+    ├── StorageUnwritable   (OSError)            a folder that is full or read-only
+    ├── AddressInUse        (OSError)            the port is taken
+    ├── InvalidRequest      (ValueError)         an HTTP request that cannot be served; names the field
+    └── Overloaded          (RuntimeError)       the queue is full; carries Retry-After seconds
+
+`workflows/serve/errors.py` maps each to an HTTP status; the CLI prints one line and exits with 1.
+"""
+
+from __future__ import annotations
+
+from diffusion_core.errors import RaverseError
+
+
+class InvalidConfig(RaverseError, ValueError):
+    """An unknown configuration key, or a value out of range."""
+
+
+class InvalidData(RaverseError, ValueError):
+    """A data source that is missing, empty or malformed."""
+
+
+class InvalidClip(RaverseError, ValueError):
+    """CLIP towers that do not load, or that do not offer what is asked of them."""
+
+
+class MissingArtifact(RaverseError, FileNotFoundError):
+    """A stage's input that has not been made yet."""
+
+
+class StageFailed(RaverseError, RuntimeError):
+    """A stage that ended without its artifact."""
+
+
+class ClusterUnreachable(RaverseError, ConnectionError):
+    """No Ray cluster answers at the address."""
+
+
+class TrackingUnreachable(RaverseError, ConnectionError):
+    """The MLflow store cannot be opened."""
+
+
+class ModelNotFound(RaverseError, LookupError):
+    """No such registered model, version or alias."""
+
+
+class StorageUnwritable(RaverseError, OSError):
+    """A folder that is full, missing or read-only."""
+
+
+class AddressInUse(RaverseError, OSError):
+    """The HTTP port is taken by another process."""
+
+
+class InvalidRequest(RaverseError, ValueError):
+    """A request that cannot be served; `param` is the name of the field at fault."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Overloaded(RaverseError, RuntimeError):
+    """The queue is full; `retry_after` is the computed number of seconds to wait."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
