@@ -1,0 +1,148 @@
+r"""What a denoiser says about x_t, in any parameterization: the only place where they convert.
+
+    x_t = alpha x0 + sigma eps,      v = alpha eps - sigma x0,      alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar)
+
+so, with alpha^2 + sigma^2 = 1, `x0 = alpha x_t - sigma v` and `eps = sigma x_t + alpha v` at every level;
+x0 from eps divides by alpha (undefined at zero terminal SNR), eps from x0 divides by sigma (undefined on
+clean data). Both are refused there.
+
+References:
+    Salimans & Ho, Progressive Distillation (2022), appendix D, for v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from diffusion_core.errors import InvalidPrediction, InvalidShape
+from diffusion_core.types import Data, RowMask, Rows, expand
+
+Parameterization: TypeAlias = Literal["x0", "eps", "v"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A denoiser's answer for each row, with `x_t = alpha x0 + sigma eps`.
+
+    Attributes:
+        x_t: the noisy data `(b, ...)`.
+        x0: the predicted clean data.
+        eps: the predicted noise.
+        alpha_bar: of each row's level, float64 `(b,)`; it stays where the levels are, by custom on the CPU,
+            so that checking it never waits for an accelerator.
+        variance_fraction: of learned-range variances, in [0, 1], the shape of `x_t`; else None.
+        renoised: rows whose `eps` was replaced on purpose (CFG++), `(b,)`; None: no row.
+    """
+
+    x_t: Data
+    x0: Data
+    eps: Data
+    alpha_bar: Rows
+    variance_fraction: Data | None = None
+    renoised: RowMask | None = None
+
+    @classmethod
+    def from_eps(cls, x_t: Data, eps: Data, alpha_bar: Rows) -> Prediction:
+        """`x0 = (x_t - sigma eps) / alpha`.
+
+        Raises:
+            InvalidPrediction: some row has alpha_bar = 0, where noise says nothing about x0.
+        """
+        _same_shape(x_t, eps, "eps")
+        _refuse(alpha_bar <= 0, "eps", "alpha_bar = 0 (zero terminal SNR)", "predict v or x0 there")
+        alpha, sigma = _signal_and_noise(x_t, alpha_bar)
+        return cls(x_t, (x_t - sigma * eps) / alpha, eps, alpha_bar)
+
+    @classmethod
+    def from_x0(cls, x_t: Data, x0: Data, alpha_bar: Rows) -> Prediction:
+        """`eps = (x_t - alpha x0) / sigma`.
+
+        Raises:
+            InvalidPrediction: some row is clean data (alpha_bar = 1), where x0 says nothing about the noise.
+        """
+        _same_shape(x_t, x0, "x0")
+        _refuse(alpha_bar >= 1, "x0", "alpha_bar = 1 (clean data)", "predict v or eps there, or start from level 1")
+        alpha, sigma = _signal_and_noise(x_t, alpha_bar)
+        return cls(x_t, x0, (x_t - alpha * x0) / sigma, alpha_bar)
+
+    @classmethod
+    def from_v(cls, x_t: Data, v: Data, alpha_bar: Rows) -> Prediction:
+        """`x0 = alpha x_t - sigma v`, `eps = sigma x_t + alpha v`: defined at every level."""
+        _same_shape(x_t, v, "v")
+        alpha, sigma = _signal_and_noise(x_t, alpha_bar)
+        return cls(x_t, alpha * x_t - sigma * v, sigma * x_t + alpha * v, alpha_bar)
+
+    @classmethod
+    def from_output(cls, parameterization: Parameterization, x_t: Data, output: Data, alpha_bar: Rows) -> Prediction:
+        """Reads a network's output as what it was trained to predict."""
+        constructors = {"x0": cls.from_x0, "eps": cls.from_eps, "v": cls.from_v}
+        return constructors[parameterization](x_t, output, alpha_bar)
+
+    @property
+    def v(self) -> Data:
+        """`alpha eps - sigma x0`."""
+        alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
+        return alpha * self.eps - sigma * self.x0
+
+    def with_x0(self, x0: Data) -> Prediction:
+        """Replaces x0 and re-derives eps, so that clipping x0 changes the direction too.
+
+        Rows of clean data keep their eps: there `x_t = x0` and any eps is consistent. Rows that are
+        re-noised on purpose keep theirs as well.
+        """
+        alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
+        keep = sigma == 0 if self.renoised is None else (sigma == 0) | expand(self.renoised, x0)
+        derived = (self.x_t - alpha * x0) / torch.where(sigma > 0, sigma, 1.0)
+        return replace(self, x0=x0, eps=torch.where(keep, self.eps, derived))
+
+    def shifted(self, score: Data) -> Prediction:
+        """Adds a guidance term to the score: `eps - sigma score`, `x0 + sigma^2 / alpha score`.
+
+        Rows at alpha_bar = 0 stay as they are: x_T is pure noise there, and says nothing about a condition.
+
+        Args:
+            score: gradient of a log density at x_t, times its scale, the shape of `x_t`.
+
+        References:
+            Dhariwal & Nichol, Diffusion Models Beat GANs (2021), algorithm 2.
+        """
+        alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
+        usable = alpha > 0
+        gain = torch.where(usable, sigma**2 / torch.where(usable, alpha, 1.0), 0.0)
+        return replace(self, x0=self.x0 + gain * score, eps=self.eps - torch.where(usable, sigma, 0.0) * score)
+
+    def renoise_with(self, eps: Data, rows: RowMask) -> Prediction:
+        """Lets some rows add back another noise than their own (CFG++)."""
+        before = torch.zeros_like(rows) if self.renoised is None else self.renoised
+        return replace(self, eps=torch.where(expand(rows, eps), eps, self.eps), renoised=before | rows)
+
+    def rows(self, index: Tensor | slice) -> Prediction:
+        """The chosen rows."""
+        return Prediction(
+            self.x_t[index],
+            self.x0[index],
+            self.eps[index],
+            self.alpha_bar[index],
+            None if self.variance_fraction is None else self.variance_fraction[index],
+            None if self.renoised is None else self.renoised[index],
+        )
+
+
+def _signal_and_noise(x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    alpha, sigma = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+    return expand(alpha.to(x_t), x_t), expand(sigma.to(x_t), x_t)
+
+
+def _same_shape(x_t: Tensor, value: Tensor, name: str) -> None:
+    if value.shape != x_t.shape:
+        raise InvalidShape(f"found {name} of shape {tuple(value.shape)} for x_t of shape {tuple(x_t.shape)}: they must agree")
+
+
+def _refuse(at_fault: Tensor, kind: str, where: str, remedy: str) -> None:
+    if at_fault.device.type == "cpu" and bool(at_fault.any()):
+        rows = at_fault.nonzero().flatten().tolist()
+        raise InvalidPrediction(f"{kind}-prediction is undefined at {where}, found in rows {rows}: {remedy}")
