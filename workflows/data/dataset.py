@@ -1,0 +1,262 @@
+"""A data artifact on disk: two Parquet files of captioned images, and what they hold.
+
+    train.parquet, held_out.parquet   sample_id, image (PNG), captions, label, attributes, unseen
+    data.json                         `DataInfo`
+
+A sample is described by one value of each attribute (shapes: shape, color, size, position; digits: digit).
+Its *combination* is the index of its values in the product of all attributes, and `candidate_captions`
+holds one canonical caption per combination, in that order. Its label is the value of the first attribute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from workflows.errors import InvalidData, MissingArtifact
+
+SplitName: TypeAlias = Literal["train", "held_out"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+SCHEMA = pa.schema(
+    {
+        "sample_id": pa.int64(),
+        "image": pa.binary(),
+        "captions": pa.list_(pa.string()),
+        "label": pa.int64(),
+        "attributes": pa.list_(pa.string()),
+        "unseen": pa.bool_(),
+    }
+)
+ROWS_PER_GROUP = 1024
+"""Rows per Parquet row group: what a reader of a range of rows must decode at least."""
+
+
+@final
+@dataclass(frozen=True)
+class DataInfo:
+    """What a data artifact holds; written as `data.json`.
+
+    Attributes:
+        source: name of the built-in set.
+        shape: (c, h, w) of every image.
+        class_names: names of the labels: the values of the first attribute.
+        attributes: attribute name -> its values, in order.
+        num_train: samples to train on.
+        num_held_out: samples kept out of training.
+        data_hash: SHA-256 over pixels, captions, labels, attributes and split.
+        candidate_captions: one canonical caption per combination of attribute values.
+        unseen_combinations: indices into `candidate_captions` that no training sample shows.
+    """
+
+    source: str
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    attributes: dict[str, tuple[str, ...]]
+    num_train: int
+    num_held_out: int
+    data_hash: str
+    candidate_captions: tuple[str, ...]
+    unseen_combinations: tuple[int, ...]
+
+    @staticmethod
+    def load(folder: Path) -> DataInfo:
+        """Reads `data.json`.
+
+        Raises:
+            MissingArtifact: there is none in the folder.
+        """
+        try:
+            values: dict[str, Any] = json.loads((folder / "data.json").read_text())
+        except FileNotFoundError:
+            raise MissingArtifact(f"no data.json in {folder}: run `raverse data` first") from None
+        return DataInfo(**{name: _frozen(value) for name, value in values.items()})
+
+    def save(self, folder: Path) -> None:
+        """Writes `data.json`."""
+        (folder / "data.json").write_text(json.dumps(asdict(self), indent=2))
+
+    def combination(self, values: Sequence[str]) -> int:
+        """Index of a combination of attribute values, given in the order of `attributes`.
+
+        Raises:
+            InvalidData: a value that the attribute does not have.
+        """
+        index = 0
+        for value, (name, allowed) in zip(values, self.attributes.items(), strict=True):
+            if value not in allowed:
+                raise InvalidData(f"{name} {value!r} does not occur in {self.source}: give one of {', '.join(allowed)}")
+            index = index * len(allowed) + allowed.index(value)
+        return index
+
+    def values_of(self, combination: int) -> tuple[str, ...]:
+        """Attribute values of a combination: the inverse of `combination`."""
+        sizes = [len(allowed) for allowed in self.attributes.values()]
+        indices = np.unravel_index(combination, sizes)
+        return tuple(allowed[int(i)] for allowed, i in zip(self.attributes.values(), indices, strict=True))
+
+    def caption_for(self, *values: str) -> str:
+        """The canonical caption of a combination, such as `caption_for("seven")`.
+
+        Raises:
+            InvalidData: not one value per attribute, or a value that the attribute does not have.
+        """
+        if len(values) != len(self.attributes):
+            raise InvalidData(f"{len(values)} values {values}, wanted one for each of {', '.join(self.attributes)}")
+        return self.candidate_captions[self.combination(values)]
+
+    @property
+    def num_combinations(self) -> int:
+        """How many combinations of attribute values there are."""
+        return math.prod(len(allowed) for allowed in self.attributes.values())
+
+
+@final
+@dataclass(frozen=True)
+class Split:
+    """Samples in memory.
+
+    Attributes:
+        sample_ids: (n,) int64, unique over both splits.
+        images: (n, c, h, w) uint8.
+        captions: every wording of each sample.
+        labels: (n,) int64, index into `class_names`; -1 where there is none.
+        attributes: one value per attribute for each sample.
+        unseen: (n,) bool, true where no training sample shows this combination.
+    """
+
+    sample_ids: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    captions: tuple[tuple[str, ...], ...]
+    labels: NDArray[np.int64]
+    attributes: tuple[tuple[str, ...], ...]
+    unseen: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def rows(self, indices: NDArray[np.int64]) -> Split:
+        """The samples at these indices, in this order."""
+        return Split(
+            self.sample_ids[indices],
+            self.images[indices],
+            tuple(self.captions[i] for i in indices),
+            self.labels[indices],
+            tuple(self.attributes[i] for i in indices),
+            self.unseen[indices],
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over the content, whatever the files' encoding."""
+        digest = hashlib.sha256(self.images.tobytes())
+        text = [self.sample_ids.tolist(), self.captions, self.labels.tolist(), self.attributes, self.unseen.tolist()]
+        digest.update(json.dumps([self.images.shape, *text]).encode())
+        return digest.hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class Dataset:
+    """A finished data artifact."""
+
+    folder: Path
+    info: DataInfo
+
+    @staticmethod
+    def open(folder: Path) -> Dataset:
+        """Opens the artifact in this folder.
+
+        Raises:
+            MissingArtifact: the data stage has not finished there.
+        """
+        return Dataset(folder, DataInfo.load(folder))
+
+    def path(self, split: SplitName) -> Path:
+        """The Parquet file of a split."""
+        return self.folder / f"{split}.parquet"
+
+    def read(self, split: SplitName, limit: int | None = None) -> Split:
+        """Loads a split, or its first `limit` samples, into memory."""
+        stop = pq.ParquetFile(self.path(split)).metadata.num_rows if limit is None else limit
+        return decode(read_rows(self.path(split), 0, stop))
+
+    def combinations(self, split: Split) -> NDArray[np.int64]:
+        """(n,) index of each sample's combination in `candidate_captions`."""
+        return np.array([self.info.combination(values) for values in split.attributes], np.int64)
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Writes samples as Parquet with PNG images."""
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for start in range(0, len(split), ROWS_PER_GROUP):
+            rows = split.rows(np.arange(start, min(start + ROWS_PER_GROUP, len(split))))
+            writer.write_table(_encode(rows))
+
+
+def read_rows(path: Path, start: int, stop: int) -> pa.Table:
+    """Rows start..stop-1 of a Parquet file, decoding only the row groups that hold them."""
+    file = pq.ParquetFile(path)
+    first, groups, offset = None, [], 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if offset < stop and offset + rows > start:
+            first = offset if first is None else first
+            groups.append(group)
+        offset += rows
+    return file.read_row_groups(groups).slice(start - (first or 0), stop - start)
+
+
+def decode(table: pa.Table) -> Split:
+    """The samples in rows of `SCHEMA`."""
+    return Split(
+        table["sample_id"].to_numpy(),
+        np.stack([decode_png(data) for data in table["image"].to_pylist()]),
+        tuple(tuple(captions) for captions in table["captions"].to_pylist()),
+        table["label"].to_numpy(),
+        tuple(tuple(values) for values in table["attributes"].to_pylist()),
+        table["unseen"].to_numpy(),
+    )
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    """(c, h, w) uint8 pixels of an encoded picture: one channel when it is gray, else three."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _encode(rows: Split) -> pa.Table:
+    columns = {
+        "sample_id": rows.sample_ids,
+        "image": list(_encode_pngs(rows.images)),
+        "captions": rows.captions,
+        "label": rows.labels,
+        "attributes": rows.attributes,
+        "unseen": rows.unseen,
+    }
+    return pa.Table.from_pydict(columns, schema=SCHEMA)
+
+
+def _encode_pngs(images: NDArray[np.uint8]) -> Iterator[bytes]:
+    for pixels in images:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+        yield buffer.getvalue()
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_frozen(item) for item in value)
+    return {key: _frozen(item) for key, item in value.items()} if isinstance(value, dict) else value
