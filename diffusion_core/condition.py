@@ -110,6 +110,12 @@ class Condition:
         """The chosen rows, by slice or integer indices, in that order."""
         return self._map(lambda part: part[index if isinstance(index, slice) else index.to(part.device)])
 
+    def with_rows(self, index: Tensor, other: Condition) -> Condition:
+        """Takes the rows at these integer indices from another condition of as many rows."""
+        order = torch.arange(self.num_rows)
+        order[index.cpu()] += self.num_rows
+        return Condition.cat([self, other]).rows(order)
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
         """Moves targets to a device and casts the real-valued ones; settings stay on the CPU in float64."""
 

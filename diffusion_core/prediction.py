@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -88,16 +89,26 @@ class Prediction:
         alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
         return alpha * self.eps - sigma * self.x0
 
-    def with_x0(self, x0: Data) -> Prediction:
+    def with_x0(self, x0: Data, rows: RowMask | None = None) -> Prediction:
         """Replaces x0 and re-derives eps, so that clipping x0 changes the direction too.
 
         Rows of clean data keep their eps: there `x_t = x0` and any eps is consistent. Rows that are
         re-noised on purpose keep theirs as well.
+
+        Args:
+            x0: the new x0 of every row, `(b, ...)`.
+            rows: those whose x0 is replaced, `(b,)`; None: all. The others stay as they are, bit for bit.
         """
         alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
         keep = sigma == 0 if self.renoised is None else (sigma == 0) | expand(self.renoised, x0)
         derived = (self.x_t - alpha * x0) / torch.where(sigma > 0, sigma, 1.0)
-        return replace(self, x0=x0, eps=torch.where(keep, self.eps, derived))
+        changed = replace(self, x0=x0, eps=torch.where(keep, self.eps, derived))
+        if rows is None:
+            return changed
+        chosen = expand(rows.to(x0.device), x0)
+        return replace(
+            self, x0=torch.where(chosen, x0, self.x0), eps=torch.where(chosen, changed.eps, self.eps)
+        )
 
     def shifted(self, score: Data) -> Prediction:
         """Adds a guidance term to the score: `eps - sigma score`, `x0 + sigma^2 / alpha score`.
@@ -121,15 +132,39 @@ class Prediction:
         return replace(self, eps=torch.where(expand(rows, eps), eps, self.eps), renoised=before | rows)
 
     def rows(self, index: Tensor | slice) -> Prediction:
-        """The chosen rows."""
+        """The chosen rows, by slice or integer indices, in that order."""
+        return self._map(lambda part: part[index if isinstance(index, slice) else index.to(part.device)])
+
+    def with_rows(self, index: Tensor, other: Prediction) -> Prediction:
+        """Replaces the rows at these integer indices by those of another prediction."""
+        order = torch.arange(len(self.x_t), device=index.device)
+        order[index] = len(self.x_t) + torch.arange(len(index), device=index.device)
+        return Prediction.cat([self, other]).rows(order)
+
+    def detach(self) -> Prediction:
+        """Without its gradient."""
+        return self._map(Tensor.detach)
+
+    @staticmethod
+    def cat(parts: Sequence[Prediction]) -> Prediction:
+        """Stacks rows; a variance fraction survives only where every part has one."""
+        fractions = [part.variance_fraction for part in parts if part.variance_fraction is not None]
+        renoised = None
+        if any(part.renoised is not None for part in parts):
+            marks = [p.x_t.new_zeros(len(p.x_t), dtype=torch.bool) if p.renoised is None else p.renoised for p in parts]
+            renoised = torch.cat(marks)
         return Prediction(
-            self.x_t[index],
-            self.x0[index],
-            self.eps[index],
-            self.alpha_bar[index],
-            None if self.variance_fraction is None else self.variance_fraction[index],
-            None if self.renoised is None else self.renoised[index],
+            torch.cat([part.x_t for part in parts]),
+            torch.cat([part.x0 for part in parts]),
+            torch.cat([part.eps for part in parts]),
+            torch.cat([part.alpha_bar for part in parts]),
+            torch.cat(fractions) if len(fractions) == len(parts) else None,
+            renoised,
         )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
+        optional = (None if part is None else change(part) for part in (self.variance_fraction, self.renoised))
+        return Prediction(change(self.x_t), change(self.x0), change(self.eps), change(self.alpha_bar), *optional)
 
 
 def _signal_and_noise(x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,352 @@
+"""From noise to data and back: one row's state, the function that advances many, and what is built on it.
+
+A `Trajectory` is all there is to know about a row: (plan, index, x, x0_previous, seed, condition). It is frozen;
+`advance` takes rows and returns new ones. The noise of a step is a pure function of (seed, index), so a row can
+stop anywhere, move to another process, and end in the same sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_core import noise
+from diffusion_core.condition import Condition
+from diffusion_core.denoiser import Denoiser, check_settings
+from diffusion_core.errors import InvalidCondition, InvalidPlan, InvalidShape
+from diffusion_core.prediction import Prediction
+from diffusion_core.sampler import SamplerPlan, noisy_rows, step
+from diffusion_core.types import Data
+
+OnStep: TypeAlias = "Callable[[int, Data], None]"
+"""Called after each step with its number and the predicted x0 `(b, ...)` of all rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A part of the data that is given (inpainting).
+
+    Attributes:
+        x0: the given data, of one row's shape.
+        mask: where it is given: 1; where it is to be made: 0; broadcastable to `x0`.
+    """
+
+    x0: Float[Tensor, "..."]
+    mask: Float[Tensor, "..."]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One row on its way.
+
+    Attributes:
+        plan: the coefficients.
+        index: the next step.
+        x: the row at `plan.levels[index]`, its shape without the batch.
+        seed: of the row's noise, 64 bits.
+        condition: one row.
+        x0: the last predicted x0; None before the first step.
+        known: the given part, when inpainting.
+    """
+
+    plan: SamplerPlan
+    index: int
+    x: Float[Tensor, "..."]
+    seed: int
+    condition: Condition
+    x0: Float[Tensor, "..."] | None = None
+    known: Known | None = None
+
+    @classmethod
+    def start(
+        cls,
+        plan: SamplerPlan,
+        condition: Condition | None,
+        *,
+        seed: int,
+        shape: Sequence[int],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        known: Known | None = None,
+    ) -> Trajectory:
+        """A row of pure noise at the plan's first level."""
+        x = noise.normal(seed, noise.INITIAL, 0, tuple(shape), device, dtype)
+        return cls(plan, 0, x, seed, _one_row(condition, x), known=known)
+
+    @classmethod
+    def start_from(
+        cls, plan: SamplerPlan, condition: Condition | None, x0: Float[Tensor, "..."], index: int, *, seed: int
+    ) -> Trajectory:
+        """A row that starts in the middle: clean data, noised to the level of step `index` (image-to-image).
+
+        Raises:
+            InvalidPlan: the plan has no such step.
+        """
+        if not 0 <= index < plan.num_steps:
+            raise InvalidPlan(f"found start index {index}, wanted 0..{plan.num_steps - 1} of this plan")
+        alpha_bar = float(plan.alpha_bar[index])
+        eps = noise.normal(seed, noise.INITIAL, 0, tuple(x0.shape), x0.device, x0.dtype)
+        return cls(plan, index, alpha_bar**0.5 * x0 + (1.0 - alpha_bar) ** 0.5 * eps, seed, _one_row(condition, x0))
+
+    @property
+    def level(self) -> int:
+        """Where the row is."""
+        return self.plan.levels[self.index]
+
+    @property
+    def remaining(self) -> int:
+        """Steps still to make."""
+        return self.plan.num_steps - self.index
+
+    @property
+    def finished(self) -> bool:
+        """Whether `x` is the sample."""
+        return self.remaining == 0
+
+
+def advance(denoiser: Denoiser, rows: Sequence[Trajectory], condition: Condition | None = None) -> list[Trajectory]:
+    """Makes one step of each row, in one call of the denoiser.
+
+    Args:
+        denoiser: guided or plain.
+        rows: unfinished, of one data shape; plans, progress and seeds as they please.
+        condition: `Condition.cat` of the rows' conditions, if the caller has it already.
+
+    Returns:
+        The rows after their step, in order.
+    """
+    plans, index = [row.plan for row in rows], [row.index for row in rows]
+    x = torch.stack([row.x for row in rows])
+    level = torch.tensor([row.level for row in rows])
+    asked = Condition.cat([row.condition for row in rows]) if condition is None else condition
+    with torch.no_grad():
+        prediction = _fill_known(denoiser(x, level, asked), rows)
+        x0_previous = torch.stack([row.x if row.x0 is None else row.x0 for row in rows])
+        x = step(plans, index, prediction, x0_previous, _step_noise(rows, x)).to(x.dtype)
+    return [
+        replace(row, index=row.index + 1, x=after, x0=x0)
+        for row, after, x0 in zip(rows, x.unbind(), prediction.x0.unbind(), strict=True)
+    ]
+
+
+def run(denoiser: Denoiser, rows: Sequence[Trajectory], on_step: OnStep | None = None) -> Data:
+    """Advances rows to their ends and stacks the samples, `(b, ...)`.
+
+    Raises:
+        InvalidGuidance: a row asks for guidance that the denoiser does not offer.
+    """
+    if not rows:
+        raise InvalidShape("no rows to sample: give at least one seed")
+    state, number = list(rows), 0
+    check_settings(denoiser, Condition.cat([row.condition for row in state]))
+    active: list[int] = []
+    while running := [place for place, row in enumerate(state) if not row.finished]:
+        if running != active:
+            active, condition = running, Condition.cat([state[place].condition for place in running])
+        for place, row in zip(active, advance(denoiser, [state[place] for place in active], condition), strict=True):
+            state[place] = row
+        if on_step is not None:
+            on_step(number, torch.stack([row.x if row.x0 is None else row.x0 for row in state]))
+        number += 1
+    return torch.stack([row.x for row in state])
+
+
+def sample(
+    denoiser: Denoiser,
+    plan: SamplerPlan | Sequence[SamplerPlan],
+    condition: Condition | None = None,
+    *,
+    seeds: Sequence[int],
+    shape: Sequence[int],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_step: OnStep | None = None,
+) -> Data:
+    """Samples one row per seed.
+
+    Args:
+        denoiser: guided or plain.
+        plan: one for all rows, or one per row.
+        condition: one row per seed, or a single row for all; None: unconditional.
+        seeds: 64-bit integers; the same seed gives the same sample beside any neighbours.
+        shape: of one row.
+        device: of the data.
+        dtype: of the data.
+        on_step: receives the predicted x0 along the way.
+
+    Returns:
+        `(b, *shape)`.
+
+    Raises:
+        InvalidCondition: conditions, plans and seeds of different numbers.
+    """
+    plans = [plan] * len(seeds) if isinstance(plan, SamplerPlan) else list(plan)
+    if len(plans) != len(seeds):
+        raise InvalidPlan(f"found {len(plans)} plans for {len(seeds)} seeds: give one, or one per seed")
+    rows = [
+        Trajectory.start(p, c, seed=seed, shape=shape, device=device, dtype=dtype)
+        for p, c, seed in zip(plans, _split(condition, len(seeds)), seeds, strict=True)
+    ]
+    return run(denoiser, rows, on_step)
+
+
+def image_to_image(
+    denoiser: Denoiser,
+    plan: SamplerPlan,
+    condition: Condition | None,
+    x0: Data,
+    *,
+    strength: float,
+    seeds: Sequence[int],
+    on_step: OnStep | None = None,
+) -> Data:
+    """Noises given data part of the way and samples from there (SDEdit).
+
+    Args:
+        denoiser: guided or plain.
+        plan: of the whole way; the first steps are skipped.
+        condition: one row per seed, or a single row, or None.
+        x0: `(b, ...)`, one row per seed.
+        strength: share of the plan's steps to make, in (0, 1]; 1 forgets nearly all of `x0`.
+        seeds: of the noise.
+        on_step: receives the predicted x0 along the way.
+
+    Raises:
+        InvalidPlan: strength outside (0, 1].
+    """
+    if not 0.0 < strength <= 1.0:
+        raise InvalidPlan(f"found strength={strength}, wanted a number in (0, 1]")
+    index = plan.num_steps - max(1, round(strength * plan.num_steps))
+    conditions = _split(condition, _same_count(x0, seeds))
+    starts = zip(x0, conditions, seeds, strict=True)
+    return run(denoiser, [Trajectory.start_from(plan, c, row, index, seed=seed) for row, c, seed in starts], on_step)
+
+
+def inpaint(
+    denoiser: Denoiser,
+    plan: SamplerPlan,
+    condition: Condition | None,
+    x0: Data,
+    mask: Data,
+    *,
+    seeds: Sequence[int],
+    on_step: OnStep | None = None,
+) -> Data:
+    """Samples what the mask leaves open: the predicted x0 is replaced by the given one where the mask is 1.
+
+    Args:
+        denoiser: guided or plain.
+        plan: any.
+        condition: one row per seed, or a single row, or None.
+        x0: the given data `(b, ...)`.
+        mask: 1 where `x0` is kept, 0 where it is made, broadcastable to `x0`.
+        seeds: one per row.
+        on_step: receives the predicted x0 along the way.
+    """
+    conditions, masks = _split(condition, _same_count(x0, seeds)), mask.expand_as(x0)
+    rows = [
+        Trajectory.start(
+            plan, c, seed=seed, shape=x.shape, device=x.device, dtype=x.dtype, known=Known(x, kept.to(x.dtype))
+        )
+        for x, kept, c, seed in zip(x0, masks, conditions, seeds, strict=True)
+    ]
+    return run(denoiser, rows, on_step)
+
+
+def invert(
+    denoiser: Denoiser, plan: SamplerPlan, x0: Data, condition: Condition | None = None, *, refinements: int = 0
+) -> Data:
+    """The latent from which deterministic DDIM makes `x0`: the same table on ascending levels.
+
+    Args:
+        denoiser: must say something about level 0 (v or eps-prediction).
+        plan: whose levels are visited upwards; the latent is at its first level.
+        x0: `(b, ...)`.
+        condition: `b` rows, or None.
+        refinements: per step, fixed-point iterations of `x_s = step(x_t, eps(x_s))`, which make the inversion of
+            the DDIM map exact (each costs one more evaluation); 0 is the plain inversion of DDIM, section 4.3.
+
+    Returns:
+        x at `plan.levels[0]`.
+    """
+    up, x = plan.ascending(), x0
+    with torch.no_grad():
+        for index in range(up.num_steps):
+            here, there = (torch.full((len(x0),), up.levels[index + i]) for i in (0, 1))
+            alpha_bar = up.alpha_bar[index].expand(len(x0))
+            after = step(up, index, denoiser(x, here, condition))
+            for _ in range(refinements):
+                eps = denoiser(after, there, condition).eps
+                after = step(up, index, Prediction.from_eps(x, eps.to(x.dtype), alpha_bar))
+            x = after.to(x0.dtype)
+    return x
+
+
+def interpolate(x_a: Data, x_b: Data, fraction: float) -> Data:
+    """Spherical interpolation between two latents, row by row (DDIM, appendix D.5).
+
+    Args:
+        x_a: at fraction 0, `(b, ...)`.
+        x_b: at fraction 1.
+        fraction: in [0, 1].
+    """
+    if x_a.shape != x_b.shape:
+        raise InvalidShape(f"found latents of shapes {tuple(x_a.shape)} and {tuple(x_b.shape)}: they must agree")
+    a, b = x_a.flatten(1), x_b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=1, eps=0.0).clamp(-1.0, 1.0)
+    angle = cosine.acos().clamp(min=1e-6)[:, None]
+    mixed = ((1.0 - fraction) * angle).sin() * a + (fraction * angle).sin() * b
+    return (mixed / angle.sin()).view_as(x_a)
+
+
+def _fill_known(prediction: Prediction, rows: Sequence[Trajectory]) -> Prediction:
+    filled = [place for place, row in enumerate(rows) if row.known is not None]
+    if not filled:
+        return prediction
+    x0 = prediction.x0.clone()
+    for place in filled:
+        known = rows[place].known
+        x0[place] = torch.lerp(x0[place], known.x0.to(x0), known.mask.to(x0).expand_as(x0[place]))  # type: ignore[union-attr]
+    mask = torch.zeros(len(rows), dtype=torch.bool)
+    mask[filled] = True
+    return prediction.with_x0(x0, mask)
+
+
+def _step_noise(rows: Sequence[Trajectory], x: Data) -> Data | None:
+    """Noise for the rows that draw some, zeros for the rest; None if nobody does."""
+    drawing = noisy_rows([row.plan for row in rows], [row.index for row in rows])
+    if not drawing:
+        return None
+    seeds, index = [rows[place].seed for place in drawing], [rows[place].index for place in drawing]
+    drawn = noise.normal(seeds, noise.STEP, index, tuple(x.shape[1:]), x.device, x.dtype)
+    if len(drawing) == len(rows):
+        return drawn
+    z = torch.zeros_like(x)
+    z[drawing] = drawn
+    return z
+
+
+def _split(condition: Condition | None, num_rows: int) -> list[Condition | None]:
+    if condition is None:
+        return [None] * num_rows
+    if condition.num_rows not in (1, num_rows):
+        raise InvalidCondition(f"the condition has {condition.num_rows} rows, wanted 1 or {num_rows}, one per seed")
+    return [condition.rows(slice(i, i + 1)) if condition.num_rows > 1 else condition for i in range(num_rows)]
+
+
+def _one_row(condition: Condition | None, x: Tensor) -> Condition:
+    row = Condition.null(1, x.device) if condition is None else condition
+    if row.num_rows != 1:
+        raise InvalidCondition(f"a trajectory is one row: its condition has {row.num_rows}")
+    return row
+
+
+def _same_count(x0: Data, seeds: Sequence[int]) -> int:
+    if len(x0) != len(seeds):
+        raise InvalidShape(f"found {len(x0)} rows of data for {len(seeds)} seeds: give one seed per row")
+    return len(seeds)
