@@ -69,12 +69,14 @@ def _circle(x: Floats, y: Floats, r: Floats) -> Floats:
 
 
 def _square(x: Floats, y: Floats, r: Floats) -> Floats:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.88 * r
+    distance: Floats = np.maximum(np.abs(x), np.abs(y)) - 0.88 * r
+    return distance
 
 
 def _triangle(x: Floats, y: Floats, r: Floats) -> Floats:
     side = np.float32(np.sqrt(3) / 2)
-    return np.maximum(y, side * np.abs(x) - 0.5 * y) - 0.62 * r
+    distance: Floats = np.maximum(y, side * np.abs(x) - 0.5 * y) - 0.62 * r
+    return distance
 
 
 def _cross(x: Floats, y: Floats, r: Floats) -> Floats:

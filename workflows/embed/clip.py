@@ -1,0 +1,247 @@
+"""Both towers of an open_clip model, frozen, behind two small functions.
+
+    TextTower.encode(captions)  -> tokens (m, n, d), mask (m, n), pooled (m, e)
+    ImageTower.encode(images)   -> (b, e), differentiable with respect to the images
+
+Both unit vectors live in the shared space of width e, so that logit_scale * image @ text is CLIP's
+similarity (A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021, https://arxiv.org/abs/2103.00020).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, final
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from workflows.errors import InvalidClip
+
+IDENTITY_FILE: Final = "clip.json"
+
+
+@final
+@dataclass(frozen=True)
+class ClipIdentity:
+    """What determines an embedding; written as `clip.json` beside the weights.
+
+    Attributes:
+        model: name of the architecture.
+        source: where the weights came from: `train`, `local-dir:PATH` or `MODEL/TAG`.
+        weights_sha256: of the safetensors file.
+        tokenizer: class of the tokenizer.
+        context_length: n, tokens per caption.
+        width: d, width of the token features.
+        embed_dim: e, width of the shared space.
+        image_size: (h, w) that the image tower takes.
+        image_mean: subtracted from each channel in [0, 1].
+        image_std: each channel is divided by it.
+    """
+
+    model: str
+    source: str
+    weights_sha256: str
+    tokenizer: str
+    context_length: int
+    width: int
+    embed_dim: int
+    image_size: tuple[int, int]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def save(self, folder: Path) -> None:
+        """Writes `clip.json`."""
+        (folder / IDENTITY_FILE).write_text(json.dumps(asdict(self), indent=2))
+
+    @staticmethod
+    def load(folder: Path) -> ClipIdentity:
+        """Reads `clip.json`.
+
+        Raises:
+            InvalidClip: there is none, or it lacks a field.
+        """
+        try:
+            values: dict[str, Any] = json.loads((folder / IDENTITY_FILE).read_text())
+            return ClipIdentity(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except (OSError, ValueError, TypeError) as error:
+            raise InvalidClip(f"no usable {IDENTITY_FILE} in {folder} ({error}): run `raverse clip`") from None
+
+
+class EncodedText(NamedTuple):
+    """What the text tower says about m captions."""
+
+    tokens: Tensor
+    """(m, n, d) features after the last layer norm, one per token."""
+    mask: Tensor
+    """(m, n) bool, true up to and including the end of the caption."""
+    pooled: Tensor
+    """(m, e) unit vectors in the shared space."""
+
+
+@final
+class TextTower:
+    """Captions to features."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        if not _has_token_features(model):
+            raise InvalidClip(
+                f"the text tower {type(getattr(model, 'text', model)).__name__} gives no features per token: "
+                f"use an open_clip model with its own text transformer, not a Hugging Face one"
+            )
+        self._model: Any = model
+        self._tokenizer = tokenizer
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> EncodedText:
+        """Encodes captions; what exceeds the context length is cut off.
+
+        Args:
+            captions: m of them, at least one.
+
+        Returns:
+            float32 features on the tower's device.
+        """
+        ids = self.tokenize(captions)
+        features = self._model.forward_intermediates(
+            text=ids, text_indices=1, normalize_intermediates=True, text_output_fmt="NLC"
+        )
+        tokens = features["text_intermediates"][-1].float()
+        return EncodedText(tokens, self._mask(ids), F.normalize(features["text_features"].float(), dim=-1))
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """(m, n) int64 token ids on the tower's device."""
+        ids: Tensor = self._tokenizer(list(captions))
+        return ids.to(self._model.logit_scale.device)
+
+    def _mask(self, ids: Tensor) -> Tensor:
+        text = getattr(self._model, "text", self._model)
+        pool = getattr(text, "pool_type", None) or text.text_pool_type
+        if pool in ("argmax", "eos"):
+            ends = (ids == getattr(text, "eos_id", None) or text.text_eos_id).int() if pool == "eos" else ids
+            return torch.arange(ids.shape[1], device=ids.device) <= ends.argmax(dim=-1, keepdim=True)
+        # Towers that pool elsewhere: without a causal mask they were trained to read their padding.
+        return torch.ones_like(ids, dtype=torch.bool) if text.attn_mask is None else ids != text.pad_id
+
+
+@final
+@dataclass(frozen=True)
+class PictureFormat:
+    """What an image tower takes: size (h, w), and mean and deviation of each channel in [0, 1]."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @staticmethod
+    def of(model: Any) -> PictureFormat:
+        """The format that an open_clip model carries."""
+        values = model.visual.preprocess_cfg
+        size, mean, std = values["size"], values["mean"], values["std"]
+        return PictureFormat((size, size) if isinstance(size, int) else tuple(size), tuple(mean), tuple(std))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Pictures in [-1, 1] as the tower wants them: three channels, its size, normalised.
+
+        The shorter side is resized (bicubic, anti-aliased) and the middle is cut out.
+
+        Args:
+            images: (b, c, h, w) with one or three channels.
+
+        Raises:
+            InvalidClip: pictures of another shape.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise InvalidClip(f"pictures of shape {tuple(images.shape)}, wanted (b, 1 or 3, h, w)")
+        pixels = _resize(images.expand(-1, 3, -1, -1), self.size)
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((pixels + 1) / 2 - mean) / std
+
+
+@final
+class ImageTower:
+    """Pictures to unit vectors, with gradients to the pictures."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._format = PictureFormat.of(model)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encodes pictures.
+
+        Args:
+            images: (b, c, h, w) in [-1, 1], with one or three channels, of any size.
+
+        Returns:
+            (b, e) float32 unit vectors, differentiable with respect to `images`.
+
+        Raises:
+            InvalidClip: pictures with another number of channels.
+        """
+        features: Tensor = self._model.encode_image(self._format.prepare(images.float()))
+        return F.normalize(features.float(), dim=-1)
+
+
+@final
+@dataclass(frozen=True)
+class Clip:
+    """Both towers, and the factor of their cosine in CLIP's softmax."""
+
+    text: TextTower
+    image: ImageTower
+    identity: ClipIdentity
+    logit_scale: float
+
+
+def load_clip(folder: Path, device: str | torch.device = "cpu") -> Clip:
+    """Loads the towers that the clip stage wrote.
+
+    Args:
+        folder: an open_clip local-dir with `clip.json`.
+        device: where the towers run.
+
+    Raises:
+        InvalidClip: the folder does not hold towers, or ones without features per token.
+    """
+    identity = ClipIdentity.load(folder)
+    model, tokenizer = open_model(f"local-dir:{folder}", device)
+    return Clip(TextTower(model, tokenizer), ImageTower(model), identity, float(model.logit_scale.exp()))
+
+
+def open_model(source: str, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """The frozen open_clip model and its tokenizer, from `local-dir:PATH` or `MODEL/TAG`.
+
+    Raises:
+        InvalidClip: open_clip cannot load it.
+    """
+    name, _, tag = (source, "", None) if source.startswith("local-dir:") else source.rpartition("/")
+    try:
+        model = open_clip.create_model(
+            name, pretrained=tag, device=torch.device(device), output_dict=True, require_pretrained=True
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InvalidClip(
+            f"open_clip cannot load {source!r} ({error}): give `train`, `local-dir:PATH`, or `MODEL/PRETRAINED_TAG`"
+        ) from None
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    scale = max(want / have for want, have in zip(size, pixels.shape[-2:], strict=True))
+    sides = [max(want, round(have * scale)) for want, have in zip(size, pixels.shape[-2:], strict=True)]
+    resized = F.interpolate(pixels, sides, mode="bicubic", antialias=True)
+    top, left = ((have - want) // 2 for want, have in zip(size, sides, strict=True))
+    return resized[..., top : top + size[0], left : left + size[1]]
+
+
+def _has_token_features(model: nn.Module) -> bool:
+    text = getattr(model, "text", model)
+    return hasattr(model, "forward_intermediates") and hasattr(text, "forward_intermediates")
