@@ -1,7 +1,7 @@
 """Artifacts: what one stage hands to the next.
 
-A stage's key is the SHA-256 of its name, its section of the configuration, the source code that it
-declares, and the keys of the artifacts that it reads. The artifact lives in
+A stage's key is the SHA-256 of its name, its section of the configuration, the version of its
+code, and the keys of the artifacts that it reads. The artifact lives in
 `<root>/artifacts/<stage>/<first 16 digits>/`; `artifact.json`, written last and atomically, is what makes
 the folder an artifact. So a finished stage with unchanged inputs is found again, on any driver.
 """
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from workflows.errors import MissingArtifact
 
 _MARKER = "artifact.json"
 
 
+@final
 @dataclass(frozen=True)
 class Artifact:
     """A finished stage: `folder` holds its files, `metrics` its key figures."""
@@ -36,8 +36,13 @@ class Artifact:
         """Writes the marker: from now on the stage counts as finished."""
         values = asdict(self) | {"folder": None}
         partial = self.folder / f".{_MARKER}.partial"
-        partial.write_text(json.dumps(values, indent=2, sort_keys=True))
-        os.replace(partial, self.folder / _MARKER)
+        partial.write_text(
+            json.dumps(
+                values,
+                indent=2,
+            )
+        )
+        partial.replace(self.folder / _MARKER)
 
 
 def artifact_key(stage: str, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -58,10 +63,10 @@ def artifact_folder(root: Path, stage: str, key: str) -> Path:
 
 
 def find_artifact(folder: Path) -> Artifact | None:
-    """The finished artifact in this folder, or None."""
+    """The finished artifact in this folder, or None; a marker that cannot be read counts as none."""
     try:
         values = json.loads((folder / _MARKER).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return Artifact(**(values | {"folder": folder}))
 
@@ -74,5 +79,7 @@ def require_artifact(folder: Path, stage: str) -> Artifact:
     """
     artifact = find_artifact(folder)
     if artifact is None:
-        raise MissingArtifact(f"no finished `{stage}` artifact in {folder}: run `raverse {stage}` with the same --config first")
+        raise MissingArtifact(
+            f"no finished `{stage}` artifact in {folder}: run `raverse {stage}` with the same --config and --set first"
+        )
     return artifact

@@ -8,17 +8,28 @@ Fields carry their unit and meaning in `description`; unknown keys are refused w
 from __future__ import annotations
 
 import difflib
+import os
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from workflows.errors import InvalidConfig
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# Absolute from the start: Ray's workers change directory.
+FolderPath = Annotated[str, AfterValidator(os.path.abspath)]
+
+RESERVED_NAMES: Final = ("artifacts", "mlartifacts", "mlflow.db")
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED_NAMES:
+        raise ValueError(f"{name!r} is kept for the job's own files: choose another name")
+    return name
 
 
 class Section(BaseModel):
@@ -33,7 +44,9 @@ class DataConfig(Section):
     source: Literal["digits", "shapes"] = Field(description="A built-in data set.")
     num_samples: PositiveInt = Field(12_000, description="Pictures to generate (shapes; digits has 1,797 scans).")
     held_out: Fraction = Field(0.2, description="Fraction of samples kept out of training.")
-    unseen_combinations: Fraction = Field(0.1, description="Fraction of attribute combinations never trained on (shapes).")
+    unseen_combinations: Fraction = Field(
+        0.1, description="Fraction of attribute combinations never trained on (shapes)."
+    )
     seed: int = Field(0, description="Seed of generation, wording and split.")
 
 
@@ -61,14 +74,18 @@ class EmbedConfig(Section):
 
     batch_size: PositiveInt = Field(256, description="Captions per encoder call. Does not change the result.")
     workers: PositiveInt = Field(1, description="Encoder actors. Does not change the result.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Storage type of the token embeddings.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="Storage type of the token embeddings."
+    )
     rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
 
 
 class ScheduleConfig(Section):
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field("cosine", description="Family of the schedule.")
+    kind: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field(
+        "cosine", description="Family of the schedule."
+    )
     num_levels: PositiveInt = Field(1000, description="T: levels run from 0 (clean) to T (noise).")
     zero_terminal_snr: bool = Field(False, description="Rescale so that alpha_bar_T = 0 (needs v or x0).")
 
@@ -129,10 +146,14 @@ class EvaluateConfig(Section):
 
     num_prompts: PositiveInt = Field(500, description="Pictures for the headline accuracy.")
     num_steps: PositiveInt = Field(50, description="DDIM steps.")
-    guidance_scale: float = Field(2.0, ge=0, description="Classifier-free scale w of the headline (1: plain conditional).")
+    guidance_scale: float = Field(
+        2.0, ge=0, description="Classifier-free scale w of the headline (1: plain conditional)."
+    )
     classifier_scale: float = Field(3.0, ge=0, description="Scale of classifier guidance on the unconditional model.")
     clip_scale: float = Field(3.0, ge=0, description="Scale of CLIP guidance.")
-    scales: tuple[float, ...] = Field((0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared.")
+    scales: tuple[float, ...] = Field(
+        (0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared."
+    )
     num_prompts_per_scale: PositiveInt = Field(200, description="Pictures per compared scale.")
     batch_size: PositiveInt = Field(64, description="Pictures sampled at once. Does not change them.")
     seed: int = Field(0, description="Seed of the sampled pictures.")
@@ -160,14 +181,20 @@ class ServeConfig(Section):
 class StorageConfig(Section):
     """Where artifacts and tracking live."""
 
-    root: str = Field("runs", description="Folder of artifacts and run folders; relative to where the command runs.")
+    root: FolderPath = Field(
+        "runs",
+        validate_default=True,
+        description="Folder of artifacts and run folders; relative to where the command runs.",
+    )
     tracking_uri: str | None = Field(None, description="MLflow tracking URI; default: SQLite under `root`.")
 
 
 class RunConfig(Section):
     """The whole job."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run folder and the experiment.")
+    name: Annotated[str, AfterValidator(_not_reserved)] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name of the run folder and the experiment."
+    )
     data: DataConfig
     clip: ClipConfig = ClipConfig()
     embed: EmbedConfig = EmbedConfig()
@@ -176,7 +203,17 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: RegisterConfig = Field(alias="register")
     serve: ServeConfig = ServeConfig()
-    storage: StorageConfig = StorageConfig()
+    storage: StorageConfig = Field(default_factory=StorageConfig)
+
+    @property
+    def root_folder(self) -> Path:
+        """Absolute folder of all artifacts, run folders and, by default, the MLflow store."""
+        return Path(self.storage.root)
+
+    @property
+    def run_folder(self) -> Path:
+        """Absolute folder of this job's report, pictures and logs."""
+        return self.root_folder / self.name
 
 
 def load_config(name_or_file: str, overrides: list[str] | None = None) -> RunConfig:

@@ -1,0 +1,57 @@
+# `make demo` and `make test` need python3 (3.11 or later) and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo install test check static test-slow bench bench-gpu clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       install, then run the whole job on the digits"
+	@echo "make test       install, then run every check and every test but the slow ones"
+	@echo "make check      the same, without installing first"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make bench      benchmarks on the processor"
+	@echo "make bench-gpu  tests and benchmarks that need a GPU"
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raverse needs Python 3.11 or later: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is newer than what it was made from, so a second call installs nothing.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/raverse run --config digits
+
+test: $(VENV)/.installed-dev check
+
+check: static
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+static:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m 'not gpu' --timeout=1800 -s tests/bench
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu --timeout=1800 -s
+
+clean:
+	rm -rf $(VENV) build *.egg-info

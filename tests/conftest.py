@@ -1,0 +1,22 @@
+"""Fixtures for all tests: one Ray session, one thread per test process, no network surprises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from workflows.session import set_environment, start_ray, stop_ray
+
+set_environment()
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One embedded Ray with two CPUs for all tests that need one; its token goes to a temporary home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        start_ray(num_cpus=2)
+        yield
+        stop_ray()

@@ -1,0 +1,158 @@
+"""The table of stages: what each reads, which configuration it depends on, and where its function is.
+
+Functions are imported when they run, so that the command line answers before torch and Ray are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from workflows.config import RunConfig, Section
+from workflows.pipeline import Stage, StageFunction
+from workflows.preflight import check_port
+from workflows.tracking_store import check_tracking, tracking_uri
+
+
+def _data() -> StageFunction:
+    from workflows.data.stage import build_data
+
+    return build_data
+
+
+def _clip() -> StageFunction:
+    from workflows.embed.clip_stage import train_clip
+
+    return train_clip
+
+
+def _embed() -> StageFunction:
+    from workflows.embed.stage import embed
+
+    return embed
+
+
+def _denoiser() -> StageFunction:
+    from workflows.train.stage import train_denoiser
+
+    return train_denoiser
+
+
+def _classifier() -> StageFunction:
+    from workflows.train.stage import train_classifier
+
+    return train_classifier
+
+
+def _evaluate() -> StageFunction:
+    from workflows.evaluate.stage import evaluate
+
+    return evaluate
+
+
+def _register() -> StageFunction:
+    from workflows.registry import register_model
+
+    return register_model
+
+
+def _serve_check() -> StageFunction:
+    from workflows.serve.check import check_service
+
+    return check_service
+
+
+def _check_tracking(config: RunConfig) -> None:
+    check_tracking(tracking_uri(config))
+
+
+def _dump(section: Section, *without: str) -> dict[str, Any]:
+    """A section as plain values, without the fields that do not change the result."""
+    return section.model_dump(mode="json", exclude=set(without))
+
+
+def _clip_section(config: RunConfig) -> dict[str, Any]:
+    folder = config.clip.source.removeprefix("local-dir:")
+    files = _stamps(Path(folder)) if folder != config.clip.source else {}
+    return {"clip": _dump(config.clip), "files": files}
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and modification time of a folder's files: a user's towers may change under the same path."""
+    stats = {path.name: path.stat() for path in sorted(folder.glob("*")) if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _denoiser_section(config: RunConfig) -> dict[str, Any]:
+    network, schedule = _dump(config.denoiser.network), _dump(config.denoiser.schedule)
+    train = _dump(config.denoiser.train, *_TRAIN_WITHOUT_EFFECT)
+    return {"network": network, "schedule": schedule, "target": config.denoiser.parameterization, "train": train}
+
+
+def _classifier_section(config: RunConfig) -> dict[str, Any]:
+    """The classifier judges the denoiser's x_t, so it depends on the denoiser's schedule too."""
+    network, schedule = _dump(config.classifier.network), _dump(config.denoiser.schedule)
+    return {"network": network, "schedule": schedule, "train": _dump(config.classifier.train, *_TRAIN_WITHOUT_EFFECT)}
+
+
+_TRAIN_WITHOUT_EFFECT: Final = ("checkpoint_every", "keep_checkpoints", "max_failures", "log_every")
+
+STAGES: Final = (
+    Stage(
+        name="data",
+        help="Builds the captioned images and splits them into training and held-out.",
+        load=_data,
+        sections=lambda config: _dump(config.data),
+    ),
+    Stage(
+        name="clip",
+        help="Trains or loads the CLIP towers.",
+        load=_clip,
+        sections=_clip_section,
+        inputs=("data",),
+    ),
+    Stage(
+        name="embed",
+        help="Writes images and cached CLIP embeddings to Parquet with Ray Data.",
+        load=_embed,
+        sections=lambda config: _dump(config.embed, "batch_size", "workers"),
+        inputs=("data", "clip"),
+    ),
+    Stage(
+        name="denoiser",
+        help="Trains the denoiser with Ray Train.",
+        load=_denoiser,
+        sections=_denoiser_section,
+        inputs=("data", "embed"),
+    ),
+    Stage(
+        name="classifier",
+        help="Trains the noisy-image classifier with Ray Train.",
+        load=_classifier,
+        sections=_classifier_section,
+        inputs=("data", "clip", "embed"),
+    ),
+    Stage(
+        name="evaluate",
+        help="Samples with every kind of guidance and judges the pictures.",
+        load=_evaluate,
+        sections=lambda config: _dump(config.evaluate, "batch_size"),
+        inputs=("data", "clip", "embed", "denoiser", "classifier"),
+    ),
+    Stage(
+        name="register",
+        help="Registers the model version and sets its alias.",
+        load=_register,
+        sections=lambda config: {"register": _dump(config.register_), "store": config.storage.tracking_uri},
+        inputs=("data", "clip", "embed", "denoiser", "classifier", "evaluate"),
+        checks=(_check_tracking,),
+    ),
+    Stage(
+        name="serve-check",
+        help="Serves the registered version and asks for one picture of each kind over HTTP.",
+        load=_serve_check,
+        sections=lambda config: _dump(config.serve),
+        inputs=("data", "clip", "embed", "denoiser", "classifier", "evaluate", "register"),
+        checks=(_check_tracking, check_port),
+    ),
+)
