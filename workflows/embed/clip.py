@@ -35,6 +35,7 @@ class ClipIdentity:
         model: name of the architecture.
         source: where the weights came from: `train`, `local-dir:PATH` or `MODEL/TAG`.
         weights_sha256: of the safetensors file.
+        config_sha256: of open_clip's configuration file, which says how the weights are used.
         tokenizer: class of the tokenizer.
         context_length: n, tokens per caption.
         width: d, width of the token features.
@@ -47,6 +48,7 @@ class ClipIdentity:
     model: str
     source: str
     weights_sha256: str
+    config_sha256: str
     tokenizer: str
     context_length: int
     width: int
@@ -68,7 +70,8 @@ class ClipIdentity:
         """
         try:
             values: dict[str, Any] = json.loads((folder / IDENTITY_FILE).read_text())
-            return ClipIdentity(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return ClipIdentity(**frozen)
         except (OSError, ValueError, TypeError) as error:
             raise InvalidClip(f"no usable {IDENTITY_FILE} in {folder} ({error}): run `raverse clip`") from None
 
@@ -77,7 +80,7 @@ class EncodedText(NamedTuple):
     """What the text tower says about m captions."""
 
     tokens: Tensor
-    """(m, n, d) features after the last layer norm, one per token."""
+    """(m, n, d) features after the last layer norm, one per token; zero where the mask is false."""
     mask: Tensor
     """(m, n) bool, true up to and including the end of the caption."""
     pooled: Tensor
@@ -108,11 +111,12 @@ class TextTower:
             float32 features on the tower's device.
         """
         ids = self.tokenize(captions)
+        mask = self._mask(ids)
         features = self._model.forward_intermediates(
             text=ids, text_indices=1, normalize_intermediates=True, text_output_fmt="NLC"
         )
-        tokens = features["text_intermediates"][-1].float()
-        return EncodedText(tokens, self._mask(ids), F.normalize(features["text_features"].float(), dim=-1))
+        tokens = features["text_intermediates"][-1].float() * mask[..., None]
+        return EncodedText(tokens, mask, F.normalize(features["text_features"].float(), dim=-1))
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """(m, n) int64 token ids on the tower's device."""
@@ -123,7 +127,7 @@ class TextTower:
         text = getattr(self._model, "text", self._model)
         pool = getattr(text, "pool_type", None) or text.text_pool_type
         if pool in ("argmax", "eos"):
-            ends = (ids == getattr(text, "eos_id", None) or text.text_eos_id).int() if pool == "eos" else ids
+            ends = (ids == _eos_id(text)).int() if pool == "eos" else ids
             return torch.arange(ids.shape[1], device=ids.device) <= ends.argmax(dim=-1, keepdim=True)
         # Towers that pool elsewhere: without a causal mask they were trained to read their padding.
         return torch.ones_like(ids, dtype=torch.bool) if text.attn_mask is None else ids != text.pad_id
@@ -245,3 +249,7 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def _has_token_features(model: nn.Module) -> bool:
     text = getattr(model, "text", model)
     return hasattr(model, "forward_intermediates") and hasattr(text, "forward_intermediates")
+
+
+def _eos_id(text: Any) -> int:
+    return int(text.eos_id if hasattr(text, "eos_id") else text.text_eos_id)

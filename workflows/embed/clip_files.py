@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import open_clip
 from safetensors.torch import save_file
 
 from workflows.embed.clip import ClipIdentity, PictureFormat, TextTower, open_model
+from workflows.embed.shards import file_sha256
 from workflows.errors import InvalidClip
 
 WEIGHTS_FILE: Final = "open_clip_model.safetensors"
@@ -48,7 +48,8 @@ def save_clip(
     ClipIdentity(
         model=name,
         source=source,
-        weights_sha256=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        weights_sha256=file_sha256(folder / WEIGHTS_FILE),
+        config_sha256=file_sha256(folder / CONFIG_FILE),
         tokenizer=type(tokenizer).__name__,
         context_length=example.tokens.shape[1],
         width=example.tokens.shape[2],

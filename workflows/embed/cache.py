@@ -1,0 +1,207 @@
+"""Reading the embedding cache while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workflows.data.dataset import SplitName
+from workflows.embed.manifest import Manifest, caption_id
+from workflows.errors import InvalidData
+
+
+@final
+@dataclass(frozen=True)
+class CachedCaptions:
+    """Every distinct caption.
+
+    Attributes:
+        text: m captions, normalised.
+        ids: m caption ids.
+        tokens: (m, n, d) in the stored dtype, zero where the mask is false.
+        mask: (m, n) bool, true up to and including the end of the caption.
+        pooled: (m, e) float32 unit vectors.
+    """
+
+    text: tuple[str, ...]
+    ids: tuple[str, ...]
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(tokens, mask, pooled) of some captions, in float32."""
+        return self.tokens[indices].float(), self.mask[indices], self.pooled[indices]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Caption id -> position."""
+        return {key: i for i, key in enumerate(self.ids)}
+
+
+@final
+@dataclass(frozen=True)
+class CachedBatch:
+    """Samples as they are stored.
+
+    Attributes:
+        sample_ids: (b,) int64.
+        images: (b, c, h, w) uint8; x = images / 127.5 - 1.
+        captions: (b, k) int64 positions in `CachedCaptions`, -1 after a sample's last wording.
+        num_captions: (b,) int64 wordings per sample.
+        labels: (b,) int64, -1 where there is none.
+    """
+
+    sample_ids: Tensor
+    images: Tensor
+    captions: Tensor
+    num_captions: Tensor
+    labels: Tensor
+
+    def pick(self, draws: Tensor) -> Tensor:
+        """(b,) one caption of each sample: its wording number `draws` modulo its number of wordings.
+
+        Args:
+            draws: (b,) non-negative int64, such as random bits that depend on (seed, epoch, sample id).
+        """
+        return self.captions.gather(1, (draws % self.num_captions)[:, None])[:, 0]
+
+
+@final
+class EmbeddingCache:
+    """A finished cache; splits and captions are loaded when they are first asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._splits: dict[SplitName, CachedBatch] = {}
+
+    @staticmethod
+    def open(folder: Path) -> EmbeddingCache:
+        """Opens the cache in this folder.
+
+        Raises:
+            MissingArtifact: the embed stage has not finished there.
+            InvalidData: the cache has another format.
+        """
+        return EmbeddingCache(folder, Manifest.load(folder))
+
+    @property
+    def key(self) -> str:
+        """What the cache was made from, as one hash."""
+        return self.manifest.key
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(c, h, w) of every image."""
+        return self.manifest.shape
+
+    def num_samples(self, split: SplitName) -> int:
+        """Samples of a split."""
+        return self.manifest.rows[split]
+
+    def verify(self) -> None:
+        """Compares every shard with the manifest.
+
+        Raises:
+            InvalidData: a shard is missing or was changed.
+        """
+        if damaged := self.manifest.damaged(self.folder):
+            raise InvalidData(f"{', '.join(damaged)} in {self.folder} missing or changed: run `raverse embed` again")
+
+    def batch(self, split: SplitName, indices: Tensor | NDArray[np.int64] | Sequence[int]) -> CachedBatch:
+        """The samples at these positions of a split."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        every = self.samples(split)
+        return CachedBatch(
+            every.sample_ids[rows],
+            every.images[rows],
+            every.captions[rows],
+            every.num_captions[rows],
+            every.labels[rows],
+        )
+
+    def samples(self, split: SplitName) -> CachedBatch:
+        """All samples of a split."""
+        if split not in self._splits:
+            self._splits[split] = self._load_split(split)
+        return self._splits[split]
+
+    @cached_property
+    def captions(self) -> CachedCaptions:
+        """All captions."""
+        tables = [self._read(path) for path in self.manifest.paths("captions")]
+        tokens = torch.cat([_tensor(table["tokens"]) for table in tables])
+        return CachedCaptions(
+            text=tuple(text for table in tables for text in table["caption"].to_pylist()),
+            ids=tuple(key for table in tables for key in table["caption_id"].to_pylist()),
+            tokens=tokens.view(torch.bfloat16) if self.manifest.dtype == "bfloat16" else tokens,
+            mask=torch.cat([_lists(table["mask"]) for table in tables]),
+            pooled=torch.cat([_lists(table["pooled"]) for table in tables]),
+        )
+
+    def caption_positions(self, captions: Sequence[str]) -> Tensor:
+        """(len(captions),) positions of captions given as text.
+
+        Raises:
+            InvalidData: a caption that is not in the cache.
+        """
+        index = self.captions.index
+        try:
+            return torch.tensor([index[caption_id(self.manifest.encoder_key, text)] for text in captions])
+        except KeyError:
+            missing = [text for text in captions if caption_id(self.manifest.encoder_key, text) not in index]
+            raise InvalidData(f"the caption {missing[0]!r} is not in the cache {self.folder}") from None
+
+    def _load_split(self, split: SplitName) -> CachedBatch:
+        tables = [self._read(path) for path in self.manifest.paths(f"{split}/images")]
+        images = torch.empty((self.num_samples(split), *self.shape), dtype=torch.uint8)
+        torch.cat([_tensor(table["image"]) for table in tables], out=images)
+        lists = pa.chunked_array([chunk for table in tables for chunk in table["caption_ids"].chunks])
+        captions, num_captions = self._caption_table(lists)
+        return CachedBatch(
+            sample_ids=torch.cat([torch.tensor(table["sample_id"].to_numpy()) for table in tables]),
+            images=images,
+            captions=captions,
+            num_captions=num_captions,
+            labels=torch.cat([torch.tensor(table["label"].to_numpy()) for table in tables]),
+        )
+
+    def _caption_table(self, lists: Any) -> tuple[Tensor, Tensor]:
+        counts = torch.tensor(pc.list_value_length(lists).to_numpy(), dtype=torch.int64)
+        flat = pc.index_in(pc.list_flatten(lists), value_set=pa.array(self.captions.ids)).to_numpy()
+        table = torch.full((len(counts), int(counts.max())), -1)
+        columns = torch.arange(table.shape[1])[None] < counts[:, None]
+        table[columns] = torch.tensor(flat, dtype=torch.int64)
+        return table, counts
+
+    def _read(self, path: str) -> pa.Table:
+        try:
+            return pq.read_table(self.folder / path)
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidData(f"cannot read {self.folder / path} ({error}): run `raverse embed` again") from None
+
+
+def _tensor(column: Any) -> Tensor:
+    return torch.cat([torch.from_numpy(np.array(chunk.to_numpy_ndarray())) for chunk in column.chunks])
+
+
+def _lists(column: Any) -> Tensor:
+    width = column.type.list_size
+    return torch.cat(
+        [torch.from_numpy(np.array(chunk.flatten().to_numpy(zero_copy_only=False))) for chunk in column.chunks]
+    ).view(-1, width)

@@ -1,0 +1,89 @@
+"""One shard of captions: what the text tower says about each distinct caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from workflows.embed.clip import EncodedText, load_clip
+from workflows.embed.manifest import caption_id, normalise
+from workflows.embed.shards import write_shard
+
+
+def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
+    """Every caption once, normalised and in order of code points.
+
+    Args:
+        paths: Parquet files with a `captions` column; read one row group at a time.
+        more: further captions.
+    """
+    found = {normalise(text) for text in more}
+    for path in paths:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["captions"]):
+            found |= {normalise(text) for text in pc.unique(pc.list_flatten(batch["captions"])).to_pylist()}
+    return sorted(found)
+
+
+@final
+class CaptionShardWriter:
+    """Encodes captions and writes them; an actor class for Ray Data's `map_batches`.
+
+    It computes on one thread, because the last bits of a product depend on the number of threads and a
+    cache must not depend on the machine's load.
+
+    Args:
+        clip_folder: the towers.
+        folder: of the cache.
+        encoder: key of the text tower.
+        dtype: storage type of the tokens.
+        batch_size: captions per call of the tower.
+    """
+
+    def __init__(self, clip_folder: Path, folder: Path, encoder: str, dtype: str, batch_size: int) -> None:
+        torch.set_num_threads(1)
+        self._text = load_clip(clip_folder, "cuda" if torch.cuda.is_available() else "cpu").text
+        self._folder, self._encoder, self._dtype, self._batch_size = folder, encoder, dtype, batch_size
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Writes the shard of each work item in the block (`path`, `key`, `captions`)."""
+        return pa.Table.from_pylist([self._write(item) for item in block.to_pylist()])
+
+    def _write(self, item: dict[str, Any]) -> dict[str, Any]:
+        captions: list[str] = item["captions"]
+        batches = [captions[i : i + self._batch_size] for i in range(0, len(captions), self._batch_size)]
+        encoded = [self._text.encode(batch) for batch in batches]
+        parts = EncodedText(*(torch.cat(columns).cpu() for columns in zip(*encoded, strict=True)))
+        ids = [caption_id(self._encoder, text) for text in captions]
+        return asdict(
+            write_shard(self._folder, item["path"], caption_table(ids, captions, parts, self._dtype), item["key"])
+        )
+
+
+def caption_table(ids: list[str], captions: list[str], encoded: EncodedText, dtype: str) -> pa.Table:
+    """The rows of a caption shard; bfloat16 tokens are stored as their 16 bits (uint16)."""
+    mask = pa.array(encoded.mask.flatten().numpy())
+    pooled = pa.array(encoded.pooled.flatten().numpy())
+    return pa.table(
+        {
+            "caption_id": pa.array(ids, pa.string()),
+            "caption": pa.array(captions, pa.string()),
+            "tokens": pa.FixedShapeTensorArray.from_numpy_ndarray(_stored(encoded.tokens, dtype)),
+            "mask": pa.FixedSizeListArray.from_arrays(mask, encoded.mask.shape[1]),
+            "pooled": pa.FixedSizeListArray.from_arrays(pooled, encoded.pooled.shape[1]),
+        }
+    )
+
+
+def _stored(tokens: Tensor, dtype: str) -> np.ndarray[Any, Any]:
+    if dtype == "bfloat16":
+        return tokens.to(torch.bfloat16).view(torch.uint16).numpy()
+    return tokens.to(getattr(torch, dtype)).numpy()

@@ -1,0 +1,66 @@
+"""One shard of images: decoded pictures beside the ids of their captions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+
+from workflows.data.dataset import Split, decode, read_rows
+from workflows.embed.manifest import caption_id
+from workflows.embed.shards import write_shard
+from workflows.errors import InvalidData
+
+
+@final
+@dataclass(frozen=True)
+class ImageShardWriter:
+    """Makes a shard from a range of rows of a split; a stateless function for Ray Data's `map`.
+
+    Attributes:
+        data_folder: of the data artifact.
+        folder: of the cache.
+        shape: (c, h, w) that every picture must have.
+        encoder: key of the text tower.
+    """
+
+    data_folder: Path
+    folder: Path
+    shape: tuple[int, int, int]
+    encoder: str
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Writes the shard of one work item (`split`, `start`, `stop`, `path`, `key`).
+
+        Raises:
+            InvalidData: a picture of another shape.
+            StorageUnwritable: the folder is full or read-only.
+        """
+        rows = decode(read_rows(self.data_folder / f"{item['split']}.parquet", item["start"], item["stop"]))
+        if rows.images.shape[1:] != self.shape:
+            raise InvalidData(f"pictures of shape {rows.images.shape[1:]} in {item['path']}, wanted {self.shape}")
+        return asdict(write_shard(self.folder, item["path"], image_table(rows, self.encoder), item["key"]))
+
+
+def image_table(rows: Split, encoder: str) -> pa.Table:
+    """The rows of an image shard."""
+    ids = {text: caption_id(encoder, text) for text in set(itertools.chain.from_iterable(rows.captions))}
+    return pa.table(
+        {
+            "sample_id": pa.array(rows.sample_ids, pa.int64()),
+            "image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(rows.images)),
+            "caption_ids": pa.array([[ids[text] for text in texts] for texts in rows.captions], pa.list_(pa.string())),
+            "label": pa.array(rows.labels, pa.int64()),
+            "attributes": _strings(rows.attributes),
+            "unseen": pa.array(rows.unseen, pa.bool_()),
+        }
+    )
+
+
+def _strings(values: Sequence[Sequence[str]]) -> pa.Array:
+    return pa.array([list(row) for row in values], pa.list_(pa.string()))

@@ -1,0 +1,121 @@
+"""What a cache holds and what it was made from.
+
+    encoder key = sha256(weights, architecture, tokenizer, context length, layer, pooling, dtype, version)
+    caption id  = sha256(encoder key, normalised caption)
+    cache key   = sha256(encoder key, data hash, layout version)
+
+Batch size and number of workers are no part of a key, because they do not change what is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from workflows.embed.shards import Shard, file_sha256
+from workflows.errors import InvalidData, MissingArtifact
+
+MANIFEST_FILE: Final = "manifest.json"
+FORMAT_VERSION: Final = 1
+_LAYER: Final = "last block, final layer norm, zero after the end of the caption"
+_POOLING: Final = "projected, unit length"
+_CAPTION_ID_DIGITS: Final = 32
+
+
+@final
+@dataclass(frozen=True)
+class Manifest:
+    """Written last, as `manifest.json`; a cache without one is not finished.
+
+    Attributes:
+        key: of the cache.
+        encoder_key: of the text tower.
+        data_hash: of the data artifact.
+        clip: the towers' identity.
+        dtype: storage type of the tokens.
+        shape: (c, h, w) of every image.
+        rows: samples per split, and distinct `captions`.
+        files: every shard, in order.
+        format: version of the layout.
+    """
+
+    key: str
+    encoder_key: str
+    data_hash: str
+    clip: dict[str, Any]
+    dtype: str
+    shape: tuple[int, int, int]
+    rows: dict[str, int]
+    files: tuple[Shard, ...]
+    format: int = FORMAT_VERSION
+
+    def save(self, folder: Path) -> None:
+        """Writes the manifest atomically."""
+        partial = folder / f"{MANIFEST_FILE}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=2))
+        os.replace(partial, folder / MANIFEST_FILE)
+
+    @staticmethod
+    def load(folder: Path) -> Manifest:
+        """Reads the manifest.
+
+        Raises:
+            MissingArtifact: there is none.
+            InvalidData: it is broken, or of another format version.
+        """
+        path = folder / MANIFEST_FILE
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise MissingArtifact(f"no {MANIFEST_FILE} in {folder}: run `raverse embed` first") from None
+        except ValueError as error:
+            raise InvalidData(f"{path} is not JSON ({error}): remove it and run `raverse embed` again") from None
+        if values.get("format") != FORMAT_VERSION:
+            raise InvalidData(
+                f"{path} has format {values.get('format')}, wanted {FORMAT_VERSION}: "
+                f"remove the folder and run `raverse embed` again"
+            )
+        shape, files = tuple(values.pop("shape")), tuple(Shard(**shard) for shard in values.pop("files"))
+        return Manifest(**values, shape=shape, files=files)
+
+    def damaged(self, folder: Path) -> list[str]:
+        """Paths of shards that are missing or not what the manifest says."""
+        return [s.path for s in self.files if not _is_intact(folder / s.path, s.sha256)]
+
+    def paths(self, prefix: str) -> list[str]:
+        """Paths of the shards under a sub-folder, in order."""
+        return [shard.path for shard in self.files if shard.path.startswith(f"{prefix}/")]
+
+
+def encoder_key(clip: dict[str, Any], dtype: str) -> str:
+    """Key of everything but the caption that determines its embedding."""
+    fields = ("weights_sha256", "config_sha256", "tokenizer", "context_length")
+    return _hash({name: clip[name] for name in fields} | {"layer": _LAYER, "pooling": _POOLING, "dtype": dtype})
+
+
+def cache_key(encoder: str, data_hash: str) -> str:
+    """Key of the whole cache."""
+    return _hash({"encoder": encoder, "data": data_hash})
+
+
+def caption_id(encoder: str, caption: str) -> str:
+    """Key of one caption's embedding; the caption is normalised first."""
+    return hashlib.sha256(f"{encoder}\n{normalise(caption)}".encode()).hexdigest()[:_CAPTION_ID_DIGITS]
+
+
+def normalise(caption: str) -> str:
+    """A caption with composed characters (NFC) and single spaces."""
+    return " ".join(unicodedata.normalize("NFC", caption).split())
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values | {"version": FORMAT_VERSION}, sort_keys=True).encode()).hexdigest()
+
+
+def _is_intact(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
