@@ -58,10 +58,10 @@ class RoundRobin:
         self._queue.remove(row_id)
 
     def turn(self) -> tuple[int, ...]:
-        """The rows of the next step, at most `max_rows`; they go to the end of the queue."""
-        chosen = tuple(sorted(self._queue.popleft() for _ in range(min(self._max_rows, len(self._queue)))))
+        """The rows of the next step, at most `max_rows`, by number; they go to the end of the queue."""
+        chosen = [self._queue.popleft() for _ in range(min(self._max_rows, len(self._queue)))]
         self._queue.extend(chosen)
-        return chosen
+        return tuple(sorted(chosen))
 
 
 @final

@@ -340,16 +340,21 @@ def _reshape(
 
 def _projected(difference: Data, onto: Data, eta: Tensor, longest: Tensor) -> Data:
     """Shortens the difference, then weighs its part parallel to x0 by eta (Sadat et al., 2024, algorithm 1)."""
-    axes = tuple(range(1, difference.dim()))
     tiny = torch.finfo(difference.dtype).tiny
-    norm = difference.square().sum(axes, keepdim=True).sqrt().clamp(min=tiny)
+    norm = _row_sum(difference.square()).sqrt().clamp(min=tiny)
     difference = difference * (expand(longest.to(difference), difference) / norm).clamp(max=1.0)
-    along = (difference * onto).sum(axes, keepdim=True) / onto.square().sum(axes, keepdim=True).clamp(min=tiny)
+    along = _row_sum(difference * onto) / _row_sum(onto.square()).clamp(min=tiny)
     return difference + (expand(eta.to(difference), difference) - 1.0) * along * onto
 
 
 def _deviation(x: Data) -> Data:
-    return x.std(dim=tuple(range(1, x.dim())), keepdim=True)
+    count = x[0].numel()
+    return (_row_sum((x - _row_sum(x) / count).square()) / max(count - 1, 1)).sqrt()
+
+
+def _row_sum(x: Data) -> Data:
+    """Sums each row as one contiguous run, in an order that does not depend on the other rows."""
+    return expand(x.flatten(1).contiguous().sum(dim=1), x)
 
 
 def _dynamic(x0: Data, quantile: Tensor) -> Data:

@@ -1,0 +1,213 @@
+"""Trajectories: convergence on the oracle at the published orders, distributions, inversion and the rest."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from diffusion_core import noise, spacing
+from diffusion_core.condition import Condition
+from diffusion_core.denoiser import NetworkDenoiser
+from diffusion_core.errors import InvalidCondition, InvalidGuidance, InvalidPlan, InvalidSeed, InvalidShape
+from diffusion_core.oracle import GaussianMixture, OracleDenoiser
+from diffusion_core.sampler import ddim, ddpm, dpm_solver, estimate_x0_variance
+from diffusion_core.schedule import NoiseSchedule
+from diffusion_core.trajectory import Trajectory, image_to_image, inpaint, interpolate, invert, run, sample
+
+F64 = torch.float64
+
+
+@pytest.fixture(scope="module")
+def oracle() -> OracleDenoiser:
+    generator = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture(
+        weights=torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=F64),
+        means=torch.randn(4, 12, generator=generator, dtype=F64),
+        deviations=torch.tensor([0.3, 0.2, 0.4, 0.25], dtype=F64),
+        classes=torch.tensor([0, 0, 1, 2]),
+    )
+    return OracleDenoiser(mixture, NoiseSchedule.cosine())
+
+
+def sampled(oracle, plan, num_rows=64, condition=None):
+    return sample(oracle, plan, condition, seeds=range(num_rows), shape=(12,), dtype=F64)
+
+
+@pytest.mark.parametrize(("make", "rate"), [(ddim, 1.8), (dpm_solver, 3.2)])
+def test_order_of_convergence(oracle, make, rate):
+    """Error against the ODE's endpoint: 100 -> 200 steps divides it by > 1.8 (DDIM), > 3.2 (2M)."""
+    exact = sampled(oracle, dpm_solver(oracle.schedule, spacing.trailing(oracle.schedule, 1000)))
+    errors = [
+        float((sampled(oracle, make(oracle.schedule, spacing.trailing(oracle.schedule, n))) - exact).square().mean().sqrt())
+        for n in (100, 200)
+    ]
+    assert errors[0] / errors[1] > rate
+
+
+def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """2 E|a - b| - E|a - a'| - E|b - b'|, without the diagonal."""
+
+    def within(x):
+        return float(torch.cdist(x, x).sum()) / (len(x) * (len(x) - 1))
+
+    return 2 * float(torch.cdist(a, b).mean()) - within(a) - within(b)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("ddpm-1000", 2e-3), ("ddim-100", 2e-3), ("ddim-50", 3.5e-3), ("ddim-20", 1.3e-2), ("ddim-10", 4.5e-2)]
+)
+def test_distribution_against_the_truth(oracle, name, limit):
+    """Limits: the published ones plus the floor of 2,000 points (< 2e-3)."""
+    kind, num_steps = name.split("-")
+    levels = spacing.trailing(oracle.schedule, int(num_steps))
+    plan = ddpm(oracle.schedule, levels) if kind == "ddpm" else ddim(oracle.schedule, levels)
+    found = sampled(oracle, plan, 2000)
+    truth = oracle.mixture.sample(2000, seed=5)
+    assert energy_distance(found, truth) < limit
+    assert energy_distance(found * 1.2, truth) > limit, "negative control: data a fifth too wide"
+
+
+def test_optimal_variance_mends_respaced_ddpm():
+    """Respaced DDPM-50 is under-dispersed for narrow data; the posterior-covariance variance is not."""
+    narrow = GaussianMixture(
+        weights=torch.ones(1, dtype=F64),
+        means=torch.zeros(1, 12, dtype=F64),
+        deviations=torch.tensor([0.05], dtype=F64),
+        classes=torch.tensor([0]),
+    )
+    oracle = OracleDenoiser(narrow, NoiseSchedule.cosine())
+    levels = spacing.trailing(oracle.schedule, 50)
+    found = estimate_x0_variance(oracle, levels, narrow.sample(4000, seed=1))
+    small = sampled(oracle, ddpm(oracle.schedule, levels), 500).std() / 0.05
+    optimal = sampled(oracle, ddpm(oracle.schedule, levels, "optimal", found), 500).std() / 0.05
+    assert float(small) < 0.7 < 0.9 < float(optimal) < 1.1
+
+
+def test_estimated_x0_variance_is_the_posterior_variance():
+    mixture = GaussianMixture(
+        weights=torch.ones(1, dtype=F64),
+        means=torch.zeros(1, 12, dtype=F64),
+        deviations=torch.tensor([0.5], dtype=F64),
+        classes=torch.tensor([0]),
+    )
+    oracle = OracleDenoiser(mixture, NoiseSchedule.linear())
+    levels = spacing.trailing(oracle.schedule, 10)
+    found = torch.tensor(estimate_x0_variance(oracle, levels, mixture.sample(20_000, seed=1)), dtype=F64)
+    alpha_bar = oracle.schedule.at(levels[:-1])
+    torch.testing.assert_close(found, 0.25 * (1 - alpha_bar) / (alpha_bar * 0.25 + 1 - alpha_bar), rtol=0.03, atol=0)
+
+
+def test_optimal_variance_wants_one_number_per_step(oracle):
+    levels = spacing.trailing(oracle.schedule, 10)
+    with pytest.raises(InvalidPlan, match="10 numbers"):
+        ddpm(oracle.schedule, levels, "optimal", [0.1] * 9)
+    with pytest.raises(InvalidPlan, match="estimate_x0_variance"):
+        ddpm(oracle.schedule, levels, "optimal")
+    with pytest.raises(InvalidPlan, match="posterior, beta"):
+        ddpm(oracle.schedule, levels, "biggest")
+
+
+@pytest.mark.parametrize(("refinements", "limit"), [(0, 2e-1), (3, 1e-3), (12, 1e-9)])
+def test_inversion_round_trip(oracle, refinements, limit):
+    """Plain inversion errs by the step size; fixed-point refinements make it exact."""
+    plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 50))
+    x0 = oracle.mixture.sample(32, seed=3)
+    latent = invert(oracle, plan, x0, refinements=refinements)
+    rows = [Trajectory(plan, 0, row, 0, Condition.null(1)) for row in latent]
+    error = (run(oracle, rows) - x0).abs().max()
+    assert float(error) < limit
+    if refinements == 0:
+        assert float(error) > 1e-3, "negative control: the plain inversion is not exact at 50 steps"
+
+
+def test_image_to_image_keeps_more_at_less_strength(oracle):
+    plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 50))
+    x0 = oracle.mixture.sample(64, seed=3)
+    moved = [
+        float((image_to_image(oracle, plan, None, x0, strength=s, seeds=range(64)) - x0).norm(dim=1).mean())
+        for s in (0.1, 0.5, 1.0)
+    ]
+    assert moved[0] < moved[1] < moved[2]
+    with pytest.raises(InvalidPlan, match="strength"):
+        image_to_image(oracle, plan, None, x0, strength=0.0, seeds=range(64))
+    with pytest.raises(InvalidShape, match="64 rows"):
+        image_to_image(oracle, plan, None, x0, strength=0.5, seeds=range(3))
+
+
+def test_inpainting_keeps_what_is_given_and_fits_the_rest(oracle):
+    plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 100), eta=1.0)
+    mixture = oracle.mixture
+    x0 = mixture.means[torch.arange(64) % 4]
+    mask = torch.zeros(64, 12)
+    mask[:, :8] = 1
+    found = inpaint(oracle, plan, None, x0, mask, seeds=range(64))
+    torch.testing.assert_close(found[:, :8], x0[:, :8], rtol=0, atol=1e-12)
+    nearest = torch.cdist(found[:, 8:], mixture.means[:, 8:]).argmin(dim=1)
+    assert float((nearest == torch.arange(64) % 4).double().mean()) > 0.9
+    free = sampled(oracle, plan)
+    nearest = torch.cdist(free[:, 8:], mixture.means[:, 8:]).argmin(dim=1)
+    assert float((nearest == torch.arange(64) % 4).double().mean()) < 0.6, "negative control: without what is given"
+
+
+def test_interpolation_is_on_the_sphere():
+    a, b = (torch.randn(5, 3, 4, dtype=F64) for _ in range(2))
+    torch.testing.assert_close(interpolate(a, b, 0.0), a)
+    torch.testing.assert_close(interpolate(a, b, 1.0), b)
+    unit_a, unit_b = (x / x.flatten(1).norm(dim=1)[:, None, None] for x in (a, b))
+    middle = interpolate(unit_a, unit_b, 0.3).flatten(1)
+    torch.testing.assert_close(middle.norm(dim=1), torch.ones(5, dtype=F64))
+    torch.testing.assert_close(interpolate(a, a, 0.5), a)
+    with pytest.raises(InvalidShape):
+        interpolate(a, b[:2], 0.5)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(oracle):
+    plans = [ddim(oracle.schedule, spacing.trailing(oracle.schedule, 10 + i), eta=i / 5) for i in range(4)]
+    condition = Condition.of(label=[0, 1, 2, 0])
+    together = sample(oracle, plans, condition, seeds=[1, 2, 3, 2**64 - 1], shape=(12,), dtype=F64)
+    for i, seed in enumerate([1, 2, 3, 2**64 - 1]):
+        alone = sample(oracle, plans[i], condition.rows(slice(i, i + 1)), seeds=[seed], shape=(12,), dtype=F64)
+        torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-12)
+    assert not torch.allclose(together[0], together[3])
+
+
+def test_steps_report_the_predicted_x0(oracle):
+    seen = []
+    plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 5))
+    final = sample(oracle, plan, seeds=[1, 2], shape=(12,), dtype=F64, on_step=lambda i, x0: seen.append((i, x0)))
+    assert [number for number, _ in seen] == [0, 1, 2, 3, 4]
+    assert torch.equal(seen[-1][1], final)
+    steps = [float((after - before).norm()) for (_, before), (_, after) in zip(seen, seen[1:], strict=False)]
+    assert all(size > 0 for size in steps)
+
+
+def test_data_of_any_shape():
+    """Vectors, sequences and videos take the same road."""
+    schedule = NoiseSchedule.cosine()
+    denoiser = NetworkDenoiser(lambda x, level, condition: torch.tanh(x), schedule, "v")
+    plan = ddpm(schedule, spacing.trailing(schedule, 4))
+    for shape in ((7,), (2, 9), (3, 8, 8), (3, 5, 4, 4)):
+        assert sample(denoiser, plan, seeds=[1, 2], shape=shape).shape == (2, *shape)
+
+
+def test_bad_input_is_refused(oracle):
+    plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 5))
+    with pytest.raises(InvalidPlan, match="2 plans for 3 seeds"):
+        sample(oracle, [plan, plan], seeds=[1, 2, 3], shape=(12,))
+    with pytest.raises(InvalidCondition, match="wanted 1 or 3"):
+        sample(oracle, plan, Condition.of(label=[0, 1]), seeds=[1, 2, 3], shape=(12,))
+    with pytest.raises(InvalidGuidance, match="guidance_scale"):
+        sample(oracle, plan, Condition.of(label=[0]).with_settings(guidance_scale=2.0), seeds=[1], shape=(12,))
+    for seed in (-1, 2**64, 1.5):
+        with pytest.raises(InvalidSeed):
+            sample(oracle, plan, seeds=[seed], shape=(12,))
+    with pytest.raises(InvalidShape, match="at least one seed"):
+        sample(oracle, plan, seeds=[], shape=(12,))
+
+
+def test_initial_noise_is_the_published_stream():
+    row = Trajectory.start(ddim(NoiseSchedule.cosine(), [1000, 0]), None, seed=7, shape=(3, 4), dtype=F64)
+    assert torch.equal(row.x, noise.normal(7, noise.INITIAL, 0, (3, 4), None, F64))
+    assert math.isclose(float(row.x.mean()), 0.0, abs_tol=1.0) and row.remaining == 1
