@@ -32,7 +32,7 @@ from diffusion_core.errors import InvalidLevels, InvalidPlan, InvalidShape
 from diffusion_core.prediction import Prediction
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import checked_levels
-from diffusion_core.types import Data, expand
+from diffusion_core.types import Data
 
 Variance: TypeAlias = Literal["posterior", "beta", "learned_range", "optimal"]
 Column: TypeAlias = Float64[Tensor, "steps"]
@@ -229,19 +229,17 @@ def step(
     Raises:
         InvalidPlan: a row has no such step, or needs `x0_previous`, `z` or a variance fraction that is not there.
     """
-    coefficients = torch.tensor(_gather(plans, index, len(prediction.x_t)), dtype=torch.float64).T
-    a, b, c, d, d_high = coefficients
+    rows = _gather(plans, index, len(prediction.x_t))
     kind = torch.promote_types(prediction.x0.dtype, torch.float32)
-
-    def weighted(weight: Tensor, value: Tensor) -> Tensor:
-        return expand(weight.to(value.device, kind), value) * value
-
-    x_s = weighted(a, prediction.x0) + weighted(b, prediction.eps)
-    if bool(c.any()):
-        x_s = x_s + weighted(c, _needed(x0_previous, prediction, "x0_previous, the previous step's x0"))
-    if bool(d_high.any()):
-        noise_ = _needed(z, prediction, "z, standard normal noise")
-        x_s = x_s + (weighted(d, noise_) if torch.equal(d, d_high) else _ranged(d, d_high, prediction, noise_, kind))
+    table = torch.tensor(rows, dtype=torch.float64).to(prediction.x0.device, kind)
+    a, b, c, d, d_high = table.view(-1, 5, *(1,) * (prediction.x0.dim() - 1)).unbind(dim=1)
+    x_s = (a * prediction.x0).addcmul_(b, prediction.eps.to(kind))
+    if any(row[2] for row in rows):
+        x_s.addcmul_(c, _needed(x0_previous, prediction, "x0_previous, the previous step's x0").to(kind))
+    if any(row[4] for row in rows):
+        fresh = _needed(z, prediction, "z, standard normal noise")
+        ranged = any(row[3] != row[4] for row in rows)
+        x_s.addcmul_(_ranged(d, d_high, prediction).to(kind) if ranged else d, fresh.to(kind))
     return x_s
 
 
@@ -344,12 +342,10 @@ def _needed(value: Tensor | None, prediction: Prediction, name: str) -> Tensor:
     return value
 
 
-def _ranged(low: Tensor, high: Tensor, prediction: Prediction, z: Tensor, kind: torch.dtype) -> Tensor:
+def _ranged(low: Tensor, high: Tensor, prediction: Prediction) -> Tensor:
     """`D = low^(1 - f) high^f`, log-linear in the variance (Nichol & Dhariwal, eq. 15); rows of one D keep it."""
-    ranged = low != high
     fraction = prediction.variance_fraction
     if fraction is None:
         raise InvalidPlan("a plan with learned_range needs a network with a learned variance")
-    ratio = torch.where(ranged & (low > 0), high / torch.where(low > 0, low, 1.0), 1.0)
-    grown = expand(ratio.log().to(z.device, kind), z) * fraction
-    return expand(low.to(z.device, kind), z) * grown.exp() * z
+    ratio = torch.where((low != high) & (low > 0), high / torch.where(low > 0, low, 1.0), 1.0)
+    return low * (ratio.log() * fraction).exp()
