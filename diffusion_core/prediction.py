@@ -56,7 +56,7 @@ class Prediction:
         _same_shape(x_t, eps, "eps")
         _refuse(alpha_bar <= 0, "eps", "alpha_bar = 0 (zero terminal SNR)", "predict v or x0 there")
         alpha, sigma = _signal_and_noise(x_t, alpha_bar)
-        return cls(x_t, (x_t - sigma * eps) / alpha, eps, alpha_bar)
+        return cls(x_t, x_t.addcmul(sigma, eps, value=-1).div_(alpha), eps, alpha_bar)
 
     @classmethod
     def from_x0(cls, x_t: Data, x0: Data, alpha_bar: Rows) -> Prediction:
@@ -68,14 +68,14 @@ class Prediction:
         _same_shape(x_t, x0, "x0")
         _refuse(alpha_bar >= 1, "x0", "alpha_bar = 1 (clean data)", "predict v or eps there, or start from level 1")
         alpha, sigma = _signal_and_noise(x_t, alpha_bar)
-        return cls(x_t, x0, (x_t - alpha * x0) / sigma, alpha_bar)
+        return cls(x_t, x0, x_t.addcmul(alpha, x0, value=-1).div_(sigma), alpha_bar)
 
     @classmethod
     def from_v(cls, x_t: Data, v: Data, alpha_bar: Rows) -> Prediction:
         """`x0 = alpha x_t - sigma v`, `eps = sigma x_t + alpha v`: defined at every level."""
         _same_shape(x_t, v, "v")
         alpha, sigma = _signal_and_noise(x_t, alpha_bar)
-        return cls(x_t, alpha * x_t - sigma * v, sigma * x_t + alpha * v, alpha_bar)
+        return cls(x_t, (alpha * x_t).addcmul_(sigma, v, value=-1), (sigma * x_t).addcmul_(alpha, v), alpha_bar)
 
     @classmethod
     def from_output(cls, parameterization: Parameterization, x_t: Data, output: Data, alpha_bar: Rows) -> Prediction:
