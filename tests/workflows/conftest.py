@@ -1,0 +1,87 @@
+"""A model package of the real parts at a tiny size, with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_core.bundle import ModelBundle
+from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
+from diffusion_core.schedule import NoiseSchedule
+from workflows.config import ClipConfig
+from workflows.embed.clip_files import save_clip
+from workflows.embed.clip_training import build_model, model_config
+from workflows.model import ModelPackage
+from workflows.package_files import Defaults, PackageCard
+
+SHAPE = (1, 8, 8)
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TINY_CLIP = ClipConfig(
+    embed_dim=16, text_width=16, text_layers=1, context_length=12, vision_width=16, vision_layers=1, patch_size=4
+)
+
+
+def write_tiny_clip(folder: Path, image_size: int = SHAPE[-1]) -> Path:
+    """Untrained towers, as the clip stage writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        model, tokenizer = build_model(TINY_CLIP, image_size)
+    model_cfg = model_config(TINY_CLIP, image_size)
+    save_clip(folder, model, tokenizer, name="tiny", source="train", model_cfg=model_cfg)
+    return folder
+
+
+def write_tiny_denoiser(folder: Path, *, seed: int = 0, num_levels: int = 100) -> ModelBundle:
+    """A DiT of random weights that reads the tiny CLIP; unlike a fresh one it does not answer zero."""
+    config = DiTConfig(SHAPE, patch=4, width=16, depth=1, num_heads=2, token_dim=16, pooled_dim=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = {name: torch.randn_like(value) * 0.1 for name, value in DiT(config).state_dict().items()}
+    return ModelBundle.save(
+        folder, config, weights, schedule=NoiseSchedule.cosine(num_levels), parameterization="v", clip={"model": "tiny"}
+    )
+
+
+def write_tiny_classifier(folder: Path, *, seed: int = 0, num_levels: int = 100) -> ModelBundle:
+    """A noisy classifier of random weights, with a label and a text head."""
+    config = NoisyClassifierConfig(SHAPE, patch=4, width=16, depth=1, num_heads=2, num_classes=10, embed_dim=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = NoisyClassifier(config).state_dict()
+    return ModelBundle.save(folder, config, weights, schedule=NoiseSchedule.cosine(num_levels), clip={"model": "tiny"})
+
+
+def tiny_card() -> PackageCard:
+    """Describes the tiny package, without its parts."""
+    return PackageCard(
+        source="digits",
+        shape=SHAPE,
+        class_names=WORDS,
+        candidate_captions=tuple(f"a handwritten {word}" for word in WORDS),
+        data_hash="0" * 64,
+        defaults=Defaults(num_steps=4),
+    )
+
+
+def write_tiny_package(folder: Path, *, seed: int = 0) -> Path:
+    """A package whose weights depend on the seed."""
+    parts = folder / "parts"
+    clip = write_tiny_clip(parts / "clip")
+    write_tiny_denoiser(parts / "denoiser", seed=seed)
+    write_tiny_classifier(parts / "classifier", seed=seed)
+    ModelPackage.assemble(
+        folder / "package",
+        tiny_card(),
+        denoiser=parts / "denoiser",
+        classifier=parts / "classifier",
+        clip=clip,
+    )
+    return folder / "package"
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole package with random weights: 8x8 gray pictures, ten classes. Do not write to it."""
+    return write_tiny_package(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,178 @@
+"""A model package on disk: all that is needed to draw pictures from prompts, in one folder.
+
+    denoiser/      a `ModelBundle`
+    classifier/    a `ModelBundle` of a noisy-image classifier
+    clip/          an open_clip folder with `clip.json`
+    package.json   `PackageCard`: what the model draws, its defaults, and a hash of every part
+
+The folder is what is registered, downloaded and served. It holds no pickle and no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, final
+
+from diffusion_core.bundle import ModelBundle
+from diffusion_core.errors import InvalidBundle
+
+FORMAT_VERSION: Final = 1
+"""Of `package.json`; others are refused."""
+CARD_FILE: Final = "package.json"
+BUNDLES: Final = ("denoiser", "classifier")
+CLIP: Final = "clip"
+# The marker of the stage that made a part says nothing about the part.
+_NO_PART: Final = shutil.ignore_patterns("artifact.json", ".*")
+
+
+@final
+@dataclass(frozen=True)
+class Defaults:
+    """What a request gets that does not say.
+
+    Attributes:
+        num_steps: sampler steps.
+        guidance_scale: classifier-free scale w; 1 is plain conditional.
+        classifier_scale: of the noisy classifier's gradient.
+        clip_scale: of CLIP's gradient.
+    """
+
+    num_steps: int = 50
+    guidance_scale: float = 2.0
+    classifier_scale: float = 3.0
+    clip_scale: float = 3.0
+
+
+@final
+@dataclass(frozen=True)
+class PackageCard:
+    """What a package says about itself; written as `package.json`.
+
+    Attributes:
+        source: the data set.
+        shape: (c, h, w) of a picture.
+        class_names: names of the labels.
+        candidate_captions: texts that a prompt competes with under text guidance.
+        data_hash: of the data that it was trained on.
+        defaults: of requests.
+        parts: hash of each bundle, and of each CLIP file by its path.
+        format_version: of the file.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    candidate_captions: tuple[str, ...]
+    data_hash: str
+    defaults: Defaults
+    parts: Mapping[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the card, and so over every part."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes `package.json`."""
+        (folder / CARD_FILE).write_text(json.dumps(asdict(self) | {"hash": self.hash}, indent=2, sort_keys=True))
+
+    @staticmethod
+    def load(folder: Path) -> PackageCard:
+        """Reads `package.json`.
+
+        Raises:
+            InvalidBundle: there is none, of another format version, or changed since it was written.
+        """
+        path = folder / CARD_FILE
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InvalidBundle(f"{folder} is no model package: its {CARD_FILE} cannot be read ({error})") from None
+        if values.get("format_version") != FORMAT_VERSION:
+            raise InvalidBundle(
+                f"{path} has format version {values.get('format_version')!r}, this program reads {FORMAT_VERSION}"
+            )
+        claimed = values.pop("hash", None)
+        if set(values) != {part.name for part in fields(PackageCard)}:
+            raise InvalidBundle(f"{path} lacks fields or has unknown ones: register the model again")
+        lists = {name: tuple(values[name]) for name in ("shape", "class_names", "candidate_captions")}
+        card = PackageCard(**(values | lists | {"defaults": Defaults(**values["defaults"])}))
+        if card.hash != claimed:
+            raise InvalidBundle(f"{path} was changed after it was written: its hash is not {claimed}")
+        return card
+
+
+def assemble(folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path, clip: Path) -> PackageCard:
+    """Copies the parts into a package, under a temporary name until it is whole.
+
+    Args:
+        folder: to create, or replace.
+        card: without its `parts`.
+        denoiser: a bundle's folder.
+        classifier: a bundle's folder.
+        clip: an open_clip folder with `clip.json`.
+
+    Returns:
+        The card as it was written.
+
+    Raises:
+        InvalidBundle: a part that is broken, or parts that do not belong together.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        partial = Path(temporary) / "package"
+        for name, source in (("denoiser", denoiser), ("classifier", classifier), (CLIP, clip)):
+            shutil.copytree(source, partial / name, ignore=_NO_PART)
+        whole = PackageCard(**{**card.__dict__, "parts": _hashes(partial, open_bundles(partial))})
+        whole.save(partial)
+        if folder.exists():
+            folder.rename(Path(temporary) / "replaced")
+        partial.rename(folder)
+    return whole
+
+
+def verify(folder: Path) -> tuple[PackageCard, dict[str, ModelBundle]]:
+    """Reads the card and the bundles, and compares every part with its hash.
+
+    Raises:
+        InvalidBundle: a part that is missing or not what the card says, or parts that do not belong together.
+    """
+    card, bundles = PackageCard.load(folder), open_bundles(folder)
+    found = _hashes(folder, bundles)
+    for name in {**card.parts, **found}:
+        if card.parts.get(name) != found.get(name):
+            raise InvalidBundle(f"{folder / name} is not the part that {CARD_FILE} describes: its hash differs")
+    return card, bundles
+
+
+def open_bundles(folder: Path) -> dict[str, ModelBundle]:
+    """The two bundles, with one noise schedule, one data shape and one CLIP.
+
+    Raises:
+        InvalidBundle: a broken bundle, or two that differ in one of these.
+    """
+    bundles = {name: ModelBundle.load(folder / name) for name in BUNDLES}
+    denoiser, classifier = (bundles[name] for name in BUNDLES)
+    pairs = {
+        "noise schedule": (denoiser.schedule.to_config(), classifier.schedule.to_config()),
+        "data shape": (denoiser.shape, classifier.shape),
+        "CLIP": (denoiser.clip, classifier.clip),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise InvalidBundle(f"denoiser and classifier in {folder} have another {what} each: train both with one")
+    return bundles
+
+
+def _hashes(folder: Path, bundles: Mapping[str, ModelBundle]) -> dict[str, str]:
+    files = sorted(path for path in (folder / CLIP).rglob("*") if path.is_file())
+    return {name: bundle.hash for name, bundle in bundles.items()} | {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
