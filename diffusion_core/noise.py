@@ -46,8 +46,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _WORD = 0xFFFFFFFF
-# Bounds the scratch memory of a draw to some 13 MB, whatever the number of rows.
-_BLOCKS_AT_ONCE = 1 << 17
+# Bounds the scratch memory of a draw to some 3 MB (100 MB on an accelerator), whatever the number of rows.
+_BLOCKS_AT_ONCE = 1 << 15
 # Rows of whole vector registers: a number never depends on where in the batch its row lies.
 _BLOCKS_MULTIPLE = 16
 
@@ -147,7 +147,7 @@ def _drawn(
     words, size = _words(seeds, _checked(stream, "stream", 32), indices, device), math.prod(shape)
     blocks = -(-size // (4 * _BLOCKS_MULTIPLE)) * _BLOCKS_MULTIPLE
     out = torch.empty(len(seeds), 4, blocks, dtype=dtype, device=words.device)
-    rows = max(_BLOCKS_AT_ONCE // max(blocks, 1), 1)
+    rows = max((_BLOCKS_AT_ONCE if words.device.type == "cpu" else _BLOCKS_AT_ONCE << 5) // max(blocks, 1), 1)
     for start in range(0, len(seeds), rows):
         part = words[:, start : start + rows]
         transform(*philox(part[:2], part[2:], blocks), out[start : start + rows].transpose(0, 1))
