@@ -1,4 +1,4 @@
-"""Fixtures for all tests: one Ray session, one thread per test process, no network surprises."""
+"""Fixtures for all tests: one Ray session with two CPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ set_environment()
 
 @pytest.fixture(scope="session")
 def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One embedded Ray with two CPUs for all tests that need one; its token goes to a temporary home."""
+    """One embedded Ray for all tests that need one; its token goes to a temporary home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("RAY_ADDRESS", raising=False)

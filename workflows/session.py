@@ -19,9 +19,9 @@ from typing import Final
 from workflows.config import RunConfig
 from workflows.errors import ClusterUnreachable
 
-_LOOPBACK: Final = "127.0.0.1"
 _PROBE_SECONDS: Final = 3.0
-_HEALTH_SECONDS: Final = 20.0
+_HEALTH_SECONDS: Final = 15.0
+_LONGEST_REASON: Final = 160
 
 # Read by the daemons and workers that inherit the driver's environment, or passed on by Ray Train.
 _ENVIRONMENT: Final = {
@@ -31,14 +31,21 @@ _ENVIRONMENT: Final = {
     "RAY_TQDM": "0",
     "RAY_COLOR_PREFIX": "0",
     "RAY_DEDUP_LOGS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# The name is historical: off means that every port of an embedded Ray is bound to 127.0.0.1 only, on Linux too
+# (`ray.init` takes `_node_ip_address="127.0.0.1"` back). Ray reads it when it is imported.
+_LOOPBACK_ONLY: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 
 def set_environment() -> None:
-    """Sets the variables that Ray, its workers and MLflow read; what the user has set stays."""
-    for name, value in _ENVIRONMENT.items():
+    """Sets the variables that Ray, its workers and MLflow read; what the user has set stays.
+
+    To be called before Ray is imported.
+    """
+    embedded = cluster_address() is None
+    for name, value in (_ENVIRONMENT | (_LOOPBACK_ONLY if embedded else {})).items():
         os.environ.setdefault(name, value)
 
 
@@ -87,7 +94,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         try:
             yield
         finally:
-            stop_ray()
+            _stop_undisturbed()
 
 
 def start_ray(num_cpus: int) -> None:
@@ -100,7 +107,7 @@ def start_ray(num_cpus: int) -> None:
     if address is not None:
         ray.init(address=address)
     else:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address=_LOOPBACK)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False)
     # Ray answers SIGTERM with an exit of its own; ours leaves the finished stages in order.
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -111,6 +118,15 @@ def stop_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _stop_undisturbed() -> None:
+    """A second Ctrl-C must not stop the stopping, which takes about two seconds."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop_ray()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _check_port(address: str) -> None:
@@ -131,7 +147,7 @@ def _check_health(address: str) -> None:
         raise ClusterUnreachable(_unreachable(address, f"no answer within {_HEALTH_SECONDS:.0f} s")) from None
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["it is not healthy"]
-        raise ClusterUnreachable(_unreachable(address, lines[-1]))
+        raise ClusterUnreachable(_unreachable(address, lines[-1][:_LONGEST_REASON]))
 
 
 def _unreachable(address: str, why: str) -> str:
