@@ -187,7 +187,9 @@ def _padded(part: Condition, length: int, like: Tensor) -> tuple[Tensor, Tensor]
     return tokens, mask
 
 
-def _cat_filled(parts: Sequence[Tensor | None], rows: Sequence[Condition], fill: float, name: str) -> Tensor | None:
+def _cat_filled(
+    parts: Sequence[Tensor | None], rows: Sequence[Condition], fill: int | float, name: str
+) -> Tensor | None:
     like = next((part for part in parts if part is not None), None)
     if like is None:
         return None
