@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from diffusion_core.errors import InvalidShape
 
 
+@runtime_checkable
 class Decay(Protocol):
     """How much of the average is kept at each update."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from diffusion_core.networks.noisy_classifier import NoisyClassifier, NoisyClass
 from diffusion_core.networks.unet import UNet, UNetConfig
 
 
+@runtime_checkable
 class NetworkConfig(Protocol):
     """A frozen dataclass of plain numbers, texts and tuples, that builds one network."""
 
