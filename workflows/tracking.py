@@ -97,7 +97,8 @@ def tracked_run(config: RunConfig, run_file: Path) -> Iterator[TrackedRun]:
     run_file.write_text(json.dumps({"tracking_uri": uri, "run_id": run_id}))
     status = "FAILED"
     try:
-        yield TrackedRun(client, uri, run_id)
+        with _ambient(uri):
+            yield TrackedRun(client, uri, run_id)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -106,6 +107,19 @@ def tracked_run(config: RunConfig, run_file: Path) -> Iterator[TrackedRun]:
         # The store may be what failed: the error of the block is the one to tell.
         with contextlib.suppress(Exception) if status != "FINISHED" else reaching(uri):
             client.set_terminated(run_id, status)
+
+
+@contextlib.contextmanager
+def _ambient(uri: str) -> Iterator[None]:
+    """Makes the store MLflow's own default: some of its functions ask a client that they make themselves."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

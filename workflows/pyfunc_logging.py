@@ -1,0 +1,77 @@
+"""Logs a model package as an MLflow `pyfunc` model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from workflows.model_reference import PACKAGE
+from workflows.package_files import PackageCard
+from workflows.tracking import TrackedRun
+
+_ROOT: Final = Path(__file__).parent.parent
+# What the model's code imports.
+_LIBRARIES: Final = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "open_clip_torch",
+    "numpy",
+    "pandas",
+    "pillow",
+    "safetensors",
+    "jaxtyping",
+)
+
+
+def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str, str | None]:
+    """Logs a package as a `pyfunc` model made from code: no pickle, and no run of the model.
+
+    Returns:
+        The model's URI and its id.
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    from workflows.mlflow_model import default_params
+
+    inputs = [ColSpec("string", "prompt")]
+    inputs += [ColSpec("string", name, required=False) for name in ("negative_prompt", "label")]
+    kinds = {str: "string", float: "double", int: "long"}
+    params = [ParamSpec(name, kinds[type(value)], value) for name, value in default_params(card.defaults).items()]
+    signature = ModelSignature(
+        Schema(inputs), Schema([ColSpec("binary", "image"), ColSpec("long", "seed")]), ParamSchema(params)
+    )
+    with mlflow.start_run(run_id=run.run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_ROOT / "workflows" / "mlflow_model.py"),
+            artifacts={PACKAGE: str(package)},
+            code_paths=[str(_ROOT / "diffusion_core"), str(_ROOT / "workflows")],
+            signature=signature,
+            input_example=pd.DataFrame({"prompt": [card.candidate_captions[0]]}),
+            pip_requirements=_requirements(),
+        )
+    # Leaving `start_run` closed the run, which still has a version to get.
+    run.client.update_run(run.run_id, status="RUNNING")
+    return str(logged.model_uri), logged.model_id
+
+
+def _requirements() -> list[str]:
+    """The libraries at the versions that are installed."""
+    from importlib.metadata import version
+
+    names = (
+        "mlflow",
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "numpy",
+        "pandas",
+        "pillow",
+        "safetensors",
+        "jaxtyping",
+    )
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
