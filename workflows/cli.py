@@ -120,7 +120,7 @@ def _command(name_or_file: str, overrides: list[str] | None) -> Iterator[_Comman
     except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001 - the one place where any error becomes what the user sees
-        _tell(explain(error) or f"unexpected {type(error).__name__}: see {_write_traceback(folder)}")
+        _tell(explain(error) or _unexpected(error, folder))
         raise typer.Exit(1) from None
 
 
@@ -132,6 +132,11 @@ def _interrupt_on_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+
+
+def _unexpected(error: Exception, folder: Path | None) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"unexpected {type(error).__name__} ({lines[0][:200]}): the traceback is in {_write_traceback(folder)}"
 
 
 def _tell(sentence: str) -> None:
@@ -156,3 +161,7 @@ def _write_traceback(folder: Path | None) -> Path:
 def main() -> None:
     """Entry point of the `raverse` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

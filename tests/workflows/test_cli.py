@@ -1,0 +1,209 @@
+"""The command line as a user meets it: in a process of its own, with exit codes and standard error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from workflows import cli, preflight
+from workflows.stages import STAGES
+
+GOLDEN = Path(__file__).parent / "golden"
+TOY_JOB = Path(__file__).parent / "programs" / "toy_job.py"
+
+
+def raverse(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `raverse` in a folder, outside any cluster."""
+    return run_python("-m", "workflows.cli", *arguments, folder=folder, **environment)
+
+
+def run_python(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=clean | {"PYTHONPATH": str(Path(cli.__file__).parents[1])} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("raverse: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_help_names_every_stage_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys, typer.testing\n"
+        "from workflows.cli import app\n"
+        "print(typer.testing.CliRunner().invoke(app, ['--help']).output)\n"
+        "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'open_clip', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = run_python("-c", code, folder=tmp_path)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+    for name in ("run", "serve", *(stage.name for stage in STAGES)):
+        assert f" {name} " in done.stdout
+
+
+def test_commands_and_options_are_the_golden_ones() -> None:
+    group = typer.main.get_command(cli.app)
+    lines = []
+    for name, command in sorted(vars(group)["commands"].items()):
+        options = sorted(option for parameter in command.params for option in parameter.opts)
+        lines.append(" ".join((name, *options)))
+    assert "\n".join(lines) + "\n" == (GOLDEN / "commands.txt").read_text()
+
+
+@pytest.mark.parametrize("name", ["run", *(stage.name for stage in STAGES)])
+def test_each_command_explains_itself(name: str) -> None:
+    result = CliRunner().invoke(cli.app, [name, "--help"])
+    assert result.exit_code == 0
+    assert "--config" in result.output
+    assert "--set" in result.output
+
+
+def test_unknown_option_is_refused() -> None:
+    assert CliRunner().invoke(cli.app, ["run", "--config", "digits", "--speed", "3"]).exit_code == 2
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    done = raverse("run", "--config", "digits", "--set", "denoiser.train.step=5", folder=tmp_path)
+    assert_one_sentence(done, "denoiser.train.step", "did you mean denoiser.train.steps?")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    done = raverse("run", "--config", "photos.yaml", folder=tmp_path)
+    assert_one_sentence(done, "photos.yaml", "digits, shapes")
+
+
+def test_missing_input_of_a_stage(tmp_path: Path) -> None:
+    done = raverse("denoiser", "--config", "digits", folder=tmp_path)
+    assert_one_sentence(done, "raverse data")
+
+
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nonsense", "HOST:PORT"),
+        ("http://127.0.0.1:8265", "ray job submit"),
+        ("host.invalid:6379", "host.invalid"),
+    ],
+)
+def test_dead_ray_address(tmp_path: Path, address: str, part: str) -> None:
+    done = raverse("data", "--config", "digits", folder=tmp_path, RAY_ADDRESS=address)
+    assert_one_sentence(done, address, part)
+
+
+def test_an_address_where_something_else_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = raverse("data", "--config", "digits", folder=tmp_path, RAY_ADDRESS=address)
+    assert_one_sentence(done, address)
+
+
+def test_port_in_use_is_told_before_any_work(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = raverse("run", "--config", "digits", "--set", f"serve.port={port}", folder=tmp_path)
+    assert_one_sentence(done, f"127.0.0.1:{port}", "serve.port")
+    assert not (tmp_path / "runs" / "artifacts").exists()
+
+
+def test_unreadable_store_is_told_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"no database" * 1000)
+    done = raverse(
+        "run", "--config", "digits", "--set", f"storage.tracking_uri=sqlite:///{tmp_path}/broken.db", folder=tmp_path
+    )
+    assert_one_sentence(done, "broken.db", "not a database")
+    assert not (tmp_path / "runs" / "artifacts").exists()
+
+
+def test_dead_store_server_is_told_before_any_work(tmp_path: Path) -> None:
+    done = raverse("run", "--config", "digits", "--set", "storage.tracking_uri=http://127.0.0.1:1", folder=tmp_path)
+    assert_one_sentence(done, "http://127.0.0.1:1")
+    assert not (tmp_path / "runs" / "artifacts").exists()
+
+
+@pytest.mark.parametrize("root", ["/proc/raverse", "file/sub"])
+def test_unwritable_folder(tmp_path: Path, root: str) -> None:
+    (tmp_path / "file").write_text("")
+    done = raverse("run", "--config", "digits", "--set", f"storage.root={root}", folder=tmp_path)
+    assert_one_sentence(done, root, "storage.root=FOLDER")
+
+
+def test_almost_full_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 5 * 2**20
+
+    preflight.check_writable(tmp_path)
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: Usage())
+    with pytest.raises(preflight.StorageUnwritable, match="5 MiB free"):
+        preflight.check_writable(tmp_path)
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    """The second says which process holds the folder; the lock goes with the process, however that ends."""
+    code = (
+        "import os, sys\n"
+        "from workflows.config import load_config\n"
+        "from workflows.preflight import exclusive_storage\n"
+        "with exclusive_storage(load_config('digits', [])):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    pid = holder.stdout.readline().strip()
+    done = raverse("run", "--config", "digits", "--set", "serve.port=1", folder=tmp_path)
+    assert_one_sentence(done, "in use by another run", pid)
+    holder.kill()
+    holder.wait()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = raverse(
+            "run", "--config", "digits", "--set", f"serve.port={server.getsockname()[1]}", folder=tmp_path
+        )
+    assert_one_sentence(taken, "cannot serve on")
+
+
+def test_unexpected_error_says_where_the_traceback_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "run_job", broken)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, ["run", "--config", "digits"])
+    assert result.exit_code == 1
+    log = tmp_path / "runs" / "digits" / "error.log"
+    assert result.stderr == f"raverse: unexpected ZeroDivisionError (a bug): the traceback is in {log}\n"
+    assert "in broken" in log.read_text()
+
+
+def test_full_disk_still_keeps_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    try:
+        raise ZeroDivisionError("a bug")
+    except ZeroDivisionError:
+        target = cli._write_traceback(tmp_path / "run")
+    assert "a bug" in target.read_text()
+    target.unlink()
