@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -117,10 +116,9 @@ class DataInfo:
             raise InvalidData(f"{len(values)} values {values}, wanted one for each of {', '.join(self.attributes)}")
         return self.candidate_captions[self.combination(values)]
 
-    @property
-    def num_combinations(self) -> int:
-        """How many combinations of attribute values there are."""
-        return math.prod(len(allowed) for allowed in self.attributes.values())
+    def num_samples(self, split: SplitName) -> int:
+        """Samples of a split."""
+        return self.num_train if split == "train" else self.num_held_out
 
 
 @final
@@ -189,8 +187,8 @@ class Dataset:
 
     def read(self, split: SplitName, limit: int | None = None) -> Split:
         """Loads a split, or its first `limit` samples, into memory."""
-        stop = pq.ParquetFile(self.path(split)).metadata.num_rows if limit is None else limit
-        return decode(read_rows(self.path(split), 0, stop))
+        rows = self.info.num_samples(split)
+        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)))
 
     def combinations(self, split: Split) -> NDArray[np.int64]:
         """(n,) index of each sample's combination in `candidate_captions`."""

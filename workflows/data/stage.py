@@ -16,7 +16,12 @@ from workflows.errors import InvalidData
 from workflows.progress import Progress
 
 
-def build_data(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
+def build_data(
+    config: RunConfig,
+    inputs: dict[str, Artifact],  # noqa: ARG001 -- the first stage reads none
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
     """Builds the configured set and writes its splits.
 
     Args:

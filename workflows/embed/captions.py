@@ -1,29 +1,34 @@
-"""One shard of captions: what the text tower says about each distinct caption."""
+"""Distinct captions, and one shard of what the text tower says about them.
+
+Torch and open_clip are imported where the tower runs, not where the pass is planned: it takes seconds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from workflows.embed.clip import EncodedText, load_clip
 from workflows.embed.manifest import caption_id, normalise
 from workflows.embed.shards import write_shard
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workflows.embed.clip import EncodedText
 
 
 def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
     """Every caption once, normalised and in order of code points.
 
     Args:
-        paths: Parquet files with a `captions` column; read one row group at a time.
+        paths: Parquet files with a `captions` column; read batch by batch.
         more: further captions.
     """
     found = {normalise(text) for text in more}
@@ -37,8 +42,8 @@ def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
 class CaptionShardWriter:
     """Encodes captions and writes them; an actor class for Ray Data's `map_batches`.
 
-    It computes on one thread, because the last bits of a product depend on the number of threads and a
-    cache must not depend on the machine's load.
+    It computes on one thread, because the last bits of a product depend on the number of threads, and a
+    cache must not depend on how busy the machine is.
 
     Args:
         clip_folder: the towers.
@@ -49,23 +54,36 @@ class CaptionShardWriter:
     """
 
     def __init__(self, clip_folder: Path, folder: Path, encoder: str, dtype: str, batch_size: int) -> None:
+        import torch
+
+        from workflows.embed.clip import load_clip
+
         torch.set_num_threads(1)
         self._text = load_clip(clip_folder, "cuda" if torch.cuda.is_available() else "cpu").text
         self._folder, self._encoder, self._dtype, self._batch_size = folder, encoder, dtype, batch_size
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Writes the shard of each work item in the block (`path`, `key`, `captions`)."""
+        """Writes the shard of each work item in the block (`path`, `key`, `captions`); returns what was written.
+
+        Raises:
+            StorageUnwritable: the folder is full or read-only.
+        """
         return pa.Table.from_pylist([self._write(item) for item in block.to_pylist()])
 
     def _write(self, item: dict[str, Any]) -> dict[str, Any]:
         captions: list[str] = item["captions"]
-        batches = [captions[i : i + self._batch_size] for i in range(0, len(captions), self._batch_size)]
-        encoded = [self._text.encode(batch) for batch in batches]
-        parts = EncodedText(*(torch.cat(columns).cpu() for columns in zip(*encoded, strict=True)))
         ids = [caption_id(self._encoder, text) for text in captions]
-        return asdict(
-            write_shard(self._folder, item["path"], caption_table(ids, captions, parts, self._dtype), item["key"])
-        )
+        table = caption_table(ids, captions, self._encode(captions), self._dtype)
+        return asdict(write_shard(self._folder, item["path"], table, item["key"]))
+
+    def _encode(self, captions: list[str]) -> EncodedText:
+        import torch
+
+        from workflows.embed.clip import EncodedText
+
+        batches = [captions[i : i + self._batch_size] for i in range(0, len(captions), self._batch_size)]
+        encoded = [[part.cpu() for part in self._text.encode(batch)] for batch in batches]
+        return EncodedText(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))
 
 
 def caption_table(ids: list[str], captions: list[str], encoded: EncodedText, dtype: str) -> pa.Table:
@@ -83,7 +101,9 @@ def caption_table(ids: list[str], captions: list[str], encoded: EncodedText, dty
     )
 
 
-def _stored(tokens: Tensor, dtype: str) -> np.ndarray[Any, Any]:
+def _stored(tokens: Tensor, dtype: str) -> NDArray[Any]:
+    import torch
+
     if dtype == "bfloat16":
         return tokens.to(torch.bfloat16).view(torch.uint16).numpy()
     return tokens.to(getattr(torch, dtype)).numpy()

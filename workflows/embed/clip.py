@@ -10,70 +10,18 @@ similarity (A. Radford et al., "Learning Transferable Visual Models From Natural
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
+from workflows.embed.identity import ClipIdentity
 from workflows.errors import InvalidClip
-
-IDENTITY_FILE: Final = "clip.json"
-
-
-@final
-@dataclass(frozen=True)
-class ClipIdentity:
-    """What determines an embedding; written as `clip.json` beside the weights.
-
-    Attributes:
-        model: name of the architecture.
-        source: where the weights came from: `train`, `local-dir:PATH` or `MODEL/TAG`.
-        weights_sha256: of the safetensors file.
-        config_sha256: of open_clip's configuration file, which says how the weights are used.
-        tokenizer: class of the tokenizer.
-        context_length: n, tokens per caption.
-        width: d, width of the token features.
-        embed_dim: e, width of the shared space.
-        image_size: (h, w) that the image tower takes.
-        image_mean: subtracted from each channel in [0, 1].
-        image_std: each channel is divided by it.
-    """
-
-    model: str
-    source: str
-    weights_sha256: str
-    config_sha256: str
-    tokenizer: str
-    context_length: int
-    width: int
-    embed_dim: int
-    image_size: tuple[int, int]
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-
-    def save(self, folder: Path) -> None:
-        """Writes `clip.json`."""
-        (folder / IDENTITY_FILE).write_text(json.dumps(asdict(self), indent=2))
-
-    @staticmethod
-    def load(folder: Path) -> ClipIdentity:
-        """Reads `clip.json`.
-
-        Raises:
-            InvalidClip: there is none, or it lacks a field.
-        """
-        try:
-            values: dict[str, Any] = json.loads((folder / IDENTITY_FILE).read_text())
-            frozen: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return ClipIdentity(**frozen)
-        except (OSError, ValueError, TypeError) as error:
-            raise InvalidClip(f"no usable {IDENTITY_FILE} in {folder} ({error}): run `raverse clip`") from None
 
 
 class EncodedText(NamedTuple):
@@ -116,7 +64,7 @@ class TextTower:
             text=ids, text_indices=1, normalize_intermediates=True, text_output_fmt="NLC"
         )
         tokens = features["text_intermediates"][-1].float() * mask[..., None]
-        return EncodedText(tokens, mask, F.normalize(features["text_features"].float(), dim=-1))
+        return EncodedText(tokens, mask, functional.normalize(features["text_features"].float(), dim=-1))
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """(m, n) int64 token ids on the tower's device."""
@@ -188,7 +136,7 @@ class ImageTower:
             InvalidClip: pictures with another number of channels.
         """
         features: Tensor = self._model.encode_image(self._format.prepare(images.float()))
-        return F.normalize(features.float(), dim=-1)
+        return functional.normalize(features.float(), dim=-1)
 
 
 @final
@@ -241,7 +189,7 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         return pixels
     scale = max(want / have for want, have in zip(size, pixels.shape[-2:], strict=True))
     sides = [max(want, round(have * scale)) for want, have in zip(size, pixels.shape[-2:], strict=True)]
-    resized = F.interpolate(pixels, sides, mode="bicubic", antialias=True)
+    resized = functional.interpolate(pixels, sides, mode="bicubic", antialias=True)
     top, left = ((have - want) // 2 for want, have in zip(size, sides, strict=True))
     return resized[..., top : top + size[0], left : left + size[1]]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import open_clip
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from workflows.embed.clip import ClipIdentity, PictureFormat, TextTower, open_model
+from workflows.embed.clip import PictureFormat, TextTower, open_model
+from workflows.embed.identity import ClipIdentity
 from workflows.embed.shards import file_sha256
 from workflows.errors import InvalidClip
 
@@ -40,7 +41,9 @@ def save_clip(
     preprocess: dict[str, Any] = dict(model.visual.preprocess_cfg)
     config = {"model_cfg": dict(model_cfg), "preprocess_cfg": preprocess}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2))
-    save_file({key: value.contiguous().cpu() for key, value in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+    # Bytes first: a full disk is then an OSError like everywhere else.
+    (folder / WEIGHTS_FILE).write_bytes(save(weights))
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(folder))
     picture = PictureFormat.of(model)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ class Manifest:
         """Writes the manifest atomically."""
         partial = folder / f"{MANIFEST_FILE}.partial"
         partial.write_text(json.dumps(asdict(self), indent=2))
-        os.replace(partial, folder / MANIFEST_FILE)
+        partial.replace(folder / MANIFEST_FILE)
 
     @staticmethod
     def load(folder: Path) -> Manifest:
@@ -90,6 +89,19 @@ class Manifest:
     def paths(self, prefix: str) -> list[str]:
         """Paths of the shards under a sub-folder, in order."""
         return [shard.path for shard in self.files if shard.path.startswith(f"{prefix}/")]
+
+
+def discard_damaged(folder: Path) -> None:
+    """Removes what an earlier run has finished in this folder and what is no longer what it was."""
+    try:
+        manifest = Manifest.load(folder)
+    except MissingArtifact:
+        return
+    except InvalidData:
+        (folder / MANIFEST_FILE).unlink()
+        return
+    for path in manifest.damaged(folder):
+        (folder / path).unlink(missing_ok=True)
 
 
 def encoder_key(clip: dict[str, Any], dtype: str) -> str:

@@ -7,7 +7,6 @@ Its footer carries the key of what it was made from, so a later run knows which 
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
     try:
         final_path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.replace_schema_metadata({_KEY: key.encode()}), partial, compression="zstd")
-        os.replace(partial, final_path)
+        partial.replace(final_path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise StorageUnwritable(

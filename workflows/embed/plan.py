@@ -1,0 +1,118 @@
+"""Which shards a cache consists of: a pure function of the input, so that any run cuts the same ones.
+
+A work item is a row for Ray Data: the shard's `path`, the `key` of what it is made from, and either the
+range of samples (`split`, `start`, `stop`) or the `captions` that it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias, final
+
+from workflows.config import EmbedConfig
+from workflows.data.dataset import SPLITS, Dataset
+from workflows.embed.captions import distinct_captions
+from workflows.embed.identity import ClipIdentity
+from workflows.embed.manifest import Manifest, cache_key, encoder_key
+from workflows.embed.shards import Shard, find_shard
+
+Item: TypeAlias = dict[str, Any]
+
+_SHARD_BYTES: Final = 128 << 20
+"""Data of one shard at most: what a worker holds in memory."""
+_BYTES_PER_FEATURE: Final = 4
+
+
+@final
+@dataclass(frozen=True)
+class EmbedPlan:
+    """The shards of one cache.
+
+    Attributes:
+        key: of the cache.
+        encoder: key of the text tower.
+        images: work items of the image shards.
+        captions: work items of the caption shards.
+        rows: samples per split, and distinct `captions`.
+    """
+
+    key: str
+    encoder: str
+    images: tuple[Item, ...]
+    captions: tuple[Item, ...]
+    rows: dict[str, int]
+
+    def finished(self, folder: Path) -> dict[str, Shard]:
+        """The shards that an earlier run has made, by path."""
+        shards = (find_shard(folder, item["path"], item["key"]) for item in (*self.captions, *self.images))
+        return {shard.path: shard for shard in shards if shard is not None}
+
+    def manifest(self, dataset: Dataset, identity: ClipIdentity, dtype: str, shards: Iterable[Shard]) -> Manifest:
+        """What is written when every shard is there."""
+        return Manifest(
+            key=self.key,
+            encoder_key=self.encoder,
+            data_hash=dataset.info.data_hash,
+            clip=asdict(identity),
+            dtype=dtype,
+            shape=dataset.info.shape,
+            rows=self.rows,
+            files=tuple(sorted(shards, key=lambda shard: shard.path)),
+        )
+
+
+def plan_shards(dataset: Dataset, identity: ClipIdentity, config: EmbedConfig) -> EmbedPlan:
+    """Cuts images, in order, and distinct captions, in order of code points, into shards.
+
+    Args:
+        dataset: the samples.
+        identity: of the towers.
+        config: `dtype` and `rows_per_shard`; a shard has fewer rows where those would be over 128 MiB.
+    """
+    encoder = encoder_key(asdict(identity), config.dtype)
+    key = cache_key(encoder, dataset.info.data_hash)
+    captions = distinct_captions(map(dataset.path, SPLITS), dataset.info.candidate_captions)
+    token_bytes = identity.context_length * identity.width * _BYTES_PER_FEATURE
+    rows = {"train": dataset.info.num_train, "held_out": dataset.info.num_held_out, "captions": len(captions)}
+    return EmbedPlan(
+        key=key,
+        encoder=encoder,
+        images=_image_items(dataset, key, config.rows_per_shard),
+        captions=_caption_items(captions, encoder, _shard_rows(config.rows_per_shard, token_bytes)),
+        rows=rows,
+    )
+
+
+def _image_items(dataset: Dataset, key: str, rows_per_shard: int) -> tuple[Item, ...]:
+    c, h, w = dataset.info.shape
+    size = _shard_rows(rows_per_shard, c * h * w)
+    return tuple(
+        {
+            "split": split,
+            "start": start,
+            "stop": min(start + size, dataset.info.num_samples(split)),
+            "path": f"{split}/images/shard-{start // size:05d}.parquet",
+            "key": f"{key}/{split}/{start}/{size}",
+        }
+        for split in SPLITS
+        for start in range(0, dataset.info.num_samples(split), size)
+    )
+
+
+def _caption_items(captions: list[str], encoder: str, size: int) -> tuple[Item, ...]:
+    groups = [captions[start : start + size] for start in range(0, len(captions), size)]
+    return tuple(
+        {
+            "captions": group,
+            "path": f"captions/shard-{index:05d}.parquet",
+            "key": f"{encoder}/{hashlib.sha256(chr(0).join(group).encode()).hexdigest()}",
+        }
+        for index, group in enumerate(groups)
+    )
+
+
+def _shard_rows(wanted: int, bytes_per_row: int) -> int:
+    return max(1, min(wanted, _SHARD_BYTES // bytes_per_row))
