@@ -98,6 +98,7 @@ class NetworkConfig(Section):
     width: PositiveInt = Field(128, description="Width of the blocks.")
     depth: PositiveInt = Field(4, description="Number of blocks.")
     num_heads: PositiveInt = Field(4, description="Attention heads.")
+    mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of the feed-forward layers, relative to `width`.")
 
 
 class TrainConfig(Section):
@@ -107,6 +108,7 @@ class TrainConfig(Section):
     sharding: Literal["ddp", "fsdp"] = Field("fsdp", description="`fully_shard` (FSDP2) or DDP.")
     steps: PositiveInt = Field(1000, description="Optimizer steps.")
     batch_size: PositiveInt = Field(64, description="Global batch: samples per optimizer step over all workers.")
+    accumulate: PositiveInt = Field(1, description="Parts in which a worker computes its share of a batch, one by one.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     warmup_steps: int = Field(100, ge=0, description="Linear warm-up before the cosine decay.")
@@ -245,18 +247,29 @@ def _read(name_or_file: str) -> dict[str, Any]:
     if name_or_file in builtin_configs():
         text = (resources.files("workflows") / "configs" / f"{name_or_file}.yaml").read_text()
     elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text()
+        text = _read_text(Path(name_or_file))
     else:
         raise InvalidConfig(
             f"no configuration {name_or_file!r}: give one of {', '.join(builtin_configs())}, or the path of a YAML file"
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"{name_or_file} is not YAML: {error}") from None
+    values = _parse(text, name_or_file)
     if not isinstance(values, dict):
         raise InvalidConfig(f"{name_or_file} holds {type(values).__name__}, wanted a mapping of sections")
     return values
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{file} cannot be read ({error}): give a YAML file") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidConfig(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _override(values: dict[str, Any], item: str) -> None:
@@ -268,7 +281,7 @@ def _override(values: dict[str, Any], item: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise InvalidConfig(f"--set {path}: {parent!r} is a value, not a section")
-    values[last] = yaml.safe_load(value)
+    values[last] = _parse(value, f"--set {item!r}")
 
 
 def _explain(name: str, error: ValidationError) -> str:
