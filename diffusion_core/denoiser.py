@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.types import Data, Levels, Rows
 
 
+@runtime_checkable
 class Network(Protocol):
     """Any `torch.nn.Module` of this signature: output `(b, c, ...)`, or `(b, 2c, ...)` with a learned variance."""
 
     def __call__(self, x: Data, level: Rows, condition: Condition | None) -> Data: ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Row i of the answer depends on row i of the arguments alone."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Protocol, final
+from typing import Literal, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.types import Data, Levels, RowMask, Rows, expand
 
 
+@runtime_checkable
 class LogDensity(Protocol):
     """How well each row fits its condition: log p(condition | x), up to a constant, `(b,)`, differentiable in x."""
 
