@@ -13,10 +13,11 @@ References:
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
-from operator import index as as_integer
-from typing import Final, TypeAlias
+from numbers import Integral
+from typing import Any, Final, TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
@@ -50,6 +51,8 @@ _WORD = 0xFFFFFFFF
 _BLOCKS_AT_ONCE = 1 << 15
 # Rows of whole vector registers: a number never depends on where in the batch its row lies.
 _BLOCKS_MULTIPLE = 16
+
+_NO_ROWS = array("Q", [0])
 
 _Words: TypeAlias = Int64[Tensor, "pair b blocks"]
 
@@ -143,16 +146,17 @@ def _drawn(
     dtype: torch.dtype,
 ) -> Tensor:
     """Philox words of every row, through `transform`, a few rows at a time."""
-    seeds, indices, batched = _paired(seed, index)
-    words, size = _words(seeds, _checked(stream, "stream", 32), indices, device), math.prod(shape)
+    seeds, indices, size = _checked(seed, "seed"), _checked(index, "index"), math.prod(shape)
+    num_rows = _num_rows(seed, seeds, index, indices)
+    key, counter = _key_and_counter(seeds, indices, _checked(stream, "stream", 32)[0], num_rows, device)
     blocks = -(-size // (4 * _BLOCKS_MULTIPLE)) * _BLOCKS_MULTIPLE
-    out = torch.empty(len(seeds), 4, blocks, dtype=dtype, device=words.device)
-    rows = max((_BLOCKS_AT_ONCE if words.device.type == "cpu" else _BLOCKS_AT_ONCE << 5) // max(blocks, 1), 1)
-    for start in range(0, len(seeds), rows):
-        part = words[:, start : start + rows]
-        transform(*philox(part[:2], part[2:], blocks), out[start : start + rows].transpose(0, 1))
-    drawn = out.view(len(seeds), 4 * blocks)[:, :size].reshape(len(seeds), *shape)
-    return drawn if batched else drawn[0]
+    out = torch.empty(num_rows, 4, blocks, dtype=dtype, device=key.device)
+    rows = max((_BLOCKS_AT_ONCE if key.device.type == "cpu" else _BLOCKS_AT_ONCE << 5) // max(blocks, 1), 1)
+    for start in range(0, num_rows, rows):
+        part = slice(start, start + rows)
+        transform(*philox(key[:, part], counter[:, part], blocks), out[part].transpose(0, 1))
+    drawn = out.view(num_rows, 4 * blocks)[:, :size].reshape(num_rows, *shape)
+    return drawn if _is_many(seed) or _is_many(index) else drawn[0]
 
 
 def _box_muller(even: _Words, odd: _Words, out: Tensor) -> None:
@@ -180,44 +184,45 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, ...]
     return torch.tensor(order, device=device), torch.tensor(bumps, device=device), multipliers, scalars
 
 
-def _words(
-    seeds: list[int], stream: int, indices: list[int], device: torch.device | str | None
-) -> Int64[Tensor, "six b"]:
-    """Key and counter of each row: seed low and high, block 0, index low and high, stream."""
-    rows = [
-        (seed & _WORD, seed >> 32, 0, index & _WORD, index >> 32, stream)
-        for seed, index in zip(seeds, indices, strict=True)
-    ]
-    return torch.tensor(rows, dtype=torch.int64, device=device).reshape(-1, 6).T
+def _key_and_counter(
+    seeds: array[int], indices: array[int], stream: int, num_rows: int, device: torch.device | str | None
+) -> tuple[Int64[Tensor, "pair b"], Int64[Tensor, "quad b"]]:
+    """The halves of the seeds; block 0, the halves of the indices, and the stream."""
+    key, index = (
+        torch.frombuffer(values or _NO_ROWS, dtype=torch.uint32)
+        .view(-1, 2)
+        .T.to(device, torch.int64)
+        .expand(2, num_rows)
+        for values in (seeds, indices)
+    )
+    return key, torch.cat([torch.zeros_like(index[:1]), index, torch.full_like(index[:1], stream)])
 
 
-def _paired(seed: Integers, index: Integers) -> tuple[list[int], list[int], bool]:
-    seeds, indices = _numbers(seed, "seed"), _numbers(index, "index")
-    batched = isinstance(seeds, list) or isinstance(indices, list)
-    if not isinstance(seeds, list):
-        seeds = [seeds] * (len(indices) if isinstance(indices, list) else 1)
-    if not isinstance(indices, list):
-        indices = [indices] * len(seeds)
-    if len(seeds) != len(indices):
+def _num_rows(seed: Integers, seeds: array[int], index: Integers, indices: array[int]) -> int:
+    if _is_many(seed) and _is_many(index) and len(seeds) != len(indices):
         raise InvalidShape(f"found {len(seeds)} seeds and {len(indices)} indices: give one of each per row")
-    return seeds, indices, batched
+    return len(seeds) if _is_many(seed) else len(indices)
 
 
-def _numbers(value: Integers, name: str) -> int | list[int]:
+def _is_many(value: Integers) -> bool:
+    return value.dim() > 0 if isinstance(value, Tensor) else isinstance(value, Sequence)
+
+
+def _checked(value: Integers, name: str, bits: int = 64) -> array[int]:
+    """Whole numbers that fit; numpy's do, truth values and floats do not."""
     plain = value.tolist() if isinstance(value, Tensor) else value
-    if isinstance(plain, Sequence):
-        return [_checked(one, name, 64) for one in plain]
-    return _checked(plain, name, 64)
-
-
-def _checked(value: object, name: str, bits: int) -> int:
-    """A whole number that fits; numpy's integers do, truth values and floats do not."""
+    numbers = plain if isinstance(plain, Sequence) else [plain]
     try:
-        number = None if isinstance(value, bool) else as_integer(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
-    if number is None:
-        raise InvalidSeed(f"found {name} {value!r} of type {type(value).__name__}, wanted an integer of {bits} bits")
-    if not 0 <= number < 1 << bits:
-        raise InvalidSeed(f"found {name} {number}, wanted an integer in 0 .. 2^{bits} - 1")
-    return number
+        packed = array("Q", numbers)
+        good = bool not in set(map(type, numbers)) and max(packed, default=0) >> bits == 0
+    except (TypeError, OverflowError):
+        good = False
+    if not good:
+        row, culprit = next((i, one) for i, one in enumerate(numbers) if not _fits(one, bits))
+        kind, place = type(culprit).__name__, f" of row {row}" if len(numbers) > 1 else ""
+        raise InvalidSeed(f"found {name} {culprit!r} ({kind}){place}, wanted a whole number in 0 .. 2^{bits} - 1")
+    return packed
+
+
+def _fits(value: Any, bits: int) -> bool:
+    return issubclass(type(value), Integral) and not isinstance(value, bool) and 0 <= int(value) < 1 << bits
