@@ -9,10 +9,11 @@ mean the same: samples are grouped by what they show, and a batch takes at most 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 import open_clip
@@ -23,6 +24,8 @@ from torch import Tensor
 from workflows.config import ClipConfig
 from workflows.data.dataset import Split
 from workflows.embed.clip import PictureFormat
+
+Rows: TypeAlias = NDArray[np.int64]
 
 _MAX_LOGIT_SCALE: Final = math.log(100)
 _WARMUP: Final = 0.1
@@ -59,77 +62,105 @@ def build_model(config: ClipConfig, image_size: int) -> tuple[Any, Any]:
     return model, open_clip.SimpleTokenizer(context_length=config.context_length)
 
 
-@final
-@dataclass(frozen=True)
-class Batch:
-    """Rows of one step, and which wording each takes."""
-
-    rows: NDArray[np.int64]
-    """(groups, size): no two rows of a group show the same."""
-    wordings: NDArray[np.int64]
-    """(groups, size) index into the row's captions."""
-
-
-def distinct_batches(split: Split, batch_size: int, steps: int, seed: int) -> Iterator[Batch]:
+def distinct_batches(
+    meanings: NDArray[np.int64], batch_size: int, steps: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
     """Draws batches whose groups hold every meaning at most once.
 
     Where there are fewer meanings than `batch_size` (ten digits), a batch is several groups, each with a
     loss of its own.
 
     Args:
-        split: the samples.
+        meanings: (n,) which samples mean the same: an index in 0..m-1 with every value used.
         batch_size: rows per step at most.
         steps: how many batches.
         seed: of the draw.
+
+    Yields:
+        (groups, min(batch_size, m)) rows; meanings are drawn evenly, and so are the rows of a meaning.
     """
     rng = np.random.default_rng(seed)
-    members = _members(split)
-    size = min(batch_size, len(members))
+    order = np.argsort(meanings, kind="stable")
+    counts = np.bincount(meanings)
+    starts = np.cumsum(counts) - counts
+    size = min(batch_size, len(counts))
     for _ in range(steps):
-        chosen = np.stack([rng.permutation(len(members))[:size] for _ in range(max(1, batch_size // size))])
-        rows = np.array([[rng.choice(members[meaning]) for meaning in group] for group in chosen], np.int64)
-        wordings = np.array([[rng.integers(len(split.captions[row])) for row in group] for group in rows], np.int64)
-        yield Batch(rows, wordings)
+        chosen = np.stack([rng.permutation(len(counts))[:size] for _ in range(max(1, batch_size // size))])
+        yield order[starts[chosen] + rng.integers(counts[chosen])]
 
 
-def _members(split: Split) -> list[NDArray[np.int64]]:
-    groups: dict[Hashable, list[int]] = {}
-    for row, (values, captions) in enumerate(zip(split.attributes, split.captions, strict=True)):
-        groups.setdefault(values or captions[0], []).append(row)
-    return [np.array(rows, np.int64) for rows in groups.values()]
+def meanings_of(split: Split) -> Rows:
+    """(n,) which samples show the same: same attributes, or same first caption where there are none."""
+    keys: dict[Hashable, int] = {}
+    values = zip(split.attributes, split.captions, strict=True)
+    return np.array(
+        [keys.setdefault(attributes or captions[0], len(keys)) for attributes, captions in values], np.int64
+    )
 
 
 def fit(model: Any, tokenizer: Any, split: Split, config: ClipConfig, device: torch.device) -> Iterator[float]:
     """Trains the model in place; yields the loss of each step."""
     model.to(device).train()
-    pictures = torch.from_numpy(split.images).to(device)
-    texts, caption_ids = _tokenize(split.captions, tokenizer)
-    optimizer = torch.optim.AdamW(_decayed(model), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
-    picture = PictureFormat.of(model)
-    loss_function = open_clip.ClipLoss()
-    for batch in distinct_batches(split, config.batch_size, config.steps, config.seed):
-        rows = torch.from_numpy(batch.rows)
-        ids = texts[
-            [caption_ids[row][wording] for row, wording in zip(batch.rows.flat, batch.wordings.flat, strict=True)]
-        ]
-        pixels = picture.prepare(pictures[rows.flatten().to(device)].float() / 127.5 - 1)
-        out = model(pixels, ids.to(device))
-        image, text = (out[name].unflatten(0, rows.shape) for name in ("image_features", "text_features"))
-        loss = torch.stack([loss_function(v, u, out["logit_scale"]) for v, u in zip(image, text, strict=True)]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
-        yield loss.item()
+    texts = _tokenize(split.captions, tokenizer)
+    rng = np.random.default_rng(config.seed)
+    batches = distinct_batches(meanings_of(split), config.batch_size, config.steps, config.seed)
+    with _used_vocabulary(model, texts.ids.to(device)) as ids:
+        optimizer = torch.optim.AdamW(_decayed(model), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
+        for rows in batches:
+            captions = texts.pick(rows.ravel(), rng).to(device)
+            images = torch.from_numpy(split.images[rows.ravel()]).to(device)
+            loss = _loss(model, images.float() / 127.5 - 1, ids[captions], groups=len(rows))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+            yield loss.item()
     model.eval()
 
 
-def _tokenize(captions: Sequence[tuple[str, ...]], tokenizer: Any) -> tuple[Tensor, list[list[int]]]:
-    index = {caption: i for i, caption in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
-    return tokenizer(list(index)), [[index[text] for text in texts] for texts in captions]
+def _loss(model: Any, images: Tensor, ids: Tensor, groups: int) -> Tensor:
+    out = model(PictureFormat.of(model).prepare(images), ids)
+    pairs = zip(out["image_features"].chunk(groups), out["text_features"].chunk(groups), strict=True)
+    contrast = open_clip.ClipLoss()
+    return torch.stack([contrast(image, text, out["logit_scale"]) for image, text in pairs]).mean()
+
+
+@final
+@dataclass(frozen=True)
+class _Texts:
+    """Token ids (m, n) of distinct captions, and which of them each sample has."""
+
+    ids: Tensor
+    of_sample: list[list[int]]
+
+    def pick(self, rows: Rows, rng: np.random.Generator) -> Tensor:
+        return torch.tensor([rng.choice(self.of_sample[row]) for row in rows])
+
+
+def _tokenize(captions: Sequence[tuple[str, ...]], tokenizer: Any) -> _Texts:
+    index = {text: i for i, text in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
+    return _Texts(tokenizer(list(index)), [[index[text] for text in texts] for texts in captions])
+
+
+@contextlib.contextmanager
+def _used_vocabulary(model: Any, ids: Tensor) -> Iterator[Tensor]:
+    """Trains the embeddings of the tokens that occur, and puts them back into the whole table at the end.
+
+    AdamW over the whole table of 49,408 tokens would be a fifth of a step, to move what has no gradient.
+    The new ids keep the order of the old ones, so that the end of a text is still the largest.
+    """
+    table = model.token_embedding
+    used, compact = ids.unique(return_inverse=True)
+    model.token_embedding = torch.nn.Embedding.from_pretrained(table.weight.detach()[used], freeze=False)
+    try:
+        yield compact
+    finally:
+        with torch.no_grad():
+            table.weight[used] = model.token_embedding.weight
+        model.token_embedding = table
 
 
 def _decayed(model: Any) -> list[dict[str, Any]]:
