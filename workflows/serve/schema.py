@@ -1,0 +1,147 @@
+"""What a client may ask and what it gets: OpenAI's images shape, and the fields of diffusion.
+
+Fields whose values cannot change the picture take only those values that change nothing; any other value,
+and any unknown field, is refused by name. `null` means absent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias, final
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Guidance: TypeAlias = Literal["none", "direct", "classifier_free", "classifier", "clip"]
+SamplerName: TypeAlias = Literal["ddim", "ddpm", "dpm_solver"]
+
+LARGEST_SEED: Final = 2**64 - 1
+_NO_EFFECT: Final = "Accepted for compatibility; it has no effect."
+
+Label: TypeAlias = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0)]
+
+
+@final
+class GenerationRequest(BaseModel):
+    """The body of `POST /v1/images/generations`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prompt: str = Field(max_length=4000, description="What to draw; empty for `none`, and with `label`.")
+    model: str | None = Field(None, max_length=200, description="A name from `GET /v1/models`; default: the only one.")
+    n: int = Field(1, ge=1, le=10, description="Number of pictures.")
+    size: str = Field(
+        "auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT that the model makes, or `auto`."
+    )
+    response_format: Literal["b64_json", "url"] = Field("b64_json", description="`url`: a `data:` URL.")
+
+    negative_prompt: str | None = Field(None, max_length=4000, description="What to avoid (`classifier_free`).")
+    guidance: Guidance = Field(
+        "classifier_free",
+        description="`none`: unconditional; `direct`: the prompt as it was trained; `classifier_free`: extrapolated "
+        "away from no prompt or the negative one; `classifier`: the unconditional model steered by a noisy-image "
+        "classifier, towards `label` or the prompt; `clip`: steered by CLIP.",
+    )
+    guidance_scale: float | None = Field(
+        None, ge=0, le=100, allow_inf_nan=False, description="Strength; for `classifier_free`, 1 is `direct`."
+    )
+    label: Label | None = Field(None, description="A class by name or index (`classifier`).")
+    sampler: SamplerName = Field("ddim", description="How to step.")
+    num_inference_steps: int | None = Field(None, ge=1, description="Steps; default and limit: the service's.")
+    eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="Noise of `ddim`: 0 none, 1 as DDPM.")
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first picture, the next has seed + 1, ..")
+
+    user: str | None = Field(None, max_length=1000, description=_NO_EFFECT)
+    safety_identifier: str | None = Field(None, max_length=1000, description=_NO_EFFECT)
+    quality: Literal["auto", "standard"] | None = Field(None, description=_NO_EFFECT)
+    style: Literal["vivid"] | None = Field(None, description=_NO_EFFECT)
+    background: Literal["auto", "opaque"] | None = Field(None, description=_NO_EFFECT)
+    moderation: Literal["auto", "low"] | None = Field(None, description=_NO_EFFECT)
+    output_format: Literal["png"] | None = Field(None, description=_NO_EFFECT)
+    output_compression: Literal[100] | None = Field(None, description=_NO_EFFECT)
+    stream: Literal[False] | None = Field(None, description=_NO_EFFECT)
+    partial_images: Literal[0] | None = Field(None, description=_NO_EFFECT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Names of the fields that the client gave and that changed nothing."""
+        names = (name for name, field in type(self).model_fields.items() if field.description == _NO_EFFECT)
+        return tuple(name for name in names if getattr(self, name) is not None)
+
+
+@final
+class Image(BaseModel):
+    """One picture, in the form that `response_format` asks for."""
+
+    b64_json: str | None = Field(None, description="A PNG file, base64.")
+    url: str | None = Field(None, description="The same as a `data:` URL.")
+    seed: int = Field(description="Gives this picture again, with the same settings and version.")
+
+
+@final
+class GenerationSettings(BaseModel):
+    """All that determines the pictures, defaults included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: str
+    seeds: list[int]
+    size: str
+    sampler: SamplerName
+    num_inference_steps: int
+    eta: float | None = Field(None, description="Of `ddim` only.")
+    guidance: Guidance
+    guidance_scale: float
+    prompt: str
+    negative_prompt: str | None = None
+    label: str | None = None
+    without_effect: list[str] = Field(default=[], description="Given fields that changed nothing.")
+
+
+@final
+class GenerationAnswer(BaseModel):
+    """The body of a successful answer."""
+
+    created: int = Field(description="Unix time in seconds.")
+    data: list[Image]
+    settings: GenerationSettings
+
+
+@final
+class ModelCard(BaseModel):
+    """One entry of `GET /v1/models`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="Unix time at which this version was loaded, in seconds.")
+    owned_by: str = "raverse"
+    version: str
+    sizes: list[str]
+    classes: list[str] = Field(description="Values of `label`, in the order of their indices.")
+    guidance: list[Guidance]
+    example_prompts: list[str]
+    default_steps: int
+    max_steps: int
+
+
+@final
+class ModelList(BaseModel):
+    """The body of `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+@final
+class Health(BaseModel):
+    """The body of `GET /healthz`."""
+
+    status: Literal["ok"] = "ok"
+    model: str
+    version: str
