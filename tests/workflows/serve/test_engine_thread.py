@@ -1,0 +1,184 @@
+"""Rows of many requests on one engine: joined, apart, and gone with their client."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_core.condition import Condition
+from diffusion_core.denoiser import NetworkDenoiser
+from diffusion_core.engine import StepEngine
+from diffusion_core.errors import InvalidShape, NonFinite
+from diffusion_core.sampler import ddim
+from diffusion_core.schedule import NoiseSchedule
+from diffusion_core.spacing import trailing
+from diffusion_core.trajectory import Trajectory, sample
+from workflows.errors import Overloaded
+from workflows.serve.engine_thread import EngineThread
+from workflows.serve.errors import EngineStopped
+
+SCHEDULE = NoiseSchedule.cosine(1000)
+SHAPE = (2, 4)
+
+
+class Gate:
+    """A network that can be held, and that breaks on rows of one label."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Event()
+        self.rows: list[int] = []
+
+    def __call__(self, x: Tensor, level: Tensor, condition: Condition | None) -> Tensor:
+        self.rows.append(len(x))
+        self.entered.set()
+        assert self.open.wait(30)
+        out = 0.3 * x + level[:, None, None] / 1000
+        if condition is not None and condition.label is not None:
+            out = torch.where((condition.label == 13)[:, None, None], torch.nan, out)
+        return out
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def denoiser(gate: Gate) -> NetworkDenoiser:
+    return NetworkDenoiser(gate, SCHEDULE, "v")
+
+
+@pytest.fixture
+def thread(gate: Gate, denoiser: NetworkDenoiser) -> Iterator[EngineThread]:
+    engine = StepEngine(denoiser, SHAPE, max_rows=8)
+    thread = EngineThread(engine, max_rows=10)
+    yield thread
+    gate.open.set()
+    thread.stop()
+    engine.check()
+
+
+def rows(num_steps: int, *seeds: int, label: int = 0, shape: tuple[int, ...] = SHAPE) -> list[Trajectory]:
+    plan = ddim(SCHEDULE, trailing(SCHEDULE, num_steps))
+    return [Trajectory.start(plan, Condition.of(label=[label]), seed=seed, shape=shape) for seed in seeds]
+
+
+async def until_entered(gate: Gate) -> None:
+    assert await asyncio.to_thread(gate.entered.wait, 30)
+
+
+def test_samples_are_those_of_the_core_alone_and_in_a_crowd(thread: EngineThread, denoiser: NetworkDenoiser) -> None:
+    async def crowd() -> list[list[Tensor]]:
+        calls = [thread.sample(rows(steps, *seeds)) for steps, seeds in ((9, [1, 2]), (4, [3]), (25, [4, 5, 6]))]
+        return await asyncio.gather(*calls)
+
+    found = asyncio.run(crowd())
+    for (steps, seeds), samples in zip(((9, [1, 2]), (4, [3]), (25, [4, 5, 6])), found, strict=True):
+        plan = ddim(SCHEDULE, trailing(SCHEDULE, steps))
+        wanted = sample(denoiser, plan, Condition.of(label=[0]), seeds=seeds, shape=SHAPE)
+        torch.testing.assert_close(torch.stack(samples), wanted)
+
+
+def test_a_row_joins_at_the_next_step(thread: EngineThread, gate: Gate) -> None:
+    async def join() -> None:
+        gate.open.clear()
+        first = asyncio.create_task(thread.sample(rows(6, 1)))
+        await until_entered(gate)
+        second = asyncio.create_task(thread.sample(rows(6, 2)))
+        await asyncio.sleep(0)
+        gate.open.set()
+        await asyncio.gather(first, second)
+
+    asyncio.run(join())
+    assert gate.rows == [1, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_bad_row_ends_its_own_request_only(thread: EngineThread) -> None:
+    async def crowd() -> tuple[object, object]:
+        good, bad = thread.sample(rows(8, 1)), thread.sample(rows(8, 2, 3, label=13))
+        return tuple(await asyncio.gather(good, bad, return_exceptions=True))  # type: ignore[return-value]
+
+    good, bad = asyncio.run(crowd())
+    assert isinstance(bad, NonFinite)
+    assert isinstance(good, list)
+    torch.testing.assert_close(good, asyncio.run(thread.sample(rows(8, 1))))
+    assert (thread.load.rows, thread.load.failed, thread.load.finished) == (0, 1, 2)
+
+
+def test_a_row_of_another_shape_is_refused_and_none_of_its_request_stays(thread: EngineThread) -> None:
+    with pytest.raises(InvalidShape):
+        asyncio.run(thread.sample([*rows(8, 1), *rows(8, 2, shape=(3,))]))
+    assert thread.load.rows == 0
+
+
+def test_rows_leave_with_their_client_within_one_step(thread: EngineThread, gate: Gate) -> None:
+    async def leave() -> list[Tensor]:
+        gate.open.clear()
+        leaving = asyncio.create_task(thread.sample(rows(1000, 1, 2)))
+        await until_entered(gate)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        gate.open.set()
+        return await thread.sample(rows(3, 3))
+
+    asyncio.run(leave())
+    assert gate.rows == [2, 1, 1, 1]
+    assert (thread.load.rows, thread.load.cancelled, thread.load.finished) == (0, 2, 1)
+
+
+def test_a_full_engine_refuses_and_says_how_long_it_takes(thread: EngineThread, gate: Gate) -> None:
+    async def overflow() -> Overloaded:
+        await thread.sample(rows(3, 0))
+        gate.entered.clear()
+        gate.open.clear()
+        first = asyncio.create_task(thread.sample(rows(5, *range(8))))
+        await until_entered(gate)
+        third = asyncio.create_task(thread.sample(rows(5, 1, 2, 3)))
+        await asyncio.sleep(0)
+        gate.open.set()
+        with pytest.raises(Overloaded) as caught:
+            await third
+        await first
+        return caught.value
+
+    error = asyncio.run(overflow())
+    assert error.retry_after > 0
+
+
+def test_a_request_larger_than_the_limit_is_served_when_it_is_alone(thread: EngineThread) -> None:
+    assert len(asyncio.run(thread.sample(rows(2, *range(12))))) == 12
+
+
+def test_an_idle_thread_makes_no_step(thread: EngineThread, gate: Gate) -> None:
+    asyncio.run(thread.sample(rows(3, 1)))
+    asyncio.run(asyncio.sleep(0.05))
+    assert len(gate.rows) == 3
+
+
+def test_stopping_fails_those_who_wait_and_those_who_come(gate: Gate, denoiser: NetworkDenoiser) -> None:
+    thread = EngineThread(StepEngine(denoiser, SHAPE), max_rows=10)
+
+    async def stop() -> None:
+        gate.open.clear()
+        waiting = asyncio.create_task(thread.sample(rows(1000, 1)))
+        await until_entered(gate)
+        stopping = asyncio.create_task(asyncio.to_thread(thread.stop))
+        await asyncio.sleep(0.05)
+        gate.open.set()
+        await stopping
+        with pytest.raises(EngineStopped):
+            await waiting
+        with pytest.raises(EngineStopped):
+            await thread.sample(rows(1, 1))
+        with pytest.raises(EngineStopped):
+            thread.check()
+
+    asyncio.run(stop())
