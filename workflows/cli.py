@@ -82,7 +82,8 @@ def serve(config: ConfigOption, model: ModelOption = None, overrides: SetOption 
         with ray_session(settings):
             from workflows.serve.app import serve as serve_model
 
-            serve_model(settings, model or f"{settings.register_.model_name}@{settings.register_.alias}")
+            reference = model or f"{settings.register_.model_name}@{settings.register_.alias}"
+            serve_model(settings, reference, command.progress)
 
 
 def _add_stage(name: str, help_text: str) -> None:

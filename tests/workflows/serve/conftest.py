@@ -1,0 +1,99 @@
+"""A running service: the tiny package under an alias of a real registry, on real Ray Serve over HTTP."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from workflows.config import RunConfig
+from workflows.package_files import PackageCard
+from workflows.pyfunc_logging import log_package
+from workflows.serve.app import APP_NAME, build
+from workflows.serve.engine_thread import Load
+from workflows.tracking import tracked_run
+
+MODEL = "tiny"
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the service answers, and the handle of its sampler."""
+
+    url: str
+    sampler: DeploymentHandle[Any]
+
+    def post(self, **fields: object) -> httpx.Response:
+        """Asks for pictures."""
+        return httpx.post(
+            f"{self.url}/v1/images/generations", json={"prompt": "a handwritten one", **fields}, timeout=60
+        )
+
+    def load(self) -> Load:
+        """What the sampler has to do."""
+        load: Load = self.sampler.load.remote().result(timeout_s=30)
+        return load
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_config(root: Path) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "tiny",
+            "data": {"source": "digits"},
+            "register": {"model_name": MODEL},
+            "storage": {"root": str(root)},
+            "serve": {"port": free_port(), "num_steps": 20},
+        }
+    )
+
+
+def register_package(config: RunConfig, package: Path) -> str:
+    """Makes a version of the package, moves the alias to it, and returns its number."""
+    config.root_folder.mkdir(parents=True, exist_ok=True)
+    name = config.register_.model_name
+    with tracked_run(config, config.root_folder / "run.json") as run:
+        if not run.client.search_registered_models(f"name = '{name}'"):
+            run.client.create_registered_model(name)
+        uri, model_id = log_package(run, package, PackageCard.load(package))
+        made = run.client.create_model_version(name, uri, run.run_id, model_id=model_id)
+        run.client.set_registered_model_alias(name, config.register_.alias, made.version)
+    return str(made.version)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, tiny_package: Path) -> RunConfig:
+    """A job whose registry holds the tiny package as champion."""
+    config = make_config(tmp_path_factory.mktemp("registry"))
+    register_package(config, tiny_package)
+    return config
+
+
+@pytest.fixture(scope="module")
+def service(ray_session: None, tiny_config: RunConfig) -> Iterator[Service]:
+    """The application on the session's Ray, with a small queue."""
+    port = free_port()
+    args = {
+        "model": f"{MODEL}@{tiny_config.register_.alias}",
+        "tracking_uri": f"sqlite:///{tiny_config.root_folder / 'mlflow.db'}",
+        "num_steps": 20,
+        "max_rows": 8,
+        "max_waiting_rows": 32,
+    }
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(args), name=APP_NAME, route_prefix="/")
+    sampler = serve.get_deployment_handle("sampler", APP_NAME)
+    yield Service(f"http://127.0.0.1:{port}", sampler)
+    serve.shutdown()

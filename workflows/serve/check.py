@@ -1,0 +1,139 @@
+"""The stage that proves the service: the registered model, deployed, answers real HTTP requests."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import httpx
+
+from workflows.artifact import Artifact
+from workflows.config import RunConfig
+from workflows.errors import StageFailed
+from workflows.progress import Progress
+from workflows.serve.app import build
+from workflows.serve.host import hosted
+from workflows.serve.settings import ServeArgs
+
+APP_NAME: Final = "raverse-check"
+_SAMPLERS: Final = ("ddpm", "ddim")
+_SEED: Final = 7
+_TIMEOUT_SECONDS: Final = 120.0
+
+
+@final
+@dataclass(frozen=True)
+class Answer:
+    """One request and what came of it; `picture` is the name of its file."""
+
+    request: dict[str, Any]
+    status: int
+    seconds: float
+    version: str
+    seed: int
+    picture: str
+
+
+def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
+    """Deploys the registered model and asks for one picture of each kind of guidance by each sampler.
+
+    Args:
+        config: the job.
+        inputs: `register`.
+        folder: for the pictures and `service.json`.
+        progress: told about finished requests.
+
+    Returns:
+        Number of requests, seconds until the service was ready, of all requests together, and of the median one.
+
+    Raises:
+        AddressInUse: the port is taken.
+        StageFailed: the service did not start, or did not answer with a picture.
+    """
+    made = inputs["register"].metrics
+    args = ServeArgs.of(config, f"{made['model']}@{made['alias']}")
+    started = time.monotonic()
+    with hosted(config.serve, build(args), APP_NAME) as url:
+        ready = time.monotonic()
+        progress.log(f"{args.model} answers at {url}")
+        answers = asyncio.run(_ask_all(url, folder, progress))
+    _check_versions(answers, str(made["version"]))
+    figures = {
+        "requests": len(answers),
+        "start_seconds": round(ready - started, 3),
+        "request_seconds": round(max(answer.seconds for answer in answers), 3),
+        "p50_seconds": round(statistics.median(answer.seconds for answer in answers), 3),
+    }
+    service = {"model": args.model, "url": url} | figures | {"answers": [asdict(answer) for answer in answers]}
+    (folder / "service.json").write_text(json.dumps(service, indent=2))
+    return figures
+
+
+def requests_for(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """One request of each kind by each sampler, by the name of its picture.
+
+    Args:
+        card: an entry of `GET /v1/models`.
+    """
+    prompt, label = card["example_prompts"][-1], card["classes"][-1]
+    kinds: dict[str, dict[str, Any]] = {
+        "unconditional": {"prompt": "", "guidance": "none"},
+        "direct": {"prompt": prompt, "guidance": "direct"},
+        "classifier-free": {"prompt": prompt, "guidance": "classifier_free"},
+        "classifier-by-class": {"prompt": "", "guidance": "classifier", "label": label},
+        "classifier-by-prompt": {"prompt": prompt, "guidance": "classifier"},
+        "clip": {"prompt": prompt, "guidance": "clip"},
+    }
+    return {
+        f"{kind}-{sampler}": fields | {"sampler": sampler, "seed": _SEED}
+        for kind, fields in kinds.items()
+        for sampler in _SAMPLERS
+    }
+
+
+async def _ask_all(url: str, folder: Path, progress: Progress) -> list[Answer]:
+    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as client:
+        models = await client.get("/v1/models")
+        if not models.is_success:
+            raise StageFailed(f"GET {url}/v1/models answered {models.status_code}: {models.text[:300]}")
+        requests = requests_for(models.json()["data"][0])
+        progress.start(len(requests), "requests")
+        tasks = [asyncio.create_task(_ask(client, name, body, folder)) for name, body in requests.items()]
+        for done, task in enumerate(asyncio.as_completed(tasks), start=1):
+            answer = await task
+            progress.advance(done, seconds=answer.seconds)
+        return [task.result() for task in tasks]
+
+
+async def _ask(client: httpx.AsyncClient, name: str, body: dict[str, Any], folder: Path) -> Answer:
+    started = time.monotonic()
+    try:
+        response = await client.post("/v1/images/generations", json=body)
+    except httpx.HTTPError as error:
+        raise StageFailed(f"the service did not answer {json.dumps(body)} ({type(error).__name__}: {error})") from error
+    seconds = time.monotonic() - started
+    if not response.is_success:
+        raise StageFailed(f"the service answered {response.status_code} to {json.dumps(body)}: {response.text[:300]}")
+    answer = response.json()
+    picture = folder / f"{name}.png"
+    picture.write_bytes(base64.b64decode(answer["data"][0]["b64_json"]))
+    settings = answer["settings"]
+    return Answer(
+        body, response.status_code, round(seconds, 3), settings["version"], settings["seeds"][0], picture.name
+    )
+
+
+def _check_versions(answers: Sequence[Answer], wanted: str) -> None:
+    found = {answer.version for answer in answers}
+    if found != {wanted}:
+        raise StageFailed(
+            f"the service answered with version {', '.join(sorted(found))}, wanted the registered {wanted}: "
+            f"another job moved the alias; register again"
+        )

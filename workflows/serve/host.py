@@ -1,0 +1,88 @@
+"""Puts the application on the Ray session that is there, and takes it away again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+import httpx
+from ray import serve as ray_serve
+from ray.exceptions import RayError
+from ray.serve import Application
+
+from workflows.config import ServeConfig
+from workflows.errors import AddressInUse, StageFailed
+
+_PROBE_SECONDS: Final = 5.0
+
+
+@contextlib.contextmanager
+def hosted(config: ServeConfig, application: Application, name: str, route_prefix: str = "/") -> Iterator[str]:
+    """Serves the application for the length of the block, and yields its URL.
+
+    A Serve that runs on the cluster already is used and left running.
+
+    Args:
+        config: host and port.
+        application: what to serve.
+        name: under which Serve knows it.
+        route_prefix: of its routes.
+
+    Raises:
+        AddressInUse: the port is taken, or the cluster's Serve listens elsewhere.
+        StageFailed: the application did not start; says why.
+    """
+    address = f"http://{config.host}:{config.port}"
+    started = not ray_serve.status().proxies
+    try:
+        if started:
+            _start(config)
+        else:
+            _check_proxy(address, config)
+        _deploy(application, name, route_prefix)
+        yield address + route_prefix.rstrip("/")
+    finally:
+        if started:
+            ray_serve.shutdown()
+        else:
+            ray_serve.delete(name)
+
+
+def _start(config: ServeConfig) -> None:
+    try:
+        ray_serve.start(http_options={"host": config.host, "port": config.port})
+    except (RayError, RuntimeError, TimeoutError) as error:
+        if "Failed to bind" not in str(error):
+            raise
+        raise AddressInUse(
+            f"cannot serve on {config.host}:{config.port}: stop what listens there, or give --set serve.port=PORT"
+        ) from error
+
+
+def _check_proxy(address: str, config: ServeConfig) -> None:
+    """The cluster's Serve was started by someone else, maybe at another address."""
+    try:
+        healthy = httpx.get(f"{address}/-/healthz", timeout=_PROBE_SECONDS).is_success
+    except httpx.HTTPError:
+        healthy = False
+    if not healthy:
+        raise AddressInUse(
+            f"Ray Serve runs on this cluster already, but does not answer at {config.host}:{config.port}: "
+            f"give its address with --set serve.host=HOST --set serve.port=PORT, or end it with `serve shutdown`"
+        )
+
+
+def _deploy(application: Application, name: str, route_prefix: str) -> None:
+    try:
+        ray_serve.run(application, name=name, route_prefix=route_prefix)
+    except RuntimeError as error:
+        raise StageFailed(f"the service did not start ({_reason(name) or error}): its log holds the rest") from error
+
+
+def _reason(name: str) -> str | None:
+    """The last line of the traceback that Serve keeps of a replica that failed to start."""
+    application = ray_serve.status().applications.get(name)
+    messages = [] if application is None else [part.message for part in application.deployments.values()]
+    lines = [line.strip() for message in messages for line in message.splitlines() if "Error: " in line]
+    return lines[-1] if lines else None

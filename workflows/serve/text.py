@@ -1,0 +1,98 @@
+"""The text encoder deployment: prompts of many requests in one pass of the text tower.
+
+A caller names the model version along with the prompt, so that the embedding always comes from the tower
+that the denoiser of that version was trained with, also while versions change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final, final
+
+from ray import serve
+
+from workflows.embed.clip import EncodedText, TextTower, load_clip
+from workflows.model import clip_folder
+from workflows.model_reference import find_version, resolve
+from workflows.serve.settings import ServeArgs
+
+MAX_BATCH: Final = 64
+_TOWERS: Final = 2
+_TEXTS: Final = 4096
+
+
+@final
+class CachedTower:
+    """A text tower that remembers the texts it was asked for last."""
+
+    def __init__(self, tower: TextTower, size: int = _TEXTS) -> None:
+        self._tower, self._size = tower, size
+        self._known: OrderedDict[str, EncodedText] = OrderedDict()
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """One row per text; those not remembered are encoded in one pass."""
+        found = {text: self._known[text] for text in texts if text in self._known}
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if new:
+            found |= zip(new, _rows(self._tower.encode(new)), strict=True)
+        for text in texts:
+            self._known[text] = found[text]
+            self._known.move_to_end(text)
+        while len(self._known) > self._size:
+            self._known.popitem(last=False)
+        return [found[text] for text in texts]
+
+
+@final
+class TextEncoder:
+    """Encodes texts for the samplers, with the towers of the versions that are asked for."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        self._tracking_uri = args.tracking_uri
+        self._towers: OrderedDict[str, CachedTower] = OrderedDict()
+        version = find_version(args.tracking_uri, args.model)
+        self._tower(f"{version.name}/{version.version}")
+
+    async def encode(self, model: str, text: str) -> EncodedText:
+        """Encodes one text.
+
+        Args:
+            model: NAME/VERSION, whose tower is wanted.
+            text: at most the tower's context length of it counts.
+
+        Returns:
+            One row.
+        """
+        encoded: EncodedText = await self._encode_batch((model, text))
+        return encoded
+
+    # It takes what has arrived and never waits for more.
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0
+    )
+    async def _encode_batch(self, calls: list[tuple[str, str]]) -> list[EncodedText]:
+        return await asyncio.to_thread(self._encode_all, calls)
+
+    def _encode_all(self, calls: Sequence[tuple[str, str]]) -> list[EncodedText]:
+        found: dict[tuple[str, str], EncodedText] = {}
+        for model in dict.fromkeys(model for model, _ in calls):
+            texts = [text for name, text in calls if name == model]
+            found |= {(model, text): row for text, row in zip(texts, self._tower(model).encode(texts), strict=True)}
+        return [found[call] for call in calls]
+
+    def _tower(self, model: str) -> CachedTower:
+        tower = self._towers.get(model)
+        if tower is None:
+            folder = resolve(self._tracking_uri, model).folder
+            tower = self._towers[model] = CachedTower(load_clip(clip_folder(folder)).text)
+        self._towers.move_to_end(model)
+        while len(self._towers) > _TOWERS:
+            self._towers.popitem(last=False)
+        return tower
+
+
+def _rows(encoded: EncodedText) -> list[EncodedText]:
+    """One row each, in memory of its own: a remembered row must not hold its batch."""
+    return [EncodedText(*(part[row : row + 1].clone() for part in encoded)) for row in range(len(encoded.tokens))]
