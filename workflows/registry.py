@@ -1,29 +1,27 @@
-"""The MLflow model registry: from a finished job to a version under an alias, and from a reference to a folder.
+"""The MLflow model registry: from a finished job to a version under an alias.
 
-register_model   the stage: logs the run and the model, makes a version, moves the alias
-resolve          NAME@ALIAS or NAME/VERSION -> the version and the local folder of its package
+`register_model` is the stage: it logs the run and the model, makes a version, and moves the alias. `resolve`
+goes the other way, from a reference to the folder of a package (see `workflows.model_reference`).
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any, Final
 
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
-from workflows.data.dataset import DataInfo
 from workflows.model_reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
-from workflows.package_files import Defaults, PackageCard, assemble
+from workflows.package_files import PackageCard, verify
 from workflows.progress import Progress
 from workflows.pyfunc_logging import log_package
+from workflows.report import git_state
 from workflows.tracking import TrackedRun, tracked_run
 from workflows.tracking_store import reaching
 
 __all__ = ["ModelVersion", "ResolvedModel", "find_version", "promote", "register_model", "resolve"]
 
-_ROOT: Final = Path(__file__).parent.parent
 _CURVES: Final = ("denoiser", "classifier")
 _PICTURES: Final = (("evaluate", "samples.png"), ("evaluate", "curves.png"), ("evaluate", "metrics.json"))
 
@@ -34,31 +32,25 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
     Args:
         config: the job.
         inputs: the artifacts `data`, `clip`, `embed`, `denoiser`, `classifier`, `evaluate`.
-        folder: where the package is put together, and `registry.json` goes.
+        folder: for `registry.json`.
         progress: told about finished parts.
 
     Returns:
         `model`, `version`, `alias`, `run_id`, `package_hash`.
 
     Raises:
-        TrackingUnreachable: the MLflow store cannot be used; the package stays in the folder.
-        InvalidBundle: parts that do not belong together.
+        TrackingUnreachable: the MLflow store cannot be used; the evaluated package stays where it is.
+        InvalidBundle: the evaluated package was changed.
     """
-    progress.start(3, "parts")
-    card = assemble(
-        folder / PACKAGE,
-        _card(config, inputs),
-        denoiser=inputs["denoiser"].folder / "bundle",
-        classifier=inputs["classifier"].folder / "bundle",
-        clip=inputs["clip"].folder,
-    )
-    progress.advance(1)
+    package = inputs["evaluate"].folder / PACKAGE
+    card, _ = verify(package)
+    progress.start(2, "parts")
     with tracked_run(config, folder / "mlflow_run.json") as run:
         _log_run(run, config, inputs)
-        progress.advance(2)
-        version = _version(run, config.register_.model_name, _tags(config, inputs, card), folder / PACKAGE, card)
+        progress.advance(1)
+        version = _version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
         promote(run, version, config.register_.alias)
-    progress.advance(3)
+    progress.advance(2)
     values = {
         "model": version.name,
         "version": version.version,
@@ -80,19 +72,6 @@ def promote(run: TrackedRun, version: ModelVersion, alias: str) -> None:
         run.client.set_registered_model_alias(version.name, alias, version.version)
 
 
-def _card(config: RunConfig, inputs: dict[str, Artifact]) -> PackageCard:
-    info = DataInfo.load(inputs["data"].folder)
-    asked = config.evaluate
-    return PackageCard(
-        source=info.source,
-        shape=info.shape,
-        class_names=info.class_names,
-        candidate_captions=info.candidate_captions,
-        data_hash=info.data_hash,
-        defaults=Defaults(asked.num_steps, asked.guidance_scale, asked.classifier_scale, asked.clip_scale),
-    )
-
-
 def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> dict[str, str]:
     return {
         "package_hash": card.hash,
@@ -107,18 +86,9 @@ def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> 
 
 
 def _git_commit() -> str:
-    """Commit of the code, with `-dirty` where it was changed; `unknown` outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip()
+    """Commit of the code, with `-dirty` where it was changed; `unknown` outside a checkout."""
+    state = git_state()
+    return f"{state['commit']}{'-dirty' if state['changed'] else ''}" if state else "unknown"
 
 
 def _log_run(run: TrackedRun, config: RunConfig, inputs: dict[str, Artifact]) -> None:

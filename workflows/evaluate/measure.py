@@ -1,0 +1,112 @@
+"""From drawn pictures to figures: every job is judged, the scales are compared, the grid is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workflows.data.dataset import Dataset
+from workflows.embed.clip import Clip
+from workflows.evaluate.judge import Judge, judge_accuracy
+from workflows.evaluate.metrics import accuracy, clip_score, diversity, histogram
+from workflows.evaluate.sampling import SampleJob
+
+_BATCH: Final = 256
+
+
+@final
+@dataclass(frozen=True)
+class Drawn:
+    """One job's pictures, and what the judge sees in them.
+
+    Attributes:
+        job: what was asked.
+        images: (n, c, h, w) uint8.
+        judged: (n, attributes).
+    """
+
+    job: SampleJob
+    images: NDArray[np.uint8]
+    judged: NDArray[np.int64]
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """(n,) whether each is as asked; asked by label, only the class counts."""
+        same = self.judged == self.job.prompts.targets
+        return np.asarray(same[:, 0] if self.job.by_label else same.all(axis=1))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pictures that are as asked."""
+        return float(self.right.mean())
+
+    def rows(self, index: NDArray[np.int64]) -> Drawn:
+        """The chosen rows."""
+        job = SampleJob(**{**self.job.__dict__, "prompts": self.job.prompts.rows(index)})
+        return Drawn(job, self.images[index], self.judged[index])
+
+
+def measure(
+    drawn: Mapping[str, Drawn], scales: Mapping[float, Drawn], dataset: Dataset, clip: Clip, judge: Judge
+) -> dict[str, Any]:
+    """All figures of an evaluation.
+
+    Args:
+        drawn: pictures by kind; `classifier_free` is the headline, `none` the unconditional ones.
+        scales: pictures of the same prompts and seeds at several classifier-free scales.
+        dataset: names attributes, and gives real pictures to compare with.
+        clip: scores pictures.
+        judge: that judged.
+    """
+    info, headline = dataset.info, drawn["classifier_free"]
+    unseen = headline.job.prompts.unseen
+    figures: dict[str, Any] = {"accuracy": float(headline.right[~unseen].mean())}
+    if unseen.any():
+        figures["accuracy_unseen"] = float(headline.right[unseen].mean())
+    figures |= {f"{kind}_accuracy": found.accuracy for kind, found in drawn.items() if kind != "none"}
+    shares = histogram(drawn["none"].judged, info)
+    figures["unconditional_classes"] = sum(share > 0 for share in shares.values())
+    figures["unconditional_largest_share"] = max(shares.values())
+    figures["accuracy_at_scale"] = {f"{scale:g}": found.accuracy for scale, found in scales.items()}
+    figures["diversity_at_scale"] = {f"{scale:g}": spread(found, clip) for scale, found in scales.items()}
+    figures["clip_score"] = clip_score(_image_vectors(headline.images, clip), _text_vectors(headline, clip))
+    figures |= _real(dataset, clip)
+    figures["judge_accuracy"] = judge_accuracy(judge, dataset)
+    figures["attributes"] = {
+        kind: accuracy(found.judged, found.job.prompts.targets, info) for kind, found in drawn.items() if kind != "none"
+    }
+    figures["unconditional_shares"] = shares
+    return figures
+
+
+def spread(found: Drawn, clip: Clip) -> float:
+    """Diversity within the prompts of some pictures."""
+    return diversity(_image_vectors(found.images, clip), found.job.prompts.combinations.tolist())
+
+
+def _real(dataset: Dataset, clip: Clip) -> dict[str, float]:
+    """The same figures of held-out pictures: what a perfect model would reach."""
+    split = dataset.read("held_out")
+    vectors = _image_vectors(split.images, clip)
+    captions = clip.text.encode([texts[0] for texts in split.captions]).pooled
+    return {
+        "clip_score_real": clip_score(vectors, captions.to(vectors)),
+        "diversity_real": diversity(vectors, dataset.combinations(split).tolist()),
+    }
+
+
+@torch.no_grad()
+def _image_vectors(images: NDArray[np.uint8], clip: Clip) -> Tensor:
+    parts = torch.from_numpy(images).split(_BATCH)
+    return torch.cat([clip.image.encode(part.float() / 127.5 - 1.0) for part in parts])
+
+
+def _text_vectors(found: Drawn, clip: Clip) -> Tensor:
+    return clip.text.encode(found.job.prompts.texts).pooled

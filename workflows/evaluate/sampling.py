@@ -1,0 +1,149 @@
+"""Draws the pictures of an evaluation in parallel, as Ray tasks over rows.
+
+A task draws a fixed slice of a job's rows with one thread of its own, so the pictures are the same whatever
+the number of workers, and a lost task is drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+
+from diffusion_core.errors import NonFinite, RaverseError
+from workflows.evaluate.prompts import Prompts
+from workflows.progress import Progress
+
+if TYPE_CHECKING:
+    from workflows.model import ModelPackage
+
+_RETRIES: Final = 3
+
+
+@final
+@dataclass(frozen=True)
+class SampleJob:
+    """Pictures to draw, all with one kind of guidance.
+
+    Attributes:
+        prompts: one row per picture.
+        guidance: a kind, as `workflows.steering` knows them.
+        by_label: the classifier is asked for the class instead of the prompt.
+        guidance_scale: of `classifier_free`.
+        classifier_scale: of `classifier`.
+        clip_scale: of `clip`.
+        sampler: its name.
+        num_steps: of the sampler.
+        eta: of DDIM.
+    """
+
+    prompts: Prompts
+    guidance: str
+    by_label: bool = False
+    guidance_scale: float = 1.0
+    classifier_scale: float = 0.0
+    clip_scale: float = 0.0
+    sampler: str = "ddim"
+    num_steps: int = 50
+    eta: float = 0.0
+
+    def part(self, start: int, stop: int) -> SampleJob:
+        """Some of the rows."""
+        return replace(self, prompts=self.prompts.rows(np.arange(start, min(stop, len(self.prompts)))))
+
+
+def sample_jobs(
+    package: Path, jobs: Sequence[SampleJob], batch_size: int, progress: Progress
+) -> list[NDArray[np.uint8]]:
+    """Draws every job's pictures.
+
+    Args:
+        package: folder of the model.
+        jobs: what to draw; slow ones first keep all workers busy to the end.
+        batch_size: rows of a task.
+        progress: told about finished pictures.
+
+    Returns:
+        (n, c, h, w) for each job.
+
+    Raises:
+        RaverseError: what a task says, such as `NonFinite` for a model that gives no picture.
+    """
+    task: Any = ray.remote(max_retries=_RETRIES, **_resources())(draw)
+    places = [(job, start) for job, wanted in enumerate(jobs) for start in range(0, len(wanted.prompts), batch_size)]
+    waiting = {
+        task.remote(str(package), jobs[job].part(start, start + batch_size)): (job, start) for job, start in places
+    }
+    drawn: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    progress.start(sum(len(job.prompts) for job in jobs), "pictures")
+    while waiting:
+        finished, _ = ray.wait(list(waiting))
+        for reference in finished:
+            drawn[waiting.pop(reference)] = _get(reference)
+        progress.advance(sum(len(part) for part in drawn.values()))
+    return [np.concatenate([drawn[place] for place in places if place[0] == job]) for job in range(len(jobs))]
+
+
+def draw(package: str, job: SampleJob) -> NDArray[np.uint8]:
+    """Draws a job in this process, with one thread.
+
+    Raises:
+        NonFinite: the model gave no finite picture.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _draw(_load(package), job)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _draw(model: ModelPackage, job: SampleJob) -> NDArray[np.uint8]:
+    import torch
+
+    prompts = job.prompts
+    condition = model.condition(
+        len(prompts) if job.guidance == "none" or job.by_label else prompts.texts,
+        job.guidance,
+        labels=prompts.labels if job.by_label else None,
+        guidance_scale=job.guidance_scale,
+        classifier_scale=job.classifier_scale,
+        clip_scale=job.clip_scale,
+    )
+    plan = model.plan(job.sampler, job.num_steps, job.eta)
+    x = model.sample(condition, seeds=prompts.seeds, plan=plan)
+    bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise NonFinite(f"the model draws no finite picture for {prompts.texts[bad[0]]!r}: train it longer", tuple(bad))
+    pixels: NDArray[np.uint8] = model.to_images(x).numpy()
+    return pixels
+
+
+@lru_cache(maxsize=1)
+def _load(package: str) -> ModelPackage:
+    import torch
+
+    from workflows.model import ModelPackage
+
+    return ModelPackage.load(Path(package), "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _resources() -> dict[str, float]:
+    """One CPU, and a GPU where the cluster has any."""
+    return {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}
+
+
+def _get(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, RaverseError) else error from None
