@@ -157,8 +157,11 @@ class EvaluateConfig(Section):
         (0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared."
     )
     num_prompts_per_scale: PositiveInt = Field(200, description="Pictures per compared scale.")
+    num_prompts_per_gradient: PositiveInt = Field(
+        100, description="Pictures per kind of classifier and CLIP guidance (first ones of the compared)."
+    )
     batch_size: PositiveInt = Field(64, description="Pictures sampled at once. Does not change them.")
-    seed: int = Field(0, description="Seed of the sampled pictures.")
+    seed: int = Field(0, description="Seed of prompts and pictures.")
 
 
 class RegisterConfig(Section):
