@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import Denoiser
+from diffusion_core.errors import InvalidBundle
 from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance, Thresholding
 from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
 from diffusion_core.sampler import SamplerPlan
@@ -42,14 +43,21 @@ class ModelPackage:
         folder: where it lies.
         card: what it draws, and its defaults.
         denoiser: with all guidance around it.
+        classifier: the noisy-image classifier in it.
         clip: text and image towers.
         device: where it computes.
     """
 
     def __init__(
-        self, folder: Path, card: PackageCard, denoiser: Denoiser, clip: Clip, device: torch.device | str
+        self,
+        folder: Path,
+        card: PackageCard,
+        denoiser: Denoiser,
+        classifier: NoisyClassifier,
+        clip: Clip,
+        device: torch.device | str,
     ) -> None:
-        self.folder, self.card, self.denoiser, self.clip = folder, card, denoiser, clip
+        self.folder, self.card, self.denoiser, self.classifier, self.clip = folder, card, denoiser, classifier, clip
         self.device = torch.device(device)
 
     @staticmethod
@@ -82,12 +90,12 @@ class ModelPackage:
         network = bundles["denoiser"].denoiser(device=device, buckets=buckets, autocast=autocast)
         classifier = bundles["classifier"].network(device=device)
         if not isinstance(classifier, NoisyClassifier):
-            raise InvalidRequest(f"the classifier of {folder} is a {type(classifier).__name__}, no NoisyClassifier")
+            raise InvalidBundle(f"the classifier of {folder} is a {type(classifier).__name__}, no NoisyClassifier")
         judge = ClipDensity(clip, clip.text.encode(card.candidate_captions).pooled)
         guided: Denoiser = ClassifierFreeGuidance(network)
         guided = GradientGuidance(guided, classifier.log_density, name="classifier", at="x_t")
         guided = GradientGuidance(guided, judge, name="clip", at="x0")
-        return ModelPackage(folder, card, Thresholding(guided, clip_x0=_BOUND), clip, device)
+        return ModelPackage(folder, card, Thresholding(guided, clip_x0=_BOUND), classifier, clip, device)
 
     @property
     def schedule(self) -> NoiseSchedule:

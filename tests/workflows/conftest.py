@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import ClipConfig
+from workflows.artifact import Artifact
+from workflows.config import ClipConfig, load_config
+from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_training import build_model, model_config
 from workflows.model import ModelPackage
 from workflows.package_files import Defaults, PackageCard
+from workflows.progress import Progress
 
 SHAPE = (1, 8, 8)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -85,3 +90,35 @@ def write_tiny_package(folder: Path, *, seed: int = 0) -> Path:
 def tiny_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a whole package with random weights: 8x8 gray pictures, ten classes. Do not write to it."""
     return write_tiny_package(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The real digits, and untrained parts as the stages before `evaluate` write them. Do not write to them."""
+    root = tmp_path_factory.mktemp("artifacts")
+    artifacts: dict[str, Artifact] = {}
+    for name in ("data", "clip", "embed", "denoiser", "classifier"):
+        (root / name).mkdir()
+        artifacts[name] = Artifact(
+            name, f"{name:0>64}", root / name, metrics={"loss": 0.5, "note": "text"}, seconds=1.0
+        )
+    build_data(load_config("digits"), {}, root / "data", Progress.silent())
+    write_tiny_clip(root / "clip")
+    write_tiny_denoiser(root / "denoiser" / "bundle")
+    write_tiny_classifier(root / "classifier" / "bundle")
+    for name in ("denoiser", "classifier"):
+        (root / name / "losses.csv").write_text("step,loss,rate\n1,2.0,0.1\n2,1.5,\n")
+        Image.new("L", (8, 8)).save(root / name / "losses.png")
+    return artifacts
+
+
+@pytest.fixture(scope="session")
+def write_package() -> Callable[..., Path]:
+    """See `write_tiny_package`."""
+    return write_tiny_package
+
+
+@pytest.fixture(scope="session")
+def write_classifier() -> Callable[..., ModelBundle]:
+    """See `write_tiny_classifier`."""
+    return write_tiny_classifier

@@ -1,0 +1,118 @@
+"""Kinds of guidance, as users name them, against what the wrappers read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusion_core.errors import InvalidLevels
+from diffusion_core.sampler import ddim, ddpm, dpm_solver
+from diffusion_core.schedule import NoiseSchedule
+from diffusion_core.spacing import trailing
+from workflows.embed.clip import EncodedText
+from workflows.errors import InvalidRequest
+from workflows.steering import make_plan, parse_guidance, steer
+
+SCALES = {"guidance_scale": 2.0, "classifier_scale": 3.0, "clip_scale": 4.0}
+
+
+def text(num_rows: int = 2, seed: int = 0) -> EncodedText:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(num_rows, 5, 8, generator=generator)
+    return EncodedText(tokens, torch.ones(num_rows, 5, dtype=torch.bool), tokens.mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("guidance", "present", "scales"),
+    [
+        ("direct", True, (1.0, 0.0, 0.0)),
+        ("classifier_free", True, (2.0, 0.0, 0.0)),
+        ("classifier", False, (1.0, 3.0, 0.0)),
+        ("clip", False, (1.0, 0.0, 4.0)),
+        ("classifier_free+clip", True, (2.0, 0.0, 4.0)),
+        ("classifier+clip", False, (1.0, 3.0, 4.0)),
+        ("direct+classifier", True, (1.0, 3.0, 0.0)),
+    ],
+)
+def test_each_kind(guidance: str, present: bool, scales: tuple[float, float, float]) -> None:
+    condition = steer(guidance, 2, text=text(), **SCALES)
+    assert condition.present.tolist() == [present, present]
+    assert condition.pooled is not None, "a gradient needs the target, hidden or not"
+    found = [condition.setting(name, float("nan")).tolist() for name in SCALES]
+    assert found == [[scale, scale] for scale in scales]
+
+
+def test_unconditional_rows_hold_no_target() -> None:
+    condition = steer("none", 3, text=text(3), **SCALES)
+    assert (condition.num_rows, condition.pooled, condition.tokens) == (3, None, None)
+    assert not condition.present.any()
+
+
+def test_scales_per_row() -> None:
+    condition = steer("classifier_free", 2, text=text(), guidance_scale=[1.5, 0.0])
+    assert condition.setting("guidance_scale", 9.0).tolist() == [1.5, 0.0]
+
+
+def test_labels_without_text() -> None:
+    condition = steer("classifier", 2, labels=[4, -1], classifier_scale=3.0, num_classes=10)
+    assert condition.label is not None
+    assert condition.label.tolist() == [4, -1]
+    assert not condition.present.any()
+
+
+def test_negative_prompts_are_seen() -> None:
+    condition = steer("classifier_free", 2, text=text(), negative=text(seed=1), guidance_scale=2.0)
+    assert condition.negative is not None
+    assert condition.negative.present.all()
+    assert torch.equal(condition.negative.pooled, text(seed=1).pooled)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "kwargs", "param"),
+    [
+        ("magic", {"text": text()}, "guidance"),
+        ("none+clip", {"text": text()}, "guidance"),
+        ("", {"text": text()}, "guidance"),
+        ("direct", {}, "prompt"),
+        ("clip", {}, "prompt"),
+        ("classifier", {}, "prompt"),
+        ("classifier+clip", {"labels": [1, 2]}, "prompt"),
+        ("direct", {"text": text(), "labels": [1, 2]}, "label"),
+        ("classifier", {"labels": [1, 10], "num_classes": 10}, "label"),
+        ("classifier", {"labels": [1, -2], "num_classes": 10}, "label"),
+        ("direct", {"text": text(), "negative": text()}, "negative_prompt"),
+    ],
+)
+def test_what_does_not_fit_names_the_field(guidance: str, kwargs: dict, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        steer(guidance, 2, **kwargs)
+    assert caught.value.param == param
+
+
+def test_kinds_may_come_in_any_order() -> None:
+    assert parse_guidance("clip+direct") == parse_guidance("direct+clip") == {"clip", "direct"}
+
+
+def test_plans_are_those_of_the_core() -> None:
+    schedule = NoiseSchedule.cosine(100)
+    levels = trailing(schedule, 7)
+    for name, wanted in (
+        ("ddim", ddim(schedule, levels)),
+        ("ddpm", ddpm(schedule, levels)),
+        ("dpm_solver", dpm_solver(schedule, levels)),
+    ):
+        found = make_plan(schedule, name, 7)
+        assert found.levels == levels
+        assert all(torch.equal(getattr(found, c), getattr(wanted, c)) for c in "ABCD")
+    assert torch.equal(make_plan(schedule, "ddim", 7, 0.5).D, ddim(schedule, levels, 0.5).D)
+
+
+def test_what_no_plan_can_do() -> None:
+    schedule = NoiseSchedule.cosine(100)
+    with pytest.raises(InvalidRequest, match="unknown sampler") as unknown:
+        make_plan(schedule, "euler", 7)
+    with pytest.raises(InvalidRequest, match="no effect with ddpm") as useless:
+        make_plan(schedule, "ddpm", 7, 0.5)
+    assert (unknown.value.param, useless.value.param) == ("sampler", "eta")
+    with pytest.raises(InvalidLevels):
+        make_plan(schedule, "ddim", 101)
