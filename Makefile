@@ -42,7 +42,7 @@ static:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m 'slow and not gpu'

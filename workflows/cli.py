@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, final
+from typing import Annotated, Final, final
 
 import typer
 from rich.console import Console
@@ -28,6 +28,8 @@ from workflows.progress import Progress
 from workflows.report import next_lines, stage_table, write_report
 from workflows.session import ray_session
 from workflows.stages import STAGES
+
+_INTERRUPTED: Final = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -114,10 +116,9 @@ def _command(name_or_file: str, overrides: list[str] | None) -> Iterator[_Comman
             output = stack.enter_context(os.fdopen(os.dup(1), "w"))
             console = Console(file=output, width=None if output.isatty() else 120)
             yield _Command(config, console, Progress(console))
-    except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
+    except KeyboardInterrupt:
         _tell("stopped; finished stages are kept, and the same command goes on from there")
-        raise typer.Exit(128 + int(number)) from None
+        raise typer.Exit(_INTERRUPTED) from None
     except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001 - the one place where any error becomes what the user sees
@@ -128,8 +129,8 @@ def _command(name_or_file: str, overrides: list[str] | None) -> Iterator[_Comman
 def _interrupt_on_signals() -> None:
     """Ends an orderly way on Ctrl-C, `kill` and a closed terminal alike."""
 
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)

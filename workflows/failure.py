@@ -36,14 +36,22 @@ def explain(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what it wraps (Ray says `cause`, Ray Train `worker_failures`) or was raised from."""
+    """The error, then what it was raised from; where Ray wraps a worker's error, that error in its place."""
     seen: set[int] = set()
     waiting: list[object] = [error]
     while waiting:
         link = waiting.pop(0)
-        if isinstance(link, BaseException) and id(link) not in seen:
-            seen.add(id(link))
+        if not isinstance(link, BaseException) or id(link) in seen:
+            continue
+        seen.add(id(link))
+        inner = _wrapped_by_ray(link)
+        if not inner:
             yield link
-            failures = getattr(link, "worker_failures", None)
-            waiting += [getattr(link, "cause", None), link.__cause__, link.__context__]
-            waiting += list(failures.values()) if isinstance(failures, dict) else []
+        waiting += [*inner, link.__cause__, link.__context__]
+
+
+def _wrapped_by_ray(error: BaseException) -> list[object]:
+    """What a task's error calls `cause`, and Ray Train's error of several workers `worker_failures`."""
+    failures = getattr(error, "worker_failures", None)
+    inner = [getattr(error, "cause", None), *(failures.values() if isinstance(failures, dict) else ())]
+    return [one for one in inner if isinstance(one, BaseException)]

@@ -23,7 +23,7 @@ from workflows.tracking_store import tracking_uri
 
 _PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
 _FIGURES_SHOWN: Final = 4
-_DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{100,}' | base64 -d > picture.png"
+_DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.png"
 
 # What the run folder shows of each stage's artifact.
 _COPIED: Final = (
@@ -84,10 +84,10 @@ def next_lines(config: RunConfig, result: JobResult, config_argument: str, overr
     options = "".join(f" --set {shlex.quote(item)}" for item in overrides)
     address = f"http://{config.serve.host}:{config.serve.port}/v1/images/generations"
     body = shlex.quote(json.dumps({"prompt": _example_prompt(result)}))
+    shown = [config.run_folder / name for name in ("report.json", "samples.png")]
     return "\n".join(
         [
-            f"report:   {_short(config.run_folder / 'report.json')}",
-            f"pictures: {_short(config.run_folder / 'samples.png')}",
+            "see " + " and ".join(_short(file) for file in shown if file.is_file()),
             "# every run, figure and model version, on a page",
             f"{_program('mlflow')} ui --backend-store-uri {tracking_uri(config)} --port 5000",
             "# the service, until Ctrl-C",

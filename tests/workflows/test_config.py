@@ -100,7 +100,7 @@ def test_mistakes_are_named(items: list[str], parts: list[str]) -> None:
 )
 def test_broken_files_are_named(tmp_path: Path, text: str, part: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(InvalidConfig, match="mine.yaml") as caught:
+    with pytest.raises(InvalidConfig, match=r"mine\.yaml") as caught:
         load_config(str(tmp_path / "mine.yaml"))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -13,7 +13,6 @@ from typing import Any
 from workflows import cli
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
-from workflows.errors import InvalidData
 from workflows.pipeline import Stage
 from workflows.progress import Progress
 
@@ -43,13 +42,14 @@ def sleep(config: RunConfig, inputs: Inputs, folder: Path, progress: Progress) -
     """Waits in two Ray workers for an interrupt."""
     import ray
 
+    marker = folder / "sleeping"
+
     @ray.remote
     def work() -> None:
+        marker.touch()
         time.sleep(600)
 
-    tasks = [work.remote() for _ in range(2)]
-    progress.log("waiting")
-    ray.get(tasks)
+    ray.get([work.remote() for _ in range(2)])
     return {}
 
 
@@ -65,38 +65,9 @@ def train(config: RunConfig, inputs: Inputs, folder: Path, progress: Progress) -
         marker.touch()
         time.sleep(600)
 
-    progress.log("waiting")
     run_config = TrainRunConfig(name="toy", storage_path=str(folder))
     DataParallelTrainer(loop, scaling_config=ScalingConfig(num_workers=2), run_config=run_config).fit()
     return {}
-
-
-def fill_disk(config: RunConfig, inputs: Inputs, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Writes to a full device in a Ray worker."""
-    import ray
-
-    @ray.remote
-    def work() -> None:
-        Path("/dev/full").write_text("x" * 100_000)
-
-    ray.get(work.remote())
-    return {}
-
-
-def refuse(config: RunConfig, inputs: Inputs, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Raises an error of ours in a Ray worker."""
-    import ray
-
-    @ray.remote
-    def work() -> None:
-        raise InvalidData("row 3 of photos.csv has no caption: give it one, or drop the row")
-
-    ray.get(work.remote())
-    return {}
-
-
-def crash(config: RunConfig, inputs: Inputs, folder: Path, progress: Progress) -> dict[str, Any]:
-    raise ZeroDivisionError("a bug")
 
 
 def main() -> None:
