@@ -1,0 +1,107 @@
+"""A small embedding cache of real digits with random text features, written without Ray or CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.workflows.train.ranks import Ranks
+from workflows.config import RunConfig, load_config
+from workflows.data.dataset import SPLITS, Dataset
+from workflows.data.stage import build_data
+from workflows.embed.cache import EmbeddingCache
+from workflows.embed.captions import caption_table, distinct_captions
+from workflows.embed.clip import EncodedText
+from workflows.embed.images import image_table
+from workflows.embed.manifest import Manifest, caption_id
+from workflows.embed.shards import Shard, write_shard
+from workflows.progress import Progress
+from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective
+
+TOKENS, WIDTH = 4, 8
+ENCODER = "random"
+
+
+NETWORK = {"width": 16, "depth": 2, "patch_size": 4, "num_heads": 2}
+TRAIN = {"steps": 12, "batch_size": 16, "log_every": 2, "warmup_steps": 2, "checkpoint_every": 4}
+
+
+def tiny_config(root: Path, *overrides: str) -> RunConfig:
+    """The digits job at a tiny size."""
+    parts = ("denoiser", "classifier")
+    sizes = [f"{part}.network.{key}={value}" for part in parts for key, value in NETWORK.items()]
+    lengths = [f"{part}.train.{key}={value}" for part in parts for key, value in TRAIN.items()]
+    return load_config("digits", [f"storage.root={root}", "data.held_out=0.9", *sizes, *lengths, *overrides])
+
+
+def write_cache(data: Dataset, folder: Path) -> EmbeddingCache:
+    """A cache in the format of the embed stage, with features drawn from a seed."""
+    captions = distinct_captions(map(data.path, SPLITS), data.info.candidate_captions)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(len(captions), TOKENS, WIDTH, generator=generator)
+    pooled = functional.normalize(torch.randn(len(captions), WIDTH, generator=generator), dim=-1)
+    mask = torch.arange(TOKENS)[None] < torch.randint(2, TOKENS + 1, (len(captions), 1), generator=generator)
+    tokens = torch.where(mask[..., None], tokens, 0.0)
+    ids = [caption_id(ENCODER, caption) for caption in captions]
+    table = caption_table(ids, captions, EncodedText(tokens, mask, pooled), "float32")
+    shards: list[Shard] = [write_shard(folder, "captions/shard-00000.parquet", table, "captions")]
+    rows = {"captions": len(captions)}
+    for split in SPLITS:
+        samples = data.read(split)
+        rows[split] = len(samples)
+        path = f"{split}/images/shard-00000.parquet"
+        shards.append(write_shard(folder, path, image_table(samples, ENCODER), split))
+    files = tuple(sorted(shards, key=lambda shard: shard.path))
+    Manifest("cache", ENCODER, data.info.data_hash, {"model": "random"}, "float32", data.info.shape, rows, files).save(
+        folder
+    )
+    return EmbeddingCache.open(folder)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A tenth of the digits to train on."""
+    folder = tmp_path_factory.mktemp("data")
+    build_data(tiny_config(folder), {}, folder, Progress.silent())
+    return Dataset.open(folder)
+
+
+@pytest.fixture(scope="session")
+def cache(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
+    """Its cache."""
+    return write_cache(digits, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Processes for trainers."""
+    pool = Ranks()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """The tiny job."""
+    return tiny_config(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def denoiser(config: RunConfig, cache: EmbeddingCache) -> DenoiserObjective:
+    """A tiny denoiser's objective."""
+    section = config.denoiser
+    network = denoiser_network(section.network, cache)
+    return DenoiserObjective(network, noise_schedule(section.schedule), "v", section.train.weighting)
+
+
+@pytest.fixture(scope="session")
+def classifier(config: RunConfig, cache: EmbeddingCache, digits: Dataset) -> ClassifierObjective:
+    """A tiny classifier's objective."""
+    candidates = cache.captions.pooled[cache.caption_positions(digits.info.candidate_captions)]
+    network = classifier_network(config.classifier.network, cache, len(digits.info.class_names), len(candidates))
+    return ClassifierObjective(network, noise_schedule(config.denoiser.schedule), candidates)

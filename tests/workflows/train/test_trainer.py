@@ -1,0 +1,129 @@
+"""Trainers on one to three processes: the same result however the work is shared, stopped and resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_core.errors import NonFinite
+from tests.workflows.train.ranks import Job, Ranks
+from workflows.config import RunConfig, TrainConfig
+from workflows.embed.cache import EmbeddingCache
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
+from workflows.train.trainer import learning_rate
+
+STEPS = 12
+
+
+@pytest.fixture(params=["denoiser", "classifier"])
+def job(request: pytest.FixtureRequest, config: RunConfig, cache: EmbeddingCache) -> Job:
+    objective: Objective = request.getfixturevalue(request.param)
+    return Job(objective, config.denoiser.train, cache.folder, STEPS)
+
+
+def changed(job: Job, **values: object) -> Job:
+    return replace(job, config=job.config.model_copy(update=values))
+
+
+def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def moved(job: Job, weights: dict[str, Tensor]) -> float:
+    torch.manual_seed(job.config.seed)
+    return difference(job.objective.build().state_dict(), weights)
+
+
+def test_sharded_and_replicated_training_agree(ranks: Ranks, job: Job) -> None:
+    ddp = ranks.run(2, changed(job, sharding="ddp"))[0]
+    fsdp = ranks.run(2, changed(job, sharding="fsdp"))[0]
+    assert moved(job, ddp.weights) > 1e-3
+    assert difference(ddp.weights, fsdp.weights) <= 1e-6
+    assert difference(ddp.ema, fsdp.ema) <= 1e-6
+    assert ddp.figures["loss"] == pytest.approx(fsdp.figures["loss"], rel=1e-6)
+
+
+def test_the_number_of_workers_does_not_change_the_result(ranks: Ranks, job: Job) -> None:
+    alone = ranks.run(1, job)[0]
+    for size in (2, 3):
+        shared = ranks.run(size, job)[0]
+        assert difference(alone.weights, shared.weights) <= 1e-5
+        assert shared.figures["loss"] == pytest.approx(alone.figures["loss"], rel=1e-5)
+    other = ranks.run(1, changed(job, seed=1))[0]
+    assert difference(alone.weights, other.weights) > 1e-3
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    ranks: Ranks, denoiser: DenoiserObjective, config: RunConfig, cache: EmbeddingCache
+) -> None:
+    job = Job(denoiser, config.denoiser.train, cache.folder, STEPS)
+    for sharding in ("ddp", "fsdp"):
+        whole, parts = (ranks.run(2, changed(job, sharding=sharding, accumulate=n))[0] for n in (1, 3))
+        assert difference(whole.weights, parts.weights) <= 1e-5
+        assert whole.figures["loss"] == pytest.approx(parts.figures["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
+    ranks: Ranks, job: Job, sharding: str, tmp_path: Path
+) -> None:
+    job = changed(job, sharding=sharding)
+    whole = ranks.run(2, job)[0]
+    ranks.run(2, replace(job, steps=7, save=tmp_path / "seven"))
+    resumed = ranks.run(2, replace(job, steps=STEPS - 7, load=tmp_path / "seven"))[0]
+    assert resumed.samples_seen == whole.samples_seen
+    assert difference(whole.weights, resumed.weights) == 0
+    assert difference(whole.ema, resumed.ema) == 0
+    wrong = ranks.run(2, replace(changed(job, seed=1), steps=STEPS - 7, load=tmp_path / "seven"))[0]
+    assert difference(whole.weights, wrong.weights) > 1e-4
+
+
+def test_a_checkpoint_loads_at_another_world_size_and_sharding(ranks: Ranks, job: Job, tmp_path: Path) -> None:
+    whole = ranks.run(2, job)[0]
+    ranks.run(2, replace(job, steps=4, save=tmp_path / "four"))
+    ranks.run(1, replace(changed(job, sharding="ddp"), steps=4, load=tmp_path / "four", save=tmp_path / "eight"))
+    ended = ranks.run(3, replace(job, steps=STEPS - 8, load=tmp_path / "eight"))[0]
+    assert ended.samples_seen == whole.samples_seen
+    assert difference(whole.weights, ended.weights) <= 1e-5
+    assert difference(whole.ema, ended.ema) <= 1e-5
+
+
+def test_a_loss_that_is_not_finite_stops_every_worker_before_the_update(
+    ranks: Ranks, job: Job, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    fine = ranks.run(2, replace(job, steps=3, save=tmp_path / "three"))[0]
+    spoiled = replace(job, steps=1, load=tmp_path / "three", spoil="blocks.0.feed_forward.0.bias")
+    stopped = ranks.run(2, spoiled)
+    for ended in stopped:
+        assert isinstance(ended.error, NonFinite)
+        assert str(ended.error).startswith("step 4:")
+        assert len(ended.error.rows) == job.config.batch_size
+        assert ended.samples_seen == fine.samples_seen
+    others = fine.weights.keys() - {spoiled.spoil}
+    assert difference(*({name: run.weights[name] for name in others} for run in (stopped[0], fine))) == 0
+    assert ranks.run(2, replace(spoiled, spoil=None))[0].error is None
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, learning_rate=2.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == pytest.approx(2.0)
+    assert rates[55] == pytest.approx(1.0)
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_compiled_blocks_and_bfloat16_train(
+    ranks: Ranks, classifier: ClassifierObjective, config: RunConfig, cache: EmbeddingCache
+) -> None:
+    job = Job(classifier, config.classifier.train, cache.folder, 3)
+    exact = ranks.run(2, job)[0]
+    for sharding in ("ddp", "fsdp"):
+        rounded = ranks.run(2, changed(job, precision="bf16", sharding=sharding))[0]
+        assert 0 < difference(exact.weights, rounded.weights) < 1e-2
+        assert rounded.figures["loss"] == pytest.approx(exact.figures["loss"], rel=2e-2)

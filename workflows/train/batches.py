@@ -1,0 +1,86 @@
+"""Planned rows, read from the embedding cache and noised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffusion_core import noise
+from diffusion_core.condition import Condition
+from diffusion_core.objective import TrainingDraws
+from workflows.embed.cache import EmbeddingCache
+from workflows.train.plan import PlannedRows
+
+
+@final
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a batch this worker takes: `rank`, `rank + size`, `rank + 2 size`, ..."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """As a slice of the batch."""
+        return slice(self.rank, None, self.size)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TrainBatch:
+    """One worker's rows.
+
+    Attributes:
+        sample_ids: as the data names them, `(b,)` int64, on the CPU.
+        x0: clean data in [-1, 1], `(b, ...)`.
+        draws: level, noise, and whether the condition is hidden.
+        condition: caption and label, none of them hidden yet.
+        all_pooled: pooled captions of the rows of all workers, `(B, e)`.
+        share: which of those rows are this worker's.
+    """
+
+    sample_ids: Tensor
+    x0: Tensor
+    draws: TrainingDraws
+    condition: Condition
+    all_pooled: Tensor
+    share: Share
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+
+@final
+class BatchReader:
+    """Reads rows by position, so that no worker depends on what the others read.
+
+    Args:
+        cache: of images and captions.
+        num_levels: T.
+        seed: of the noise.
+        device: where batches go.
+    """
+
+    def __init__(self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device) -> None:
+        self._cache, self._num_levels, self._seed, self._device = cache, num_levels, seed, device
+
+    def read(self, planned: PlannedRows, share: Share) -> TrainBatch:
+        """This worker's share of the planned rows."""
+        everyone = self._cache.batch("train", planned.samples)
+        captions, own = everyone.pick(planned.wordings), planned.rows(share.rows)
+        tokens, mask, pooled = self._cache.captions.take(captions[share.rows])
+        x0 = everyone.images[share.rows].to(self._device).float() / 127.5 - 1.0
+        eps = noise.normal(self._seed, noise.TRAIN_NOISE, own.numbers, x0.shape[1:], self._device)
+        level = 1 + (own.level_draws * self._num_levels).long()
+        return TrainBatch(
+            everyone.sample_ids[share.rows],
+            x0,
+            TrainingDraws(level, eps, own.dropped),
+            Condition.of(tokens, mask, pooled, everyone.labels[share.rows]).to(self._device),
+            self._cache.captions.pooled[captions].float().to(self._device),
+            share,
+        )

@@ -1,0 +1,146 @@
+"""The driver's side: one Ray Train run, from scratch or from where an earlier try stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, cast, final
+
+import ray
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from diffusion_core.errors import RaverseError
+from workflows.config import TrainConfig
+from workflows.embed.cache import EmbeddingCache
+from workflows.errors import StageFailed
+from workflows.progress import Progress
+from workflows.train.losslog import LOSSES_FILE, following, read_losses
+from workflows.train.objectives import Objective
+from workflows.train.worker import SETTINGS, Outcome, Settings, run_worker
+
+CHECKPOINTS: Final = "checkpoints"
+_WITHOUT_EFFECT: Final = frozenset(
+    {"num_workers", "sharding", "checkpoint_every", "keep_checkpoints", "max_failures", "log_every"}
+)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A finished run.
+
+    Attributes:
+        weights: of the network, whole.
+        ema: their moving average, whole.
+        metrics: final loss, speed and size.
+    """
+
+    weights: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    metrics: dict[str, Any]
+
+
+def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder: Path, progress: Progress) -> Trained:
+    """Trains on the workers that the cluster has room for.
+
+    Args:
+        objective: what is trained.
+        config: how.
+        cache: what from, in storage that every worker reads.
+        folder: for `losses.csv` and `checkpoints/`, in storage that every worker writes.
+        progress: told about optimizer steps.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite.
+        StageFailed: workers were lost more often than `max_failures`.
+    """
+    started = time.perf_counter()
+    losses = folder / LOSSES_FILE
+    progress.start(config.steps, "steps")
+    # A finished run would be taken up again under its name, so the name says what is trained.
+    name = fingerprint(objective, config, cache)
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={SETTINGS: Settings(objective, config, cache.folder, losses)},
+        scaling_config=scaling(config),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(folder / CHECKPOINTS),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+        ),
+    )
+    try:
+        with following(losses, progress):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _explained(error, config) from error
+    outcome: Outcome = result.return_value
+    if outcome.fault is not None:
+        raise outcome.fault
+    weights, ema = read_weights(objective, Path(cast(Any, result.checkpoint).path))
+    return Trained(weights, ema, _metrics(losses, outcome, time.perf_counter() - started, config))
+
+
+def fingerprint(objective: Objective, config: TrainConfig, cache: EmbeddingCache) -> str:
+    """A name for everything that determines the result."""
+    values = {
+        "objective": type(objective).__name__,
+        "network": asdict(cast(Any, objective.config)),
+        "schedule": objective.schedule.to_config(),
+        "train": config.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT)),
+        "cache": cache.key,
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def scaling(config: TrainConfig) -> ScalingConfig:
+    """One GPU per worker if the cluster has them, else an equal share of its CPUs."""
+    resources = ray.cluster_resources()
+    if resources.get("GPU", 0) >= config.num_workers:
+        return ScalingConfig(num_workers=config.num_workers, use_gpu=True)
+    cpus = max(1, int(resources.get("CPU", 1)) // config.num_workers)
+    return ScalingConfig(num_workers=config.num_workers, resources_per_worker={"CPU": cpus})
+
+
+def read_weights(objective: Objective, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Network and average of a distributed checkpoint, whole, in this process."""
+    network = objective.build()
+    average = {name: torch.empty_like(value) for name, value in network.named_parameters()}
+    state: dict[str, Any] = {"network": network.state_dict(), "ema": {"averages": average}}
+    load(state, checkpoint_id=checkpoint, no_dist=True)
+    return state["network"], state["network"] | state["ema"]["averages"]
+
+
+def _metrics(losses: Path, outcome: Outcome, seconds: float, config: TrainConfig) -> dict[str, Any]:
+    last = read_losses(losses)[-1]
+    return {
+        "loss": last["loss"],
+        "samples_per_second": config.steps * config.batch_size / last["seconds"],
+        "steps": config.steps,
+        "parameters": outcome.num_parameters,
+        "data_wait": last["data_wait"],
+        "overhead_seconds": max(0.0, seconds - last["seconds"]),
+    }
+
+
+def _explained(error: TrainingFailedError, config: TrainConfig) -> RaverseError:
+    """Our own error out of Ray's, or a sentence about lost workers."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        if isinstance(cause, RaverseError):
+            return cause
+    what = f"{type(failures[0]).__name__}: {failures[0]}" if failures else str(error)
+    first = what.strip().splitlines()[-1]
+    return StageFailed(
+        f"training stopped after {config.max_failures} restarts ({first}): "
+        f"see the worker logs, and run the same command to go on from the last checkpoint"
+    )

@@ -1,0 +1,62 @@
+"""From the configuration's sizes, and what the data and the CLIP dictate, to the core's network configurations."""
+
+from __future__ import annotations
+
+from diffusion_core.networks import DiTConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
+from diffusion_core.schedule import NoiseSchedule
+from workflows.config import NetworkConfig as NetworkSection
+from workflows.config import ScheduleConfig
+from workflows.embed.cache import EmbeddingCache
+
+
+def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkConfig:
+    """A denoiser that reads the cache's tokens and pooled vectors."""
+    token_dim, pooled_dim = cache.captions.tokens.shape[2], cache.captions.pooled.shape[1]
+    if section.kind == "unet":
+        return UNetConfig(
+            cache.shape,
+            width=section.width,
+            num_blocks=section.depth,
+            num_heads=section.num_heads,
+            token_dim=token_dim,
+            pooled_dim=pooled_dim,
+        )
+    return DiTConfig(
+        cache.shape,
+        patch=section.patch_size,
+        width=section.width,
+        depth=section.depth,
+        num_heads=section.num_heads,
+        mlp_ratio=section.mlp_ratio,
+        token_dim=token_dim,
+        pooled_dim=pooled_dim,
+    )
+
+
+def classifier_network(
+    section: NetworkSection, cache: EmbeddingCache, num_classes: int, num_candidates: int
+) -> NoisyClassifierConfig:
+    """A noisy-image classifier with a label head and a text head."""
+    return NoisyClassifierConfig(
+        cache.shape,
+        patch=section.patch_size,
+        width=section.width,
+        depth=section.depth,
+        num_heads=section.num_heads,
+        mlp_ratio=section.mlp_ratio,
+        num_classes=num_classes,
+        embed_dim=cache.captions.pooled.shape[1],
+        num_candidates=num_candidates,
+    )
+
+
+def noise_schedule(section: ScheduleConfig) -> NoiseSchedule:
+    """The configured schedule."""
+    families = {
+        "linear": NoiseSchedule.linear,
+        "cosine": NoiseSchedule.cosine,
+        "scaled_linear": NoiseSchedule.scaled_linear,
+        "sigmoid": NoiseSchedule.sigmoid,
+    }
+    schedule = families[section.kind](section.num_levels)
+    return schedule.with_zero_terminal_snr() if section.zero_terminal_snr else schedule

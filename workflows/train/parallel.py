@@ -1,0 +1,74 @@
+"""One function from a plain network to one that is compiled, sharded or replicated: networks know nothing of it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from workflows.config import TrainConfig
+
+
+def parallelize(network: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+    """Compiles each block, then shards (FSDP2) or replicates (DDP) over the default process group.
+
+    Args:
+        network: on the CPU, with equal weights on all workers; its `blocks` are compiled and sharded one by one.
+        config: `sharding`, `compile` and `precision`.
+        device: of this worker.
+
+    Returns:
+        What to call in training; `unwrapped` gives the network back.
+    """
+    network.to(device)
+    blocks = cast(nn.ModuleList, network.blocks)
+    if config.compile:
+        for block in blocks:
+            block.compile()
+    if config.sharding == "ddp":
+        return DistributedDataParallel(network, gradient_as_bucket_view=True)
+    policy = MixedPrecisionPolicy()
+    if compute_type(config, device) is torch.bfloat16:
+        # Inputs stay as they are: a level of 999 is no bfloat16.
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks:
+        fully_shard(block, mp_policy=policy)
+    return cast(nn.Module, fully_shard(network, mp_policy=policy))
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside DDP; FSDP shards in place."""
+    return cast(nn.Module, network.module) if isinstance(network, DistributedDataParallel) else network
+
+
+def synchronize(network: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Whether the next backward pass reduces gradients over the workers: false while they accumulate."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(wanted)
+        return nullcontext()
+    return nullcontext() if wanted else cast(Any, network).no_sync()
+
+
+def compute_type(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The type of matrix products; `auto` takes bfloat16 only where the hardware multiplies it quickly."""
+    if config.precision == "fp32":
+        return torch.float32
+    if config.precision == "bf16" or device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+
+
+def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Autocast for the forward pass, or nothing."""
+    kind = compute_type(config, device)
+    return nullcontext() if kind is torch.float32 else torch.autocast(device.type, dtype=kind)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor without its sharding; every worker must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,114 @@
+"""Which sample, caption, level, noise and caption drop come at which step.
+
+Everything is a pure function of the seed and of a row's number, the count of rows that training saw before
+it. So the global batches are the same at any number of workers, and resuming needs one integer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusion_core import noise
+from workflows.errors import InvalidData
+
+_GOLDEN: Final = 0.6180339887498949
+_WORDING_STREAM: Final = 16
+"""Stream of a row's wording; the core's own streams end below."""
+_ORDER_STREAM: Final = 17
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PlannedRows:
+    """Rows of a batch, before any of them is read.
+
+    Attributes:
+        numbers: of each row, `(b,)` int64: the index of its noise.
+        samples: position in the training split, `(b,)` int64.
+        wordings: non-negative draws that choose a caption, `(b,)` int64.
+        level_draws: in [0, 1), `(b,)` float64.
+        dropped: whether the condition is hidden, `(b,)` bool.
+    """
+
+    numbers: Tensor
+    samples: Tensor
+    wordings: Tensor
+    level_draws: Tensor
+    dropped: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def rows(self, index: slice) -> PlannedRows:
+        """Some of the rows."""
+        return PlannedRows(
+            self.numbers[index],
+            self.samples[index],
+            self.wordings[index],
+            self.level_draws[index],
+            self.dropped[index],
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """The order of training.
+
+    Each epoch visits every sample once, in an order of its own; a batch may lie in two epochs. Levels follow
+    a golden-ratio sequence from a random start, so that any stretch of rows covers the levels evenly: the
+    loss varies less from batch to batch than with independent draws, and each row's level is uniform.
+
+    Args:
+        seed: of all draws.
+        num_samples: in the training split.
+        batch_size: rows per step, over all workers.
+        condition_dropout: share of rows whose condition is hidden.
+
+    Raises:
+        InvalidData: there are no samples.
+    """
+
+    seed: int
+    num_samples: int
+    batch_size: int
+    condition_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise InvalidData("the training split is empty: nothing to train on")
+
+    def batch(self, samples_seen: int) -> PlannedRows:
+        """The global batch that follows after this many rows."""
+        numbers = torch.arange(samples_seen, samples_seen + self.batch_size)
+        draws = noise.uniform(self.seed, _WORDING_STREAM, numbers, (1,))[:, 0]
+        drops = noise.uniform(self.seed, noise.TRAIN_DROP, numbers, (1,))[:, 0]
+        start = float(noise.uniform(self.seed, noise.TRAIN_LEVEL, 0, (1,))[0])
+        return PlannedRows(
+            numbers,
+            torch.from_numpy(self._samples(samples_seen)),
+            (draws * (1 << 24)).long(),
+            (start + numbers.double() * _GOLDEN) % 1.0,
+            drops < self.condition_dropout,
+        )
+
+    def _samples(self, samples_seen: int) -> NDArray[np.int64]:
+        parts, number, end = [], samples_seen, samples_seen + self.batch_size
+        while number < end:
+            epoch, place = divmod(number, self.num_samples)
+            part = _order(self.seed, epoch, self.num_samples)[place : place + end - number]
+            parts.append(part)
+            number += len(part)
+        return np.concatenate(parts)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, _ORDER_STREAM, epoch]).permutation(num_samples)

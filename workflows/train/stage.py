@@ -1,0 +1,98 @@
+"""The two training stages: cache in, model bundle and loss curves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_core.bundle import ModelBundle
+from diffusion_core.prediction import Parameterization
+from workflows.artifact import Artifact
+from workflows.config import RunConfig
+from workflows.data.dataset import Dataset
+from workflows.embed.cache import EmbeddingCache
+from workflows.progress import Progress
+from workflows.train.fit import Trained, fit
+from workflows.train.losslog import LOSSES_FILE, read_losses
+from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
+from workflows.train.plots import plot_accuracy, plot_losses
+from workflows.train.validation import accuracy_by_level
+
+
+def train_denoiser(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
+    """Trains the denoiser.
+
+    Args:
+        config: the job; its `denoiser` section is read.
+        inputs: the `data` and `embed` artifacts.
+        folder: for `bundle/`, `checkpoints/`, `losses.csv`, `losses.png`; a run that stopped there goes on.
+        progress: told about optimizer steps.
+
+    Returns:
+        `loss`, `samples_per_second`, `steps`, `parameters`, `data_wait`, `overhead_seconds`, `bundle_hash`.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite.
+        StageFailed: workers were lost too often.
+    """
+    section, cache = config.denoiser, EmbeddingCache.open(inputs["embed"].folder)
+    objective = DenoiserObjective(
+        denoiser_network(section.network, cache),
+        noise_schedule(section.schedule),
+        section.parameterization,
+        section.train.weighting,
+    )
+    trained = fit(objective, section.train, cache, folder, progress)
+    bundle = _save(objective, trained, cache, folder, section.parameterization)
+    return trained.metrics | {"bundle_hash": bundle.hash}
+
+
+def train_classifier(
+    config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Trains the noisy-image classifier, and measures it on held-out samples at several levels.
+
+    Args:
+        config: the job; its `classifier` section and the denoiser's schedule are read.
+        inputs: the `data` and `embed` artifacts.
+        folder: as for the denoiser, and `accuracy_by_level.png`.
+        progress: told about optimizer steps.
+
+    Returns:
+        As the denoiser, and `label_accuracy` and `text_accuracy` at the cleanest level measured.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite.
+        StageFailed: workers were lost too often.
+    """
+    section, cache = config.classifier, EmbeddingCache.open(inputs["embed"].folder)
+    dataset = Dataset.open(inputs["data"].folder)
+    candidates = cache.captions.pooled[cache.caption_positions(dataset.info.candidate_captions)].float()
+    network = classifier_network(section.network, cache, len(dataset.info.class_names), len(candidates))
+    objective = ClassifierObjective(network, noise_schedule(config.denoiser.schedule), candidates)
+    trained = fit(objective, section.train, cache, folder, progress)
+    bundle = _save(objective, trained, cache, folder)
+    meanings = torch.from_numpy(dataset.combinations(dataset.read("held_out")))
+    measured = accuracy_by_level(bundle, cache, meanings)
+    plot_accuracy(measured, folder / "accuracy_by_level.png")
+    figures = {"label_accuracy": measured[0].label, "text_accuracy": measured[0].text}
+    by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
+    return trained.metrics | figures | by_level | {"bundle_hash": bundle.hash}
+
+
+def _save(
+    objective: Objective, trained: Trained, cache: EmbeddingCache, folder: Path, target: Parameterization | None = None
+) -> ModelBundle:
+    plot_losses(read_losses(folder / LOSSES_FILE), folder / "losses.png")
+    return ModelBundle.save(
+        folder / "bundle",
+        objective.config,
+        trained.weights,
+        schedule=objective.schedule,
+        parameterization=target,
+        ema=trained.ema,
+        clip=cache.manifest.clip,
+    )

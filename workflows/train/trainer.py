@@ -1,0 +1,156 @@
+"""The body of the training loop, for any objective: draw, noise, forward, backward, clip, update, average.
+
+A `Trainer` needs a torch process group and nothing of Ray, so tests and plain scripts can step it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from diffusion_core.ema import EMA, ConstantDecay
+from diffusion_core.errors import NonFinite
+from workflows.config import TrainConfig
+from workflows.embed.cache import EmbeddingCache
+from workflows.train.batches import BatchReader, Share, TrainBatch
+from workflows.train.figures import Figures
+from workflows.train.objectives import Objective
+from workflows.train.parallel import parallelize, precision, synchronize, unwrapped, whole
+from workflows.train.plan import Plan
+
+_BETAS: Final = (0.9, 0.99)
+
+
+@final
+class Trainer:
+    """Network, optimizer, average and cursor of one worker; needs a process group.
+
+    Args:
+        objective: what is trained.
+        config: how.
+        cache: what from.
+        device: where to.
+
+    Attributes:
+        samples_seen: rows of all steps so far, over all workers: the only position in the plan.
+    """
+
+    def __init__(self, objective: Objective, config: TrainConfig, cache: EmbeddingCache, device: torch.device) -> None:
+        self.objective, self.config, self.samples_seen = objective, config, 0
+        self.share = Share(dist.get_rank(), dist.get_world_size())
+        self.plan = Plan(config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout)
+        self.reader = BatchReader(cache, objective.schedule.num_levels, config.seed, device)
+        self.figures = Figures(objective.schedule.num_levels, device)
+        self._device = device
+        torch.manual_seed(config.seed)
+        self.network = parallelize(objective.build(), config, device)
+        self.ema = EMA(unwrapped(self.network), ConstantDecay(config.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, _BETAS, weight_decay=config.weight_decay, fused=True
+        )
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps so far."""
+        return self.samples_seen // self.config.batch_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the network, over all workers."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def step(self) -> None:
+        """One update from the next global batch.
+
+        Raises:
+            NonFinite: a loss or a gradient is not finite: raised on every worker, before the update.
+        """
+        started, waited, seen = time.perf_counter(), 0.0, []
+        planned = self.plan.batch(self.samples_seen)
+        for part in range(self.config.accumulate):
+            begun = time.perf_counter()
+            batch = self.reader.read(planned.rows(slice(part, None, self.config.accumulate)), self.share)
+            waited += time.perf_counter() - begun
+            seen.append((batch, self._backward(batch, last=part + 1 == self.config.accumulate)))
+        norm = self._update(seen)
+        self.samples_seen += self.config.batch_size
+        self.figures.step(norm, time.perf_counter() - started, waited)
+
+    def save(self, folder: Path) -> None:
+        """Writes this worker's part of a distributed checkpoint."""
+        save(self._state(), checkpoint_id=folder)
+
+    def load(self, folder: Path) -> None:
+        """Goes on from a checkpoint, of any number of workers and either kind of sharding."""
+        state = self._state()
+        load(state, checkpoint_id=folder)
+        set_model_state_dict(self.network, state["network"])
+        set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.samples_seen = int(state["samples_seen"])
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": get_model_state_dict(self.network),
+            "optimizer": get_optimizer_state_dict(self.network, self.optimizer),
+            "ema": self.ema.state_dict(),
+            "samples_seen": self.samples_seen,
+        }
+
+    def _backward(self, batch: TrainBatch, *, last: bool) -> Tensor:
+        with synchronize(self.network, last):
+            with precision(self.config, self._device):
+                losses = self.objective.losses(self.network, batch)
+            # Gradients are averaged over the workers, so a worker's sum counts as often as there are workers.
+            (losses.loss.sum() * (self.share.size / self.config.batch_size)).backward()
+        self.figures.add(batch, losses)
+        return losses.loss.detach()
+
+    def _update(self, seen: list[tuple[TrainBatch, Tensor]]) -> Tensor:
+        parameters = list(self.network.parameters())
+        norm = whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not bool(torch.isfinite(norm)):
+            raise self._not_finite(seen)
+        clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.steps_done)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(unwrapped(self.network))
+        return norm
+
+    def _not_finite(self, seen: list[tuple[TrainBatch, Tensor]]) -> NonFinite:
+        """The gradient's norm is the same on all workers, so all of them come here."""
+        own = [int(i) for batch, loss in seen for i in batch.sample_ids[~torch.isfinite(loss).cpu()]]
+        gathered: list[list[int]] = [[] for _ in range(self.share.size)]
+        dist.all_gather_object(gathered, own)
+        rows = tuple(sorted(set().union(*gathered)))
+        fault = f"the loss of samples {list(rows)}" if rows else "the gradient (every loss is finite)"
+        return NonFinite(
+            f"step {self.steps_done + 1}: {fault} is not finite, so the update was not made: "
+            f"look at these samples, lower learning_rate, or use precision fp32",
+            rows,
+        )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine that ends near 0, of the step with this many before it."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

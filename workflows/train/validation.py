@@ -1,0 +1,79 @@
+"""How often the noisy-image classifier is right on held-out samples, at several noise levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_core import noise
+from diffusion_core.bundle import ModelBundle
+from diffusion_core.networks import NoisyFeatures
+from workflows.embed.cache import EmbeddingCache
+
+_LEVELS: Final = 8
+_SAMPLES: Final = 512
+_ROWS_AT_ONCE: Final = 128
+
+
+@final
+@dataclass(frozen=True)
+class LevelAccuracy:
+    """At one level.
+
+    Attributes:
+        level: in 1 .. T.
+        label: share of samples whose label has the highest probability.
+        text: share of samples whose own meaning has the highest similarity among the candidate captions.
+        confidence: mean probability that the label head gives to its answer: equal to `label` if calibrated.
+    """
+
+    level: int
+    label: float
+    text: float
+    confidence: float
+
+
+@torch.no_grad()
+def accuracy_by_level(bundle: ModelBundle, cache: EmbeddingCache, meanings: Tensor) -> list[LevelAccuracy]:
+    """Measures the averaged weights.
+
+    Args:
+        bundle: of the classifier.
+        cache: whose held-out samples are judged.
+        meanings: index of each held-out sample's candidate caption, `(n,)`.
+    """
+    network, last = bundle.network(), bundle.schedule.num_levels
+    rows = torch.arange(0, len(meanings), max(1, len(meanings) // _SAMPLES))
+    samples, truth = cache.batch("held_out", rows), meanings[rows]
+    x0 = samples.images.float() / 127.5 - 1.0
+    eps = noise.normal(0, noise.TRAIN_NOISE, rows, x0.shape[1:])
+    measured = []
+    for level in (max(1, round(last * i / _LEVELS)) for i in range(_LEVELS + 1)):
+        levels = torch.full((len(rows),), level)
+        logits, similarity = _answers(network, bundle.schedule.q_sample(x0, levels, eps), levels)
+        confidence, answer = logits.softmax(dim=1).max(dim=1)
+        measured.append(
+            LevelAccuracy(
+                level,
+                _share(answer == samples.labels),
+                _share(similarity.argmax(dim=1) == truth),
+                float(confidence.mean()),
+            )
+        )
+    return measured
+
+
+def _answers(network: nn.Module, x_t: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    logits, similarities = [], []
+    for x, level in zip(x_t.split(_ROWS_AT_ONCE), levels.split(_ROWS_AT_ONCE), strict=True):
+        features: NoisyFeatures = network(x, level.float())
+        logits.append(cast(Tensor, features.logits))
+        similarities.append(cast(Tensor, features.embedding) @ cast(Tensor, network.candidates).T)
+    return torch.cat(logits), torch.cat(similarities)
+
+
+def _share(right: Tensor) -> float:
+    return float(right.float().mean())
