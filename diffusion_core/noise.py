@@ -4,7 +4,8 @@ r"""Randomness as a pure function: Philox4x32-10, keyed by (seed, stream, index)
 
 Ten rounds turn each counter into four words of 32 bits; Box-Muller turns pairs of words into pairs of normal
 numbers. Nothing is remembered between calls, so a draw is the same on any device, beside any other rows,
-after a retry or a resume. A row of n numbers takes ceil(n / 4) blocks: word k of block j is number k blocks + j.
+after a retry or a resume. A row of n numbers takes m >= n / 4 blocks, m a multiple of 16; its numbers are the first
+n of four runs of m, one entry per block: words 0, 2, 1, 3, or the cosines and then the sines of (0, 1) and (2, 3).
 
 References:
     Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011); known answers from Random123.
@@ -98,7 +99,7 @@ def uniform(
 ) -> Float[Tensor, "..."]:
     """Uniform numbers in [0, 1), multiples of 2^-24: exact in float32, so equal on every device.
 
-    Args, Returns, Raises: as `normal`. A type below float32 may round up to 1.
+    Arguments, result and errors are those of `normal`. A type below float32 may round up to 1.
     """
     kind = torch.float64 if dtype == torch.float64 else torch.float32
     return _drawn(_uniform, seed, stream, index, shape, device, kind).to(dtype)
