@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from workflows.config import PositiveInt, RunConfig, Section
 from workflows.errors import InvalidConfig
 from workflows.tracking_store import tracking_uri
+
+
+def _same_everywhere(uri: str) -> str:
+    """Replicas run in folders, and on machines, other than the one where the URI was written."""
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        raise ValueError(f"found the relative path {uri}, wanted sqlite:////ABSOLUTE/PATH or http://HOST:PORT")
+    return uri
 
 
 @final
@@ -16,7 +23,9 @@ class ServeArgs(Section):
     """What `workflows.serve.app:build` takes."""
 
     model: str = Field(min_length=1, description="Registered model: NAME@ALIAS or NAME/VERSION.")
-    tracking_uri: str = Field(min_length=1, description="MLflow tracking URI of the registry.")
+    tracking_uri: Annotated[str, AfterValidator(_same_everywhere)] = Field(
+        min_length=1, description="MLflow tracking URI of the registry, as every node reaches it."
+    )
     num_steps: PositiveInt = Field(50, description="Default num_inference_steps.")
     max_steps: PositiveInt = Field(1000, description="Largest num_inference_steps of a request.")
     max_rows: PositiveInt = Field(32, description="Pictures that one replica denoises at once.")
