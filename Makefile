@@ -33,7 +33,8 @@ install: $(VENV)/.installed
 demo: install
 	$(BIN)/raverse run --config digits
 
-test: $(VENV)/.installed-dev check
+test: $(VENV)/.installed-dev
+	$(MAKE) check
 
 check: static
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
@@ -48,7 +49,7 @@ test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m 'slow and not gpu'
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m 'not gpu' --timeout=1800 -s tests/bench
+	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu --timeout=1800 -s

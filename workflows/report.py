@@ -23,6 +23,7 @@ from workflows.tracking_store import tracking_uri
 
 _PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
 _FIGURES_SHOWN: Final = 4
+_LONGEST_TEXT_SHOWN: Final = 24
 _DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.png"
 
 # What the run folder shows of each stage's artifact.
@@ -139,10 +140,10 @@ def _seconds(result: JobResult) -> dict[str, Any]:
     between = result.seconds - sum(artifact.seconds for artifact in ran)
     inside = sum(artifact.metrics.get("overhead_seconds", 0.0) for artifact in ran)
     return {
-        "total": result.seconds,
-        "ray_start": result.session_seconds,
-        "overhead": between + inside,
-        "stages": {outcome.artifact.stage: outcome.artifact.seconds for outcome in result.outcomes},
+        "total": round(result.seconds, 2),
+        "ray_start": round(result.session_seconds, 2),
+        "overhead": round(between + inside, 2),
+        "stages": {outcome.artifact.stage: round(outcome.artifact.seconds, 2) for outcome in result.outcomes},
         "skipped": [outcome.artifact.stage for outcome in result.outcomes if outcome.skipped],
     }
 
@@ -152,13 +153,15 @@ def _versions() -> dict[str, str]:
 
 
 def _figures(outcome: Outcome) -> str:
-    numbers = {
-        name: value
-        for name, value in outcome.artifact.metrics.items()
-        if isinstance(value, (int, float, str)) and not name.endswith("_hash")
-    }
+    values = outcome.artifact.metrics.items()
+    # Hashes and ids are in the report; they would push the figures out of the table.
+    numbers = {name: value for name, value in values if isinstance(value, (int, float)) or _is_short_text(value)}
     shown = list(numbers.items())[:_FIGURES_SHOWN]
     return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown)
+
+
+def _is_short_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT_SHOWN
 
 
 def _program(name: str) -> str:

@@ -28,7 +28,7 @@ def result(tmp_path: Path) -> JobResult:
     """Data skipped; the denoiser took 10 s, 4 of them overhead; the job 20 s, 6 of them Ray's start."""
     outcomes = []
     for stage, skipped, metrics in (
-        ("data", True, {"num_train": 1437}),
+        ("data", True, {"data_hash": "f" * 64, "num_train": 1437}),
         ("denoiser", False, {"loss": 0.123456, "steps": 1500, "overhead_seconds": 4.0, "curve": [1, 2]}),
         ("evaluate", False, {"accuracy": 0.97}),
     ):
@@ -78,6 +78,8 @@ def test_table_shows_seconds_and_first_figures(result: JobResult) -> None:
     assert "skipped" in text
     assert "loss 0.1235, steps 1500" in text
     assert "[1, 2]" not in text
+    assert "num_train 1437" in text
+    assert "ffff" not in text
 
 
 def test_lines_to_copy_survive_a_shell(config: RunConfig, result: JobResult) -> None:
