@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, final
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -172,15 +173,16 @@ def open_model(source: str, device: str | torch.device = "cpu") -> tuple[Any, An
         InvalidClip: open_clip cannot load it.
     """
     name, _, tag = (source, "", None) if source.startswith("local-dir:") else source.rpartition("/")
+    hint = "give `train`, `local-dir:PATH`, or `MODEL/PRETRAINED_TAG`"
+    if not name:
+        raise InvalidClip(f"clip.source is {source!r}: {hint}")
     try:
         model = open_clip.create_model(
             name, pretrained=tag, device=torch.device(device), output_dict=True, require_pretrained=True
         )
         tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise InvalidClip(
-            f"open_clip cannot load {source!r} ({error}): give `train`, `local-dir:PATH`, or `MODEL/PRETRAINED_TAG`"
-        ) from None
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, ImportError, SafetensorError) as error:
+        raise InvalidClip(f"open_clip cannot load {source!r} ({error}): {hint}") from None
     return model.eval().requires_grad_(False), tokenizer
 
 

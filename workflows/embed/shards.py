@@ -6,6 +6,7 @@ Its footer carries the key of what it was made from, so a later run knows which 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
         pq.write_table(table.replace_schema_metadata({_KEY: key.encode()}), partial, compression="zstd")
         partial.replace(final_path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise StorageUnwritable(
             f"cannot write {final_path} ({error}): free space, or set storage.root elsewhere"
         ) from None

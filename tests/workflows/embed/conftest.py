@@ -1,0 +1,61 @@
+"""Tiny towers with random weights, and a small data artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from workflows.artifact import Artifact
+from workflows.config import ClipConfig, RunConfig, load_config
+from workflows.data.stage import build_data
+from workflows.embed.clip_files import save_clip
+from workflows.embed.clip_training import build_model, model_config
+from workflows.progress import Progress
+
+TINY = ClipConfig(
+    embed_dim=8, text_width=16, text_layers=1, context_length=12, vision_width=16, vision_layers=1, patch_size=4
+)
+
+
+def build_tiny(image_size: int = 8) -> tuple[Any, Any]:
+    with torch.random.fork_rng():
+        return build_model(TINY, image_size)
+
+
+def write_tiny(folder: Path, image_size: int = 8) -> Path:
+    folder.mkdir(parents=True)
+    model, tokenizer = build_tiny(image_size)
+    save_clip(folder, model, tokenizer, name="tiny", source="train", model_cfg=model_config(TINY, image_size))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products gain nothing from threads, and lose much beside other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Towers for 8x8 pictures. Do not write to it."""
+    return write_tiny(tmp_path_factory.mktemp("towers") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def config() -> RunConfig:
+    return load_config("digits", ["data.held_out=0.8"])
+
+
+@pytest.fixture(scope="session")
+def inputs(config: RunConfig, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The digits, a fifth of them for training, and the tiny towers."""
+    folder = tmp_path_factory.mktemp("data")
+    build_data(config, {}, folder, Progress.silent())
+    return {"data": Artifact("data", "0" * 64, folder), "clip": Artifact("clip", "1" * 64, tiny_folder)}

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from workflows.embed.identity import ClipIdentity
+from workflows.embed.manifest import Manifest, cache_key, caption_id, discard_damaged, encoder_key, normalise
+from workflows.embed.shards import write_shard
+from workflows.errors import InvalidData, MissingArtifact
+
+
+@pytest.fixture
+def identity(tiny_folder: Path) -> ClipIdentity:
+    return ClipIdentity.load(tiny_folder)
+
+
+def make(folder: Path) -> Manifest:
+    table = pa.table({"x": [1, 2]})
+    files = tuple(write_shard(folder, f"{name}/shard.parquet", table, name) for name in ("captions", "train/images"))
+    rows = {"train": 2, "held_out": 0, "captions": 2}
+    manifest = Manifest("key", "encoder", "data", {"model": "x"}, "float32", (1, 2, 3), rows, files)
+    manifest.save(folder)
+    return manifest
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    assert Manifest.load(tmp_path) == manifest
+    assert manifest.paths("captions") == ["captions/shard.parquet"]
+    assert manifest.damaged(tmp_path) == []
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtifact, match="raverse embed"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InvalidData, match="not JSON"):
+        Manifest.load(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(InvalidData, match="format 99, wanted 1"):
+        Manifest.load(tmp_path)
+
+
+def test_only_what_was_changed_is_discarded(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    path = tmp_path / "captions/shard.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert manifest.damaged(tmp_path) == ["captions/shard.parquet"]
+    discard_damaged(tmp_path)
+    assert not path.exists()
+    assert (tmp_path / "train/images/shard.parquet").exists()
+
+
+@pytest.mark.parametrize("field", ["weights_sha256", "config_sha256", "tokenizer", "context_length"])
+def test_what_changes_an_embedding_changes_its_key(identity: ClipIdentity, field: str) -> None:
+    changed = replace(identity, **{field: 99 if field == "context_length" else "other"})
+    assert encoder_key(asdict(changed), "float32") != encoder_key(asdict(identity), "float32")
+
+
+def test_keys_follow_dtype_data_and_caption_and_nothing_else(identity: ClipIdentity) -> None:
+    key = encoder_key(asdict(identity), "float32")
+    assert key == encoder_key(asdict(replace(identity, source="local-dir:/elsewhere", model="renamed")), "float32")
+    assert key != encoder_key(asdict(identity), "float16")
+    assert cache_key(key, "data") != cache_key(key, "other data")
+    assert caption_id(key, "a  red\tcircle ") == caption_id(key, "a red circle") != caption_id(key, "a red square")
+    assert caption_id(key, "a red circle") != caption_id("another encoder", "a red circle")
+
+
+def test_composed_and_decomposed_letters_are_one_caption() -> None:
+    assert normalise("cafe\u0301 au\n lait") == "caf\u00e9 au lait"

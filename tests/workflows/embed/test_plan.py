@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from workflows.artifact import Artifact
+from workflows.config import EmbedConfig
+from workflows.data.dataset import SPLITS, Dataset
+from workflows.embed.captions import distinct_captions
+from workflows.embed.identity import ClipIdentity
+from workflows.embed.plan import EmbedPlan, plan_shards
+
+
+@pytest.fixture
+def dataset(inputs: dict[str, Artifact]) -> Dataset:
+    return Dataset.open(inputs["data"].folder)
+
+
+@pytest.fixture
+def identity(inputs: dict[str, Artifact]) -> ClipIdentity:
+    return ClipIdentity.load(inputs["clip"].folder)
+
+
+def make(dataset: Dataset, identity: ClipIdentity, **settings: object) -> EmbedPlan:
+    return plan_shards(dataset, identity, EmbedConfig.model_validate(settings))
+
+
+def test_every_caption_and_every_sample_is_in_one_shard(dataset: Dataset, identity: ClipIdentity) -> None:
+    plan = make(dataset, identity, rows_per_shard=100)
+    texts = {text for split in SPLITS for row in dataset.read(split).captions for text in row}
+    assert [text for item in plan.captions for text in item["captions"]] == sorted(texts)
+    assert plan.rows == {"train": 359, "held_out": 1438, "captions": len(texts)}
+    for split in SPLITS:
+        ranges = [(item["start"], item["stop"]) for item in plan.images if item["split"] == split]
+        assert [row for start, stop in ranges for row in range(start, stop)] == list(range(plan.rows[split]))
+        assert all(stop - start <= 100 for start, stop in ranges)
+
+
+def test_candidate_captions_are_cached_even_if_no_sample_has_them(dataset: Dataset, identity: ClipIdentity) -> None:
+    more = replace(dataset, info=replace(dataset.info, candidate_captions=("a caption of its own",)))
+    assert "a caption of its own" in make(more, identity).captions[0]["captions"]
+    assert "a caption of its own" not in make(dataset, identity).captions[0]["captions"]
+
+
+def test_a_plan_does_not_depend_on_who_carries_it_out(dataset: Dataset, identity: ClipIdentity) -> None:
+    assert make(dataset, identity, workers=1, batch_size=7) == make(dataset, identity, workers=5, batch_size=64)
+    assert make(dataset, identity).key != make(dataset, identity, dtype="float16").key
+    assert make(dataset, identity).key == make(dataset, identity, rows_per_shard=9).key
+
+
+def test_shards_of_large_rows_hold_fewer(dataset: Dataset, identity: ClipIdentity) -> None:
+    large = replace(dataset, info=replace(dataset.info, shape=(3, 1024, 1024)))
+    assert {item["stop"] - item["start"] for item in make(large, identity).images[:-1]} >= {42}
+    wide = replace(identity, context_length=77, width=100_000)
+    assert max(len(item["captions"]) for item in make(dataset, wide).captions) == 4
+
+
+def test_distinct_captions_are_normalised_and_sorted() -> None:
+    assert distinct_captions([], ["b", "a  c", "a c", "b "]) == ["a c", "b"]
