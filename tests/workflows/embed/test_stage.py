@@ -1,0 +1,177 @@
+"""The pass over Ray Data, with real towers at a tiny size."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from workflows.artifact import Artifact
+from workflows.config import RunConfig, load_config
+from workflows.data.stage import build_data
+from workflows.embed.cache import EmbeddingCache
+from workflows.embed.manifest import Manifest
+from workflows.embed.shards import file_sha256
+from workflows.embed.stage import embed
+from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
+from workflows.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def configure(**settings: object) -> RunConfig:
+    return load_config("digits", ["data.held_out=0.8", *(f"embed.{name}={value}" for name, value in settings.items())])
+
+
+def run(config: RunConfig, inputs: dict[str, Artifact], folder: Path) -> dict[str, object]:
+    folder.mkdir(exist_ok=True)
+    return embed(config, inputs, folder, Progress.silent())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of 1 caption shard and 9 image shards, written by one worker. Do not write to it."""
+    folder = tmp_path_factory.mktemp("finished")
+    metrics = run(configure(rows_per_shard=200), inputs, folder)
+    assert (metrics["num_captions"], metrics["encoded_captions"]) == (80, 80)
+    return folder
+
+
+def copy(folder: Path, to: Path) -> Path:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (to / path.relative_to(folder)).write_bytes(path.read_bytes())
+    return to
+
+
+def test_the_manifest_lists_every_file(finished: Path) -> None:
+    cache = EmbeddingCache.open(finished)
+    cache.verify()
+    listed = {shard.path for shard in cache.manifest.files} | {"manifest.json"}
+    assert listed == set(contents(finished))
+    assert cache.manifest.rows == {"train": 359, "held_out": 1438, "captions": 80}
+    assert sum(shard.rows for shard in cache.manifest.files) == 359 + 1438 + 80
+    assert len(cache.samples("train").labels) == 359
+
+
+def test_two_workers_write_the_same_bytes(inputs: dict[str, Artifact], finished: Path, tmp_path: Path) -> None:
+    """More shards of captions than one, so that both workers have some."""
+    metrics = [
+        run(configure(rows_per_shard=30, workers=workers), inputs, tmp_path / str(workers)) for workers in (1, 2)
+    ]
+    assert metrics[0] == metrics[1]
+    first, second = (contents(tmp_path / str(workers)) for workers in (1, 2))
+    assert first == second
+    assert len([path for path in first if path.startswith("captions")]) == 3
+    assert first.keys() != contents(finished).keys()
+
+
+def test_a_second_run_encodes_nothing(inputs: dict[str, Artifact], finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.parquet")}
+    metrics = run(configure(rows_per_shard=200, workers=2, batch_size=9), inputs, finished)
+    assert (metrics["num_captions"], metrics["encoded_captions"]) == (80, 0)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.parquet")} == before
+
+
+def test_lost_and_damaged_shards_alone_are_made_again(
+    inputs: dict[str, Artifact], finished: Path, tmp_path: Path
+) -> None:
+    folder = copy(finished, tmp_path)
+    kept = folder / "held_out/images/shard-00000.parquet"
+    stamp = kept.stat().st_mtime_ns
+    (folder / "train/images/shard-00000.parquet").unlink()
+    damaged = folder / "captions/shard-00000.parquet"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 3] ^= 255
+    damaged.write_bytes(data)
+    (folder / "held_out/images/shard-00001.parquet.0123.partial").write_bytes(b"half")
+    assert run(configure(rows_per_shard=200), inputs, folder)["encoded_captions"] == 80
+    assert contents(folder) == contents(finished)
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_other_towers_make_another_cache_in_the_same_folder(
+    inputs: dict[str, Artifact], finished: Path, tmp_path: Path
+) -> None:
+    from tests.workflows.embed.conftest import write_tiny
+
+    folder = copy(finished, tmp_path / "cache")
+    other = inputs | {"clip": Artifact("clip", "2" * 64, write_tiny(tmp_path / "towers", image_size=16))}
+    assert run(configure(rows_per_shard=200), other, folder)["encoded_captions"] == 80
+    assert Manifest.load(folder).key != Manifest.load(finished).key
+    EmbeddingCache.open(folder).verify()
+
+
+def test_errors_arrive_as_themselves(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(inputs["clip"].folder, tmp_path / "towers")
+    (tmp_path / "towers/open_clip_model.safetensors").write_bytes(b"")
+    broken = inputs | {"clip": Artifact("clip", "2" * 64, tmp_path / "towers")}
+    with pytest.raises(InvalidClip, match="towers"):
+        run(configure(), broken, tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/captions").write_text("a file where a folder should be")
+    with pytest.raises(StorageUnwritable, match=r"captions/shard-00000\.parquet"):
+        run(configure(), inputs, tmp_path / "b")
+    shutil.copytree(inputs["data"].folder, tmp_path / "data")
+    values = (tmp_path / "data/data.json").read_text().replace('"shape": [\n    1,', '"shape": [\n    3,')
+    (tmp_path / "data/data.json").write_text(values)
+    with pytest.raises(InvalidData, match=r"wanted \(3, 8, 8\)"):
+        run(configure(), inputs | {"data": Artifact("data", "3" * 64, tmp_path / "data")}, tmp_path / "c")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import ray
+from workflows.artifact import Artifact
+from workflows.config import load_config
+from workflows.embed.stage import embed
+from workflows.progress import Progress
+address, data, clip, folder, *settings = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+inputs = {"data": Artifact("data", "0" * 64, Path(data)), "clip": Artifact("clip", "1" * 64, Path(clip))}
+embed(load_config("shapes", settings), inputs, Path(folder), Progress.silent())
+"""
+
+
+def test_a_run_killed_half_way_goes_on_to_the_same_bytes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from tests.workflows.embed.conftest import write_tiny
+
+    settings = ["data.num_samples=2400", "embed.rows_per_shard=20"]
+    config = load_config("shapes", settings)
+    data, clip = tmp_path / "data", write_tiny(tmp_path / "clip", image_size=32)
+    data.mkdir()
+    build_data(config, {}, data, Progress.silent())
+    inputs = {"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)}
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    address = ray.get_runtime_context().gcs_address
+    arguments = [sys.executable, "-c", KILLED, address, str(data), str(clip), str(folder), *settings]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:
+        deadline = time.monotonic() + 120
+        while len(list(folder.rglob("*.parquet"))) < 3 and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    found = set(folder.rglob("*.parquet"))
+    assert 3 <= len(found) < 120 + 72
+    assert not (folder / "manifest.json").exists()
+    metrics = run(config, inputs, folder)
+    assert metrics["encoded_captions"] < metrics["num_captions"]
+    run(config, inputs, tmp_path / "whole")
+    assert contents(folder) == contents(tmp_path / "whole")
