@@ -250,7 +250,8 @@ def _encode(rows: Split) -> pa.Table:
 def _encode_pngs(images: NDArray[np.uint8]) -> Iterator[bytes]:
     for pixels in images:
         buffer = io.BytesIO()
-        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        picture.save(buffer, "PNG")
         yield buffer.getvalue()
 
 

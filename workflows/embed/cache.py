@@ -168,18 +168,26 @@ class EmbeddingCache:
             raise InvalidData(f"the caption {missing[0]!r} is not in the cache {self.folder}") from None
 
     def _load_split(self, split: SplitName) -> CachedBatch:
-        tables = [self._read(path) for path in self.manifest.paths(f"{split}/images")]
-        images = torch.empty((self.num_samples(split), *self.shape), dtype=torch.uint8)
-        torch.cat([_tensor(table["image"]) for table in tables], out=images)
-        lists = pa.chunked_array([chunk for table in tables for chunk in table["caption_ids"].chunks])
-        captions, num_captions = self._caption_table(lists)
+        paths = self.manifest.paths(f"{split}/images")
+        table = pa.concat_tables(self._read(path, ["sample_id", "caption_ids", "label"]) for path in paths)
+        captions, num_captions = self._caption_table(table["caption_ids"])
         return CachedBatch(
-            sample_ids=torch.cat([torch.tensor(table["sample_id"].to_numpy()) for table in tables]),
-            images=images,
+            sample_ids=torch.tensor(table["sample_id"].to_numpy()),
+            images=self._load_images(paths, self.num_samples(split)),
             captions=captions,
             num_captions=num_captions,
-            labels=torch.cat([torch.tensor(table["label"].to_numpy()) for table in tables]),
+            labels=torch.tensor(table["label"].to_numpy()),
         )
+
+    def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
+        """Fills one tensor shard by shard, so that at most one shard is in memory twice."""
+        images = torch.empty((count, *self.shape), dtype=torch.uint8)
+        start = 0
+        for path in paths:
+            for chunk in self._read(path, ["image"])["image"].chunks:
+                images[start : start + len(chunk)] = torch.from_numpy(np.array(chunk.to_numpy_ndarray()))
+                start += len(chunk)
+        return images
 
     def _caption_table(self, lists: Any) -> tuple[Tensor, Tensor]:
         counts = torch.tensor(pc.list_value_length(lists).to_numpy(), dtype=torch.int64)
@@ -189,9 +197,9 @@ class EmbeddingCache:
         table[columns] = torch.tensor(flat, dtype=torch.int64)
         return table, counts
 
-    def _read(self, path: str) -> pa.Table:
+    def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         try:
-            return pq.read_table(self.folder / path)
+            return pq.read_table(self.folder / path, columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise InvalidData(f"cannot read {self.folder / path} ({error}): run `raverse embed` again") from None
 

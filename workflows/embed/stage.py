@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 
 from diffusion_core.errors import RaverseError
 from workflows.artifact import Artifact
-from workflows.config import EmbedConfig, RunConfig
+from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
@@ -58,10 +58,12 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
         [item for item in items if item["path"] not in shards] for items in (plan.captions, plan.images)
     )
     progress.start(len(plan.captions) + len(plan.images), "shards")
+    progress.advance(len(shards))
     encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size)
+    workers = _num_workers(config.embed.workers, len(captions))
     write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
     for pass_items, build in (
-        (captions, lambda rows: _encoded(rows, encode, config.embed)),
+        (captions, lambda rows: _encoded(rows, encode, workers)),
         (images, lambda rows: rows.map(write_image)),
     ):
         for shard in _run(pass_items, build):
@@ -73,17 +75,25 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     return counts | {"encoded_captions": encoded, "cache_key": plan.key}
 
 
-def _encoded(items: RayDataset, arguments: tuple[Any, ...], config: EmbedConfig) -> RayDataset:
-    has_gpus = ray.cluster_resources().get("GPU", 0) >= config.workers
+def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int) -> RayDataset:
     return items.map_batches(
         CaptionShardWriter,
         fn_constructor_args=arguments,
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=config.workers),
+        compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
-        num_gpus=1 if has_gpus else 0,
+        num_gpus=1 if _total("GPU") >= workers else 0,
     )
+
+
+def _num_workers(wanted: int, num_shards: int) -> int:
+    """No more actors than can run at once, or than have something to do: each loads the tower."""
+    return max(1, min(wanted, num_shards, int(_total("CPU"))))
+
+
+def _total(resource: str) -> float:
+    return float(ray.cluster_resources().get(resource, 0))
 
 
 def _run(items: Sequence[Item], build: Callable[[RayDataset], RayDataset]) -> Iterator[Shard]:
