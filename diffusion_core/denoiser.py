@@ -103,7 +103,7 @@ class NetworkDenoiser:
             return prediction
         return Prediction(x_t, prediction.x0, prediction.eps, alpha_bar, variance_fraction=fraction)
 
-    def _forward(self, x_t: Data, level: Levels, condition: Condition | None, rows: slice) -> Data:
+    def _forward(self, x_t: Data, level: Levels, condition: Condition | None, rows: slice) -> Tensor:
         wanted = rows.stop - rows.start
         size = next((bucket for bucket in self._buckets if bucket >= wanted), wanted)
         if wanted == len(x_t) and size == wanted:

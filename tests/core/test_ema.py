@@ -106,7 +106,7 @@ def test_weights_hold_averages_and_present_buffers() -> None:
     assert set(weights) == {"place", "fixed"}
     assert (float(weights["place"][0]), float(weights["fixed"][0])) == (0.0, 7.0)
     ema.copy_to(network)
-    assert float(network.place[0]) == 0.0
+    assert float(network.place.detach()[0]) == 0.0
 
 
 def test_resuming_equals_going_on() -> None:
