@@ -11,7 +11,7 @@ from typing import Any, Final, cast, final
 
 import ray
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -23,7 +23,7 @@ from workflows.errors import StageFailed
 from workflows.progress import Progress
 from workflows.train.losslog import LOSSES_FILE, following, read_losses
 from workflows.train.objectives import Objective
-from workflows.train.worker import SETTINGS, Outcome, Settings, run_worker
+from workflows.train.worker import SETTINGS, Settings, run_worker
 
 CHECKPOINTS: Final = "checkpoints"
 _WITHOUT_EFFECT: Final = frozenset(
@@ -62,31 +62,49 @@ def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder
         StageFailed: workers were lost more often than `max_failures`.
     """
     started = time.perf_counter()
-    losses = folder / LOSSES_FILE
     progress.start(config.steps, "steps")
-    # A finished run would be taken up again under its name, so the name says what is trained.
-    name = fingerprint(objective, config, cache)
+    # Ray takes up whatever run bears the name, finished or not: the name says all that determines the result.
+    run = RunConfig(
+        name=fingerprint(objective, config, cache),
+        storage_path=str(folder / CHECKPOINTS),
+        failure_config=FailureConfig(max_failures=config.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+    )
+    settings = Settings(objective, config, cache.folder, folder / LOSSES_FILE)
+    checkpoint = finished_checkpoint(run, config.steps) or _run(settings, run, progress)
+    with checkpoint.as_directory() as path:
+        weights, ema = read_weights(objective, Path(path))
+    progress.advance(config.steps)
+    num_parameters = sum(value.numel() for value in weights.values())
+    return Trained(weights, ema, _metrics(settings, num_parameters, time.perf_counter() - started))
+
+
+def finished_checkpoint(run: RunConfig, steps: int) -> Checkpoint | None:
+    """The last checkpoint of a run that an earlier try brought to its last step, or None."""
+    folder = Path(cast(str, run.storage_path)) / cast(str, run.name)
+    try:
+        result = Result.from_path(folder)
+    except RuntimeError:
+        return None
+    done = result.metrics is not None and result.metrics["step"] == steps
+    return result.checkpoint if done else None
+
+
+def _run(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={SETTINGS: Settings(objective, config, cache.folder, losses)},
-        scaling_config=scaling(config),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(folder / CHECKPOINTS),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
-        ),
+        train_loop_config={SETTINGS: settings},
+        scaling_config=scaling(settings.config),
+        run_config=run,
     )
     try:
-        with following(losses, progress):
+        with following(settings.losses, progress):
             result = trainer.fit()
     except TrainingFailedError as error:
-        raise _explained(error, config) from error
-    outcome: Outcome = result.return_value
-    if outcome.fault is not None:
-        raise outcome.fault
-    weights, ema = read_weights(objective, Path(cast(Any, result.checkpoint).path))
-    return Trained(weights, ema, _metrics(losses, outcome, time.perf_counter() - started, config))
+        raise _explained(error, settings.config) from error
+    if result.return_value is not None:
+        raise result.return_value
+    return cast(Checkpoint, result.checkpoint)
 
 
 def fingerprint(objective: Objective, config: TrainConfig, cache: EmbeddingCache) -> str:
@@ -119,14 +137,15 @@ def read_weights(objective: Objective, checkpoint: Path) -> tuple[dict[str, Tens
     return state["network"], state["network"] | state["ema"]["averages"]
 
 
-def _metrics(losses: Path, outcome: Outcome, seconds: float, config: TrainConfig) -> dict[str, Any]:
-    last = read_losses(losses)[-1]
+def _metrics(settings: Settings, num_parameters: int, seconds: float) -> dict[str, Any]:
+    last, config = read_losses(settings.losses)[-1], settings.config
     return {
         "loss": last["loss"],
         "samples_per_second": config.steps * config.batch_size / last["seconds"],
         "steps": config.steps,
-        "parameters": outcome.num_parameters,
+        "parameters": num_parameters,
         "data_wait": last["data_wait"],
+        "training_seconds": last["seconds"],
         "overhead_seconds": max(0.0, seconds - last["seconds"]),
     }
 

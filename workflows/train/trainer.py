@@ -69,11 +69,6 @@ class Trainer:
         """Optimizer steps so far."""
         return self.samples_seen // self.config.batch_size
 
-    @property
-    def num_parameters(self) -> int:
-        """Of the network, over all workers."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
     def step(self) -> None:
         """One update from the next global batch.
 

@@ -41,28 +41,16 @@ class Settings:
     losses: Path
 
 
-@final
-@dataclass(frozen=True)
-class Outcome:
-    """What the first worker returns.
-
-    Attributes:
-        num_parameters: of the network.
-        fault: why training stopped early; None: it did not.
-    """
-
-    num_parameters: int
-    fault: NonFinite | None = None
-
-
-def run_worker(arguments: dict[str, Any]) -> Outcome:
+def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
     """Trains to the last step.
 
-    A loss that is not finite is returned, not raised: Ray would begin again, and come to the same place.
+    Returns:
+        Why it stopped before: a loss that is not finite is not raised, since Ray would begin again and come to
+        the same place.
     """
     settings: Settings = arguments[SETTINGS]
     config = settings.config
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     trainer = Trainer(settings.objective, config, EmbeddingCache.open(settings.cache_folder), get_device())
     resumed = train.get_checkpoint()
     if resumed is not None:
@@ -73,7 +61,7 @@ def run_worker(arguments: dict[str, Any]) -> Outcome:
         try:
             trainer.step()
         except NonFinite as error:
-            return Outcome(trainer.num_parameters, error)
+            return error
         last = trainer.steps_done == config.steps
         if last or trainer.steps_done % config.log_every == 0:
             figures = trainer.figures.take()
@@ -81,7 +69,7 @@ def run_worker(arguments: dict[str, Any]) -> Outcome:
                 log.append(trainer.steps_done, figures)
         if last or trainer.steps_done % config.checkpoint_every == 0:
             save_checkpoint(trainer)
-    return Outcome(trainer.num_parameters)
+    return None
 
 
 def save_checkpoint(trainer: Trainer) -> None:
