@@ -27,8 +27,8 @@ GUIDANCE_SCALE = 3.0
 
 def mixture_12d() -> GaussianMixture:
     """Four components in three classes, in 12 dimensions."""
-    means = noise.normal(0, noise.ORACLE, 2, (4, 12), dtype=torch.float64)
-    deviations = torch.tensor([0.3, 0.2, 0.4, 0.25], dtype=torch.float64)
+    means = 0.5 * noise.normal(0, noise.ORACLE, 2, (4, 12), dtype=torch.float64)
+    deviations = torch.tensor([0.5, 0.3, 0.4, 0.25], dtype=torch.float64)
     weights = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=torch.float64)
     return GaussianMixture(weights, means, deviations, torch.tensor([0, 0, 1, 2]))
 
@@ -105,9 +105,10 @@ def draw(oracle: OracleDenoiser, file: Path) -> None:
     found = panels(oracle)
     figure, axes = pyplot.subplots(1, len(found), figsize=(3.2 * len(found), 3.4), layout="constrained")
     for axis, (title, (points, label)) in zip(axes, found.items(), strict=True):
-        colour = "0.35" if label is None else label
-        axis.scatter(points[:, 0], points[:, 1], c=colour, s=3, cmap="viridis", linewidths=0)
-        axis.set(title=title, xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal", xticks=[], yticks=[])
+        colours = "0.35" if label is None else [f"C{one}" for one in label.tolist()]
+        axis.scatter(points[:, 0], points[:, 1], c=colours, s=3, linewidths=0)
+        axis.set_title(title, fontsize="medium")
+        axis.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal", xticks=[], yticks=[])
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
@@ -125,7 +126,7 @@ def report(convergence_: dict[str, list[float]], distances_: dict[str, float]) -
 def main(arguments: list[str]) -> None:
     """Tables to the terminal, picture to the file."""
     file = Path(arguments[0] if arguments else "oracle.png")
-    oracle = OracleDenoiser(mixture_12d(), NoiseSchedule.cosine())
+    oracle = OracleDenoiser(mixture_12d(), NoiseSchedule.linear())
     sys.stdout.write(report(convergence(oracle), distances(oracle)) + "\n")
     draw(OracleDenoiser(mixture_2d(), NoiseSchedule.cosine()), file)
     sys.stdout.write(f"\nPicture written to {file}\n")
