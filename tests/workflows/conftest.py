@@ -38,12 +38,12 @@ def write_tiny_clip(folder: Path, image_size: int = SHAPE[-1]) -> Path:
     return folder
 
 
-def write_tiny_denoiser(folder: Path, *, seed: int = 0, num_levels: int = 100) -> ModelBundle:
-    """A DiT of random weights that reads the tiny CLIP; unlike a fresh one it does not answer zero."""
+def write_tiny_denoiser(folder: Path, *, seed: int = 0, num_levels: int = 100, spread: float = 0.1) -> ModelBundle:
+    """A DiT of random weights of that spread; unlike a fresh one it does not answer zero."""
     config = DiTConfig(SHAPE, patch=4, width=16, depth=1, num_heads=2, token_dim=16, pooled_dim=16)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        weights = {name: torch.randn_like(value) * 0.1 for name, value in DiT(config).state_dict().items()}
+        weights = {name: torch.randn_like(value) * spread for name, value in DiT(config).state_dict().items()}
     return ModelBundle.save(
         folder, config, weights, schedule=NoiseSchedule.cosine(num_levels), parameterization="v", clip={"model": "tiny"}
     )
@@ -70,11 +70,11 @@ def tiny_card() -> PackageCard:
     )
 
 
-def write_tiny_package(folder: Path, *, seed: int = 0) -> Path:
+def write_tiny_package(folder: Path, *, seed: int = 0, spread: float = 0.1) -> Path:
     """A package whose weights depend on the seed."""
     parts = folder / "parts"
     clip = write_tiny_clip(parts / "clip")
-    write_tiny_denoiser(parts / "denoiser", seed=seed)
+    write_tiny_denoiser(parts / "denoiser", seed=seed, spread=spread)
     write_tiny_classifier(parts / "classifier", seed=seed)
     ModelPackage.assemble(
         folder / "package",
