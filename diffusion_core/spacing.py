@@ -6,6 +6,7 @@ levels of `trailing(schedule, 50)` are 1000, 980, .., 20, 0.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from diffusion_core.errors import InvalidLevels
@@ -35,9 +36,11 @@ def leading(schedule: NoiseSchedule, num_steps: int, offset: int = 0) -> tuple[i
 
 
 def linspace(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
-    """Evenly from T to 1, both included (T alone for one step)."""
+    """`1 + round((T - 1) i / (n - 1))`: evenly from T to 1, both included (T alone for one step)."""
     count, last = _checked(schedule, num_steps), schedule.num_levels
-    return (*(round(last - i * (last - 1) / max(count - 1, 1)) for i in range(count)), 0)
+    if count == 1:
+        return (last, 0)
+    return (*(1 + round((last - 1) * i / (count - 1)) for i in reversed(range(count))), 0)
 
 
 def quadratic(schedule: NoiseSchedule, num_steps: int) -> tuple[int, ...]:
@@ -57,7 +60,7 @@ def checked_levels(schedule: NoiseSchedule, levels: Sequence[int]) -> tuple[int,
         raise InvalidLevels(f"found levels {_short(found)}, wanted at least one noisy level and then a final 0")
     if found[0] > schedule.num_levels:
         raise InvalidLevels(f"level {found[0]} is above the schedule's last level {schedule.num_levels}")
-    for position, (here, after) in enumerate(zip(found, found[1:], strict=False)):
+    for position, (here, after) in enumerate(itertools.pairwise(found)):
         if after >= here:
             raise InvalidLevels(f"levels must descend: found {here} then {after} at position {position}")
     return found
