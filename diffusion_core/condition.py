@@ -51,7 +51,9 @@ class Condition:
         for name, dims in (("present", 1), ("tokens", 3), ("mask", 2), ("pooled", 2), ("label", 1)):
             value = getattr(self, name)
             if value is not None and (value.dim() != dims or len(value) != self.num_rows):
-                raise InvalidCondition(f"{name} has shape {tuple(value.shape)}, wanted {dims} axes and {self.num_rows} rows")
+                raise InvalidCondition(
+                    f"{name} has shape {tuple(value.shape)}, wanted {dims} axes and {self.num_rows} rows"
+                )
         if self.mask is not None and (self.tokens is None or self.mask.shape != self.tokens.shape[:2]):
             raise InvalidCondition(f"mask {tuple(self.mask.shape)} has no tokens of that many rows and positions")
         if self.negative is not None and self.negative.num_rows != self.num_rows:
@@ -82,7 +84,7 @@ class Condition:
 
     @property
     def num_rows(self) -> int:
-        """b."""
+        """The batch size b."""
         return len(self.present)
 
     def hidden(self, rows: Bool[Tensor, "b"] | None = None) -> Condition:
@@ -108,7 +110,7 @@ class Condition:
 
     def rows(self, index: Tensor | slice) -> Condition:
         """The chosen rows, by slice or integer indices, in that order."""
-        return self._map(lambda part: part[index if isinstance(index, slice) else index.to(part.device)])
+        return _mapped(self, lambda part: part[index if isinstance(index, slice) else index.to(part.device)])
 
     def with_rows(self, index: Tensor, other: Condition) -> Condition:
         """Takes the rows at these integer indices from another condition of as many rows."""
@@ -122,7 +124,7 @@ class Condition:
         def move(part: Tensor) -> Tensor:
             return part.to(device, dtype) if part.is_floating_point() else part.to(device)
 
-        return replace(self._map(move), settings=self.settings)
+        return replace(_mapped(self, move), settings=self.settings)
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
@@ -151,17 +153,18 @@ class Condition:
             {name: torch.cat([part.setting(name, float("nan")) for part in conditions]) for name in names},
         )
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        def apply(value: object) -> object:
-            if isinstance(value, Tensor):
-                return change(value)
-            if isinstance(value, Condition):
-                return value._map(change)
-            return value
 
-        parts = {part.name: apply(getattr(self, part.name)) for part in fields(self) if part.name != "settings"}
-        settings = {name: change(value) for name, value in self.settings.items()}
-        return Condition(**parts, settings=settings)  # type: ignore[arg-type]
+def _mapped(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
+    """Changes every tensor, those of the negative condition and the settings included."""
+
+    def apply(value: object) -> object:
+        if isinstance(value, Condition):
+            return _mapped(value, change)
+        return change(value) if isinstance(value, Tensor) else value
+
+    parts = {part.name: apply(getattr(condition, part.name)) for part in fields(condition) if part.name != "settings"}
+    settings = {name: change(value) for name, value in condition.settings.items()}
+    return Condition(**parts, settings=settings)  # type: ignore[arg-type]
 
 
 def _cat_tokens(conditions: Sequence[Condition]) -> tuple[Tensor | None, Tensor | None]:

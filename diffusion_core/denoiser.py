@@ -23,7 +23,9 @@ from diffusion_core.types import Data, Levels, Rows
 class Network(Protocol):
     """Any `torch.nn.Module` of this signature: output `(b, c, ...)`, or `(b, 2c, ...)` with a learned variance."""
 
-    def __call__(self, x: Data, level: Rows, condition: Condition | None) -> Data: ...
+    def __call__(self, x: Data, level: Rows, condition: Condition | None) -> Data:
+        """Predicts x0, eps or v of each row."""
+        ...
 
 
 @runtime_checkable

@@ -106,9 +106,7 @@ class Prediction:
         if rows is None:
             return changed
         chosen = expand(rows.to(x0.device), x0)
-        return replace(
-            self, x0=torch.where(chosen, x0, self.x0), eps=torch.where(chosen, changed.eps, self.eps)
-        )
+        return replace(self, x0=torch.where(chosen, x0, self.x0), eps=torch.where(chosen, changed.eps, self.eps))
 
     def shifted(self, score: Data) -> Prediction:
         """Adds a guidance term to the score: `eps - sigma score`, `x0 + sigma^2 / alpha score`.
@@ -174,7 +172,9 @@ def _signal_and_noise(x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
 
 def _same_shape(x_t: Tensor, value: Tensor, name: str) -> None:
     if value.shape != x_t.shape:
-        raise InvalidShape(f"found {name} of shape {tuple(value.shape)} for x_t of shape {tuple(x_t.shape)}: they must agree")
+        raise InvalidShape(
+            f"found {name} of shape {tuple(value.shape)} for x_t of shape {tuple(x_t.shape)}: they must agree"
+        )
 
 
 def _refuse(at_fault: Tensor, kind: str, where: str, remedy: str) -> None:

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         table = self.alpha_bar
         if table.dtype != torch.float64 or table.dim() != 1 or len(table) < 2:
-            raise InvalidSchedule(f"found alpha_bar {table.dtype} {tuple(table.shape)}, wanted float64 (T + 1,), T >= 1")
+            raise InvalidSchedule(
+                f"found alpha_bar {table.dtype} {tuple(table.shape)}, wanted float64 (T + 1,), T >= 1"
+            )
         if not bool(torch.isfinite(table).all()) or table[0] != 1.0 or table[-1] < 0.0:
             raise InvalidSchedule("alpha_bar must be finite, start at exactly 1 (level 0 is clean) and end in [0, 1)")
         if not bool((table[1:] < table[:-1]).all()):
@@ -70,7 +73,9 @@ class NoiseSchedule:
         return cls.from_betas(torch.linspace(beta_start, beta_end, _checked(num_levels), dtype=torch.float64))
 
     @classmethod
-    def scaled_linear(cls, num_levels: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
+    def scaled_linear(
+        cls, num_levels: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> NoiseSchedule:
         """Square roots of the betas on a line (latent diffusion)."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, _checked(num_levels), dtype=torch.float64)
         return cls.from_betas(roots**2)
@@ -89,7 +94,7 @@ class NoiseSchedule:
     @classmethod
     def _from_curve(cls, num_levels: int, curve: Callable[[float], float], max_beta: float) -> NoiseSchedule:
         values = [curve(level / _checked(num_levels)) for level in range(num_levels + 1)]
-        return cls.from_betas([min(1 - after / before, max_beta) for before, after in zip(values, values[1:], strict=False)])
+        return cls.from_betas([min(1 - after / before, max_beta) for before, after in itertools.pairwise(values)])
 
     def with_zero_terminal_snr(self) -> NoiseSchedule:
         """Shifts and scales `sqrt(alpha_bar)` so that level T is pure noise and level 1 stays (Lin et al., alg. 1)."""
@@ -117,7 +122,11 @@ class NoiseSchedule:
         index = torch.as_tensor(level)
         if index.is_floating_point() or index.dtype == torch.bool:
             raise InvalidLevels(f"found levels of type {index.dtype}, wanted integers in 0..{self.num_levels}")
-        if index.device.type == "cpu" and index.numel() and not 0 <= int(index.min()) <= int(index.max()) <= self.num_levels:
+        if (
+            index.device.type == "cpu"
+            and index.numel()
+            and not 0 <= int(index.min()) <= int(index.max()) <= self.num_levels
+        ):
             raise InvalidLevels(f"found levels {int(index.min())}..{int(index.max())}, wanted 0..{self.num_levels}")
         return self.alpha_bar.to(index.device)[index]
 
