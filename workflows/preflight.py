@@ -71,9 +71,16 @@ def check_port(config: RunConfig) -> None:
     Raises:
         AddressInUse: another process listens there, or the host is not this machine's.
     """
-    if cluster_address() is not None:
-        return
-    host, port = config.serve.host, config.serve.port
+    if cluster_address() is None:
+        check_free(config.serve.host, config.serve.port)
+
+
+def check_free(host: str, port: int) -> None:
+    """Looks whether this machine can listen at an address.
+
+    Raises:
+        AddressInUse: another process listens there, or the host is not this machine's.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -60,7 +60,8 @@ def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, 
     made = inputs["register"].metrics
     args = ServeArgs.of(config, f"{made['model']}@{made['alias']}")
     started = time.monotonic()
-    with hosted(config.serve, build(args), APP_NAME) as url:
+    # A route of its own: a cluster may serve something at / already.
+    with hosted(config.serve, build(args), APP_NAME, f"/{APP_NAME}") as url:
         ready = time.monotonic()
         progress.log(f"{args.model} answers at {url}")
         answers = asyncio.run(_ask_all(url, folder, progress))

@@ -13,6 +13,7 @@ from ray.serve import Application
 
 from workflows.config import ServeConfig
 from workflows.errors import AddressInUse, StageFailed
+from workflows.preflight import check_free
 
 _PROBE_SECONDS: Final = 5.0
 
@@ -50,6 +51,8 @@ def hosted(config: ServeConfig, application: Application, name: str, route_prefi
 
 
 def _start(config: ServeConfig) -> None:
+    # Serve shares its port with other Serves silently, and waits a minute for one that is taken.
+    check_free(config.host, config.port)
     try:
         ray_serve.start(http_options={"host": config.host, "port": config.port})
     except (RayError, RuntimeError, TimeoutError) as error:
@@ -84,5 +87,5 @@ def _reason(name: str) -> str | None:
     """The last line of the traceback that Serve keeps of a replica that failed to start."""
     application = ray_serve.status().applications.get(name)
     messages = [] if application is None else [part.message for part in application.deployments.values()]
-    lines = [line.strip() for message in messages for line in message.splitlines() if "Error: " in line]
+    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return lines[-1] if lines else None

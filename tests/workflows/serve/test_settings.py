@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import yaml
-from ray.serve.schema import ServeDeploySchema
 
 from workflows.config import RunConfig
 from workflows.errors import InvalidConfig
@@ -39,14 +35,6 @@ def test_all_faults_of_a_config_file_are_told() -> None:
 def test_the_application_builds_from_plain_values() -> None:
     args = {"model": "digits@champion", "tracking_uri": "sqlite:////shared/x.db", "min_replicas": 2, "max_replicas": 4}
     assert build(args).__class__.__name__ == "Application"
-
-
-def test_the_deployed_config_file_is_accepted() -> None:
-    text = (Path(__file__).parents[3] / "deploy" / "serve.yaml").read_text()
-    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
-    (application,) = config.applications
-    assert application.import_path == "workflows.serve.app:build"
-    assert ServeArgs.read(application.args).model == "raverse-digits@champion"
 
 
 def test_a_relative_store_is_refused() -> None:

@@ -1,0 +1,174 @@
+"""The whole service: real Ray Serve, real HTTP, a real registry, the unmodified client of OpenAI."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from ray import serve
+
+from workflows.config import ServeConfig
+from workflows.errors import AddressInUse, ModelNotFound, StageFailed
+from workflows.serve.app import APP_NAME
+from workflows.serve.host import hosted
+
+PROMPT = "a handwritten one"
+
+
+def pixels(data: str) -> NDArray[np.int16]:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(np.int16)
+
+
+def picture(response: httpx.Response) -> NDArray[np.int16]:
+    assert response.status_code == 200, response.text
+    return pixels(response.json()["data"][0]["b64_json"])
+
+
+def until(condition: Any, seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture(scope="module")
+def client(service: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0)
+
+
+def test_the_openai_client_draws(client: openai.OpenAI) -> None:
+    answer = client.images.generate(
+        prompt=PROMPT, model="tiny", n=2, size="auto", response_format="b64_json", user="me"
+    )
+    assert answer.data is not None
+    found = [pixels(image.b64_json or "") for image in answer.data]
+    assert [image.shape for image in found] == [(8, 8), (8, 8)]
+    assert not np.array_equal(found[0], found[1])
+
+
+def test_the_openai_client_passes_our_fields_and_reads_the_settings(client: openai.OpenAI) -> None:
+    extra = {"guidance": "clip", "guidance_scale": 4.0, "sampler": "ddpm", "num_inference_steps": 3, "seed": 11}
+    answer = client.images.generate(prompt=PROMPT, extra_body=extra)
+    settings = answer.model_extra["settings"] if answer.model_extra else {}
+    assert {name: settings[name] for name in extra if name != "seed"} == {k: v for k, v in extra.items() if k != "seed"}
+    assert settings["seeds"] == [11]
+    assert settings["version"] == "1"
+
+
+def test_the_openai_client_lists_and_retrieves_the_model(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "raverse"
+
+
+def test_the_openai_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.images.generate(prompt=PROMPT, size="1024x1024")
+    assert (bad.value.param, bad.value.type) == ("size", "invalid_request_error")
+    with pytest.raises(openai.BadRequestError, match="style: "):
+        client.images.generate(prompt=PROMPT, style="natural")
+    with pytest.raises(openai.NotFoundError):
+        client.images.generate(prompt=PROMPT, model="dall-e-3")
+
+
+def mixed_requests() -> list[dict[str, Any]]:
+    kinds: list[dict[str, Any]] = [
+        {"prompt": "", "guidance": "none"},
+        {"guidance": "direct"},
+        {"guidance_scale": 3.0, "negative_prompt": "a two"},
+        {"guidance": "classifier"},
+        {"prompt": "", "guidance": "classifier", "label": "two"},
+        {"guidance": "clip"},
+    ]
+    samplers: list[dict[str, Any]] = [{"sampler": "ddim", "eta": 0.5}, {"sampler": "ddpm"}, {"sampler": "dpm_solver"}]
+    mixed = [kind | sampler for kind in kinds for sampler in samplers]
+    return [fields | {"seed": place, "num_inference_steps": 3 + 2 * place} for place, fields in enumerate(mixed)]
+
+
+def test_a_seed_gives_the_same_picture_alone_and_in_a_crowd_beside_bad_requests(service: Any) -> None:
+    requests = mixed_requests()
+    alone = [picture(service.post(**fields)) for fields in requests]
+    bad: list[dict[str, Any]] = [{"n": 0}, {"label": 99, "guidance": "classifier"}, {"prompt": None}, {"bogus": 1}]
+    with ThreadPoolExecutor(len(requests) + len(bad)) as pool:
+        answers = list(pool.map(lambda fields: service.post(**fields), requests + bad))
+    for found, wanted in zip(answers, alone, strict=False):
+        assert np.abs(picture(found) - wanted).max() <= 1
+    assert [answer.status_code for answer in answers[len(requests) :]] == [400] * len(bad)
+    assert not np.array_equal(alone[0], alone[1])
+
+
+def test_rows_leave_with_their_client(service: Any) -> None:
+    before = service.load()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{service.url}/v1/images/generations",
+            json={"prompt": PROMPT, "n": 10, "num_inference_steps": 100},
+            timeout=0.15,
+        )
+    assert until(lambda: service.load().cancelled == before.cancelled + 10), service.load()
+    assert (service.load().rows, service.load().finished) == (0, before.finished)
+
+
+def test_rows_of_a_client_who_stays_are_finished(service: Any) -> None:
+    before = service.load()
+    assert service.post(n=3).status_code == 200
+    after = service.load()
+    assert (after.finished - before.finished, after.cancelled - before.cancelled, after.rows) == (3, 0, 0)
+
+
+def test_a_full_queue_answers_429_and_when_to_come_back(service: Any) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: service.post(n=10, num_inference_steps=100), range(8)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < len(answers)
+    for answer in refused:
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+def test_a_request_id_is_echoed_and_other_headers_are_ignored(service: Any) -> None:
+    headers = {"x-request-id": "mine", "x-stainless-lang": "python", "authorization": "bearer whatever"}
+    response = httpx.get(f"{service.url}/healthz", headers=headers, timeout=30)
+    assert response.json() == {"status": "ok", "model": "tiny", "version": "1"}
+    assert response.headers["x-request-id"] == "mine"
+
+
+def test_a_broken_body_is_400_over_http_too(service: Any) -> None:
+    response = httpx.post(f"{service.url}/v1/images/generations", content=b"{", timeout=30)
+    assert response.status_code == 400
+    assert json.loads(response.text)["error"]["type"] == "invalid_request_error"
+
+
+class Broken:
+    def __init__(self) -> None:
+        raise ModelNotFound("no model 'nobody@champion'")
+
+
+def test_an_application_that_does_not_start_says_why_and_harms_no_other(service: Any) -> None:
+    broken = serve.deployment(Broken, ray_actor_options={"num_cpus": 0}).bind()
+    config = ServeConfig(port=httpx.URL(service.url).port or 0)
+    with (
+        pytest.raises(StageFailed, match=r"did not start .*ModelNotFound: no model 'nobody@champion'"),
+        hosted(config, broken, "broken", "/broken"),
+    ):
+        pass
+    assert set(serve.status().applications) == {APP_NAME}
+    assert service.post().status_code == 200
+
+
+def test_a_serve_at_another_address_is_told(service: Any) -> None:
+    with pytest.raises(AddressInUse, match="runs on this cluster already"), hosted(ServeConfig(port=1), None, "x"):  # type: ignore[arg-type]
+        pass
+    assert service.post().status_code == 200
