@@ -81,6 +81,7 @@ def serve(config: ConfigOption, model: ModelOption = None, overrides: SetOption 
     with _command(config, overrides) as command:
         settings = command.config
         check_port(settings)
+        command.progress.log("starting Ray")
         with ray_session(settings):
             from workflows.serve.app import serve as serve_model
 
