@@ -177,9 +177,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     holder.kill()
     holder.wait()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = raverse(
-            "run", "--config", "digits", "--set", f"serve.port={server.getsockname()[1]}", folder=tmp_path
-        )
+        taken = raverse("run", "--config", "digits", "--set", f"serve.port={server.getsockname()[1]}", folder=tmp_path)
     assert_one_sentence(taken, "cannot serve on")
 
 
