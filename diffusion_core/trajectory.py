@@ -76,6 +76,19 @@ class Trajectory:
     ) -> Trajectory:
         """A row of pure noise at the plan's first level."""
         x = noise.normal(seed, noise.INITIAL, 0, tuple(shape), device, dtype)
+        return cls.start_at(plan, condition, x, seed=seed, known=known)
+
+    @classmethod
+    def start_at(
+        cls,
+        plan: SamplerPlan,
+        condition: Condition | None,
+        x: Float[Tensor, "..."],
+        *,
+        seed: int,
+        known: Known | None = None,
+    ) -> Trajectory:
+        """A row at the plan's first level that is there already: noise drawn for many at once, or a latent."""
         return cls(plan, 0, x, seed, _one_row(condition, x), known=known)
 
     @classmethod
@@ -188,11 +201,9 @@ def sample(
     plans = [plan] * len(seeds) if isinstance(plan, SamplerPlan) else list(plan)
     if len(plans) != len(seeds):
         raise InvalidPlan(f"found {len(plans)} plans for {len(seeds)} seeds: give one, or one per seed")
-    rows = [
-        Trajectory.start(p, c, seed=seed, shape=shape, device=device, dtype=dtype)
-        for p, c, seed in zip(plans, _split(condition, len(seeds)), seeds, strict=True)
-    ]
-    return run(denoiser, rows, on_step)
+    x = noise.normal(list(seeds), noise.INITIAL, 0, tuple(shape), device, dtype)
+    starts = zip(plans, _split(condition, len(seeds)), x, seeds, strict=True)
+    return run(denoiser, [Trajectory.start_at(p, c, row, seed=seed) for p, c, row, seed in starts], on_step)
 
 
 def image_to_image(
@@ -248,13 +259,10 @@ def inpaint(
         seeds: one per row.
         on_step: receives the predicted x0 along the way.
     """
-    conditions, masks = _split(condition, _same_count(x0, seeds)), mask.expand_as(x0)
-    rows = [
-        Trajectory.start(
-            plan, c, seed=seed, shape=x.shape, device=x.device, dtype=x.dtype, known=Known(x, kept.to(x.dtype))
-        )
-        for x, kept, c, seed in zip(x0, masks, conditions, seeds, strict=True)
-    ]
+    conditions, masks = _split(condition, _same_count(x0, seeds)), mask.to(x0.dtype).expand_as(x0)
+    x = noise.normal(list(seeds), noise.INITIAL, 0, tuple(x0.shape[1:]), x0.device, x0.dtype)
+    starts = zip(x, x0, masks, conditions, seeds, strict=True)
+    rows = [Trajectory.start_at(plan, c, row, seed=s, known=Known(given, kept)) for row, given, kept, c, s in starts]
     return run(denoiser, rows, on_step)
 
 
@@ -281,8 +289,7 @@ def invert(
             alpha_bar = up.alpha_bar[index].expand(len(x0))
             after = step(up, index, denoiser(x, here, condition))
             for _ in range(refinements):
-                eps = denoiser(after, there, condition).eps
-                after = step(up, index, Prediction.from_eps(x, eps.to(x.dtype), alpha_bar))
+                after = step(up, index, _seen_from(x, alpha_bar, denoiser(after, there, condition)))
             x = after.to(x0.dtype)
     return x
 
@@ -302,6 +309,16 @@ def interpolate(x_a: Data, x_b: Data, fraction: float) -> Data:
     angle = cosine.acos().clamp(min=1e-6)[:, None]
     mixed = ((1.0 - fraction) * angle).sin() * a + (fraction * angle).sin() * b
     return (mixed / angle.sin()).view_as(x_a)
+
+
+def _seen_from(x: Data, alpha_bar: Tensor, ahead: Prediction) -> Prediction:
+    """The prediction at x that agrees with the one a level above: in x0 where noise prevails, else in eps.
+
+    Either makes the fixed point the same; this choice makes the iteration contract at both ends.
+    """
+    if float(alpha_bar[0]) < 0.5:
+        return Prediction.from_x0(x, ahead.x0, alpha_bar)
+    return Prediction.from_eps(x, ahead.eps, alpha_bar)
 
 
 def _fill_known(prediction: Prediction, rows: Sequence[Trajectory]) -> Prediction:

@@ -19,6 +19,7 @@ from diffusion_core.sampler import ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import Trajectory, run, sample
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 SCHEDULE, SHAPE, F64 = NoiseSchedule.cosine(), (3, 4, 4), torch.float64
 
 

@@ -18,6 +18,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import sample
 
 F64 = torch.float64
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 class Counting:

@@ -15,6 +15,7 @@ from diffusion_core.sampler import SamplerPlan, ddim, ddpm, dpm_solver, step
 from diffusion_core.schedule import NoiseSchedule
 
 F64 = torch.float64
+pytestmark = pytest.mark.usefixtures("unchecked")
 SCHEDULES = {
     "linear": NoiseSchedule.linear(),
     "cosine": NoiseSchedule.cosine(),
