@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,7 +22,7 @@ from workflows.embed.shards import write_shard
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workflows.embed.clip import EncodedText
+    from workflows.embed.clip import EncodedText, TextTower
 
 
 def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
@@ -54,18 +55,24 @@ class CaptionShardWriter:
     """
 
     def __init__(self, clip_folder: Path, folder: Path, encoder: str, dtype: str, batch_size: int) -> None:
+        self._clip_folder, self._folder = clip_folder, folder
+        self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size
+
+    @cached_property
+    def _text(self) -> TextTower:
+        """Loaded with the first block: what fails in a constructor, Ray reports as the death of an actor."""
         import torch
 
         from workflows.embed.clip import load_clip
 
         torch.set_num_threads(1)
-        self._text = load_clip(clip_folder, "cuda" if torch.cuda.is_available() else "cpu").text
-        self._folder, self._encoder, self._dtype, self._batch_size = folder, encoder, dtype, batch_size
+        return load_clip(self._clip_folder, "cuda" if torch.cuda.is_available() else "cpu").text
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Writes the shard of each work item in the block (`path`, `key`, `captions`); returns what was written.
 
         Raises:
+            InvalidClip: towers that do not load.
             StorageUnwritable: the folder is full or read-only.
         """
         return pa.Table.from_pylist([self._write(item) for item in block.to_pylist()])

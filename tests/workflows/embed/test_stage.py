@@ -40,9 +40,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of 1 caption shard and 9 image shards, written by one worker. Do not write to it."""
+    """A cache of 3 caption shards and 60 image shards, written by one worker. Do not write to it."""
     folder = tmp_path_factory.mktemp("finished")
-    metrics = run(configure(rows_per_shard=200), inputs, folder)
+    metrics = run(configure(rows_per_shard=30), inputs, folder)
     assert (metrics["num_captions"], metrics["encoded_captions"]) == (80, 80)
     return folder
 
@@ -66,20 +66,14 @@ def test_the_manifest_lists_every_file(finished: Path) -> None:
 
 
 def test_two_workers_write_the_same_bytes(inputs: dict[str, Artifact], finished: Path, tmp_path: Path) -> None:
-    """More shards of captions than one, so that both workers have some."""
-    metrics = [
-        run(configure(rows_per_shard=30, workers=workers), inputs, tmp_path / str(workers)) for workers in (1, 2)
-    ]
-    assert metrics[0] == metrics[1]
-    first, second = (contents(tmp_path / str(workers)) for workers in (1, 2))
-    assert first == second
-    assert len([path for path in first if path.startswith("captions")]) == 3
-    assert first.keys() != contents(finished).keys()
+    run(configure(rows_per_shard=30, workers=2), inputs, tmp_path)
+    assert contents(tmp_path) == contents(finished)
+    assert len(list(tmp_path.glob("captions/*"))) == 3, "each worker has something to do"
 
 
 def test_a_second_run_encodes_nothing(inputs: dict[str, Artifact], finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.parquet")}
-    metrics = run(configure(rows_per_shard=200, workers=2, batch_size=9), inputs, finished)
+    metrics = run(configure(rows_per_shard=30, workers=2, batch_size=9), inputs, finished)
     assert (metrics["num_captions"], metrics["encoded_captions"]) == (80, 0)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.parquet")} == before
 
@@ -96,7 +90,7 @@ def test_lost_and_damaged_shards_alone_are_made_again(
     data[len(data) // 3] ^= 255
     damaged.write_bytes(data)
     (folder / "held_out/images/shard-00001.parquet.0123.partial").write_bytes(b"half")
-    assert run(configure(rows_per_shard=200), inputs, folder)["encoded_captions"] == 80
+    assert run(configure(rows_per_shard=30), inputs, folder)["encoded_captions"] == 30
     assert contents(folder) == contents(finished)
     assert kept.stat().st_mtime_ns == stamp
 
@@ -108,7 +102,7 @@ def test_other_towers_make_another_cache_in_the_same_folder(
 
     folder = copy(finished, tmp_path / "cache")
     other = inputs | {"clip": Artifact("clip", "2" * 64, write_tiny(tmp_path / "towers", image_size=16))}
-    assert run(configure(rows_per_shard=200), other, folder)["encoded_captions"] == 80
+    assert run(configure(rows_per_shard=30), other, folder)["encoded_captions"] == 80
     assert Manifest.load(folder).key != Manifest.load(finished).key
     EmbeddingCache.open(folder).verify()
 
@@ -152,7 +146,7 @@ def test_a_run_killed_half_way_goes_on_to_the_same_bytes(
 ) -> None:
     from tests.workflows.embed.conftest import write_tiny
 
-    settings = ["data.num_samples=2400", "embed.rows_per_shard=20"]
+    settings = ["data.num_samples=1200", "embed.rows_per_shard=30"]
     config = load_config("shapes", settings)
     data, clip = tmp_path / "data", write_tiny(tmp_path / "clip", image_size=32)
     data.mkdir()
@@ -169,7 +163,7 @@ def test_a_run_killed_half_way_goes_on_to_the_same_bytes(
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     found = set(folder.rglob("*.parquet"))
-    assert 3 <= len(found) < 120 + 72
+    assert len(found) >= 3
     assert not (folder / "manifest.json").exists()
     metrics = run(config, inputs, folder)
     assert metrics["encoded_captions"] < metrics["num_captions"]
