@@ -52,10 +52,13 @@ class CaptionShardWriter:
         encoder: key of the text tower.
         dtype: storage type of the tokens.
         batch_size: captions per call of the tower.
+        num_gpus: how many this actor has been given.
     """
 
-    def __init__(self, clip_folder: Path, folder: Path, encoder: str, dtype: str, batch_size: int) -> None:
-        self._clip_folder, self._folder = clip_folder, folder
+    def __init__(
+        self, clip_folder: Path, folder: Path, encoder: str, dtype: str, batch_size: int, num_gpus: int
+    ) -> None:
+        self._clip_folder, self._folder, self._num_gpus = clip_folder, folder, num_gpus
         self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size
 
     @cached_property
@@ -66,7 +69,7 @@ class CaptionShardWriter:
         from workflows.embed.clip import load_clip
 
         torch.set_num_threads(1)
-        return load_clip(self._clip_folder, "cuda" if torch.cuda.is_available() else "cpu").text
+        return load_clip(self._clip_folder, "cuda" if self._num_gpus and torch.cuda.is_available() else "cpu").text
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Writes the shard of each work item in the block (`path`, `key`, `captions`); returns what was written.

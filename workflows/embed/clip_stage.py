@@ -38,7 +38,7 @@ def train_clip(config: RunConfig, inputs: dict[str, Artifact], folder: Path, pro
     progress.start(config.clip.steps if config.clip.source == "train" else 1, "steps")
     metrics: dict[str, Any] = {}
     try:
-        for reference in task.remote(config.clip, inputs["data"].folder, folder, resources["num_cpus"]):
+        for reference in task.remote(config.clip, inputs["data"].folder, folder, **resources):
             done, metrics = ray.get(reference)
             progress.advance(done, **{k: v for k, v in metrics.items() if isinstance(v, float)})
     except RayTaskError as error:
@@ -53,7 +53,7 @@ def _resources() -> dict[str, int]:
 
 
 def _make_towers(
-    config: ClipConfig, data_folder: Path, folder: Path, num_threads: int
+    config: ClipConfig, data_folder: Path, folder: Path, num_cpus: int, num_gpus: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Runs in a Ray worker: yields (steps done, figures so far)."""
     import torch
@@ -64,15 +64,15 @@ def _make_towers(
     from workflows.embed.clip_training import build_model, fit, model_config
     from workflows.embed.zero_shot import zero_shot
 
-    torch.set_num_threads(num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(num_cpus)
+    device = torch.device("cuda" if num_gpus and torch.cuda.is_available() else "cpu")
     dataset = Dataset.open(data_folder)
     figures: dict[str, Any] = {}
     if config.source == "train":
         model, tokenizer = build_model(config, dataset.info.shape[-1])
         for step, loss in enumerate(fit(model, tokenizer, dataset.read("train"), config, device), start=1):
             figures = {"loss": loss}
-            if step % _REPORT_EVERY == 0:
+            if step % _REPORT_EVERY == 0 and step < config.steps:
                 yield step, figures
         name = f"raverse-{dataset.info.source}"
         cfg = model_config(config, dataset.info.shape[-1])

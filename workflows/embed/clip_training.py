@@ -24,16 +24,28 @@ from torch import Tensor
 from workflows.config import ClipConfig
 from workflows.data.dataset import Split
 from workflows.embed.clip import PictureFormat
+from workflows.errors import InvalidClip
 
 Rows: TypeAlias = NDArray[np.int64]
 
 _MAX_LOGIT_SCALE: Final = math.log(100)
 _WARMUP: Final = 0.1
+_VOCABULARY: Final = 49408
+_VISION_HEAD_WIDTH: Final = 32
+_TEXT_HEAD_WIDTH: Final = 16
 _PIXEL_MEAN: Final = (0.5, 0.5, 0.5)
 
 
 def model_config(config: ClipConfig, image_size: int) -> dict[str, Any]:
-    """open_clip's configuration of the model that is trained here."""
+    """open_clip's configuration of the model that is trained here.
+
+    Raises:
+        InvalidClip: patches that do not fill the picture.
+    """
+    if image_size % config.patch_size:
+        raise InvalidClip(
+            f"clip.patch_size {config.patch_size} does not divide the {image_size} pixels of a side: give one that does"
+        )
     return {
         "embed_dim": config.embed_dim,
         "vision_cfg": {
@@ -41,16 +53,21 @@ def model_config(config: ClipConfig, image_size: int) -> dict[str, Any]:
             "layers": config.vision_layers,
             "width": config.vision_width,
             "patch_size": config.patch_size,
-            "head_width": min(32, config.vision_width),
+            "head_width": config.vision_width // _num_heads(config.vision_width, _VISION_HEAD_WIDTH),
         },
         "text_cfg": {
             "context_length": config.context_length,
-            "vocab_size": 49408,
+            "vocab_size": _VOCABULARY,
             "width": config.text_width,
-            "heads": max(1, config.text_width // 16),
+            "heads": _num_heads(config.text_width, _TEXT_HEAD_WIDTH),
             "layers": config.text_layers,
         },
     }
+
+
+def _num_heads(width: int, head_width: int) -> int:
+    """About `width / head_width` heads, as many as divide the width."""
+    return math.gcd(width, max(1, width // head_width))
 
 
 def build_model(config: ClipConfig, image_size: int) -> tuple[Any, Any]:

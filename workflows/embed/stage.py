@@ -76,14 +76,15 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
 
 
 def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int) -> RayDataset:
+    num_gpus = 1 if _total("GPU") >= workers else 0
     return items.map_batches(
         CaptionShardWriter,
-        fn_constructor_args=arguments,
+        fn_constructor_args=(*arguments, num_gpus),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
-        num_gpus=1 if _total("GPU") >= workers else 0,
+        num_gpus=num_gpus,
     )
 
 

@@ -30,7 +30,7 @@ def write(inputs: dict[str, Artifact], folder: Path, dtype: str = "float32") -> 
     identity = ClipIdentity.load(towers)
     plan = plan_shards(dataset, identity, EmbedConfig(dtype=dtype, rows_per_shard=50))
     write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
-    writer = CaptionShardWriter(towers, folder, plan.encoder, dtype, batch_size=16)
+    writer = CaptionShardWriter(towers, folder, plan.encoder, dtype, batch_size=16, num_gpus=0)
     shards = [Shard(**write_image(item)) for item in plan.images] + [Shard(**writer._write(i)) for i in plan.captions]
     plan.manifest(dataset, identity, dtype, shards).save(folder)
     return EmbeddingCache.open(folder)

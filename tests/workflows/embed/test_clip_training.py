@@ -17,6 +17,7 @@ from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_training import build_model, distinct_batches, fit, meanings_of, model_config
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.zero_shot import zero_shot
+from workflows.errors import InvalidClip
 
 
 @settings(max_examples=50, deadline=None)
@@ -54,6 +55,18 @@ def test_a_meaning_is_the_attributes_or_else_the_caption() -> None:
 
     assert meanings_of(split((("red",), ("red",), ("blue",)))).tolist() == [0, 0, 1]
     assert meanings_of(split(((), (), ()))).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("vision_width", "text_width"), [(96, 64), (100, 56), (7, 11)])
+def test_any_width_makes_a_model(vision_width: int, text_width: int) -> None:
+    sizes = {"vision_width": vision_width, "text_width": text_width}
+    model, tokenizer = build_model(TINY.model_copy(update=sizes), image_size=8)
+    assert model(torch.zeros(1, 3, 8, 8), tokenizer(["a"]))["text_features"].shape == (1, 8)
+
+
+def test_patches_must_fill_the_picture() -> None:
+    with pytest.raises(InvalidClip, match="patch_size 3 does not divide the 8 pixels"):
+        build_model(TINY.model_copy(update={"patch_size": 3}), image_size=8)
 
 
 def test_only_tokens_that_occur_move() -> None:
