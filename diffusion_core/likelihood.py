@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias, final
 
 import torch
@@ -73,8 +74,13 @@ class ReverseProcess:
         beta = 1.0 - before / after
         true = beta * (1.0 - after) / (1.0 - before)
         true[-1] = true[-2] if len(true) > 1 else beta[-1]
-        low, high = plan.D**2, beta if variance == "learned_range" else None
-        low[-1] = true[-1] if x0_variance is None else x0_variance[-1]
+        low, high = true.clone(), None
+        if variance == "learned_range":
+            high = beta
+        elif variance != "posterior":
+            low[:-1] = plan.D[:-1] ** 2
+        if x0_variance is not None:
+            low[-1] = x0_variance[-1]
         weight = after.sqrt() * beta / (1.0 - before)
         return cls(plan.levels, weight, true.log(), low.log(), None if high is None else high.log())
 
@@ -84,11 +90,19 @@ class ReverseProcess:
         Raises:
             InvalidLevels: a level that the list does not hold, or 0.
         """
-        places = {here: place for place, here in enumerate(self.levels[:-1])}
-        missing = sorted(set(level.tolist()) - places.keys())
-        if missing:
+        known = (level >= 1) & (level <= self.levels[0])
+        step = self._steps.to(level.device)[level.where(known, 0)]
+        if bool((step < 0).any()):
+            missing = sorted(set(level[step < 0].tolist()))
             raise InvalidLevels(f"found levels {missing}, which this reverse process does not start a step from")
-        return torch.tensor([places[here] for here in level.tolist()], dtype=torch.int64)
+        return step
+
+    @cached_property
+    def _steps(self) -> Int[Tensor, "levels"]:
+        """The place of each level in the list, -1 where there is none."""
+        table = torch.full((self.levels[0] + 1,), -1)
+        table[list(self.levels[:-1])] = torch.arange(len(self.levels) - 1)
+        return table
 
 
 def vlb_terms(
