@@ -156,7 +156,7 @@ def _drawn(
     for start in range(0, num_rows, rows):
         part = slice(start, start + rows)
         transform(*philox(key[:, part], counter[:, part], blocks), out[part].transpose(0, 1))
-    drawn = out.view(num_rows, 4 * blocks)[:, :size].reshape(num_rows, *shape)
+    drawn = out.view(num_rows, 4 * blocks)[:, :size].reshape(num_rows, *shape).contiguous()
     return drawn if _is_many(seed) or _is_many(index) else drawn[0]
 
 

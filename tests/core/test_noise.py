@@ -180,7 +180,8 @@ def test_streams_are_distinct():
 )
 @pytest.mark.parametrize("shape", [(), (2,), (3, 2), (0, 2)])
 def test_single_numbers_give_one_row_lists_give_many(seed, index, wanted, shape):
-    assert noise.normal(seed, 0, index, shape).shape == (*wanted, *shape)
+    drawn = noise.normal(seed, 0, index, shape)
+    assert drawn.shape == (*wanted, *shape) and drawn.is_contiguous()
 
 
 @pytest.mark.usefixtures("unchecked")
