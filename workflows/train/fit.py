@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast, final
 
@@ -101,7 +101,7 @@ def _run(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
         with following(settings.losses, progress):
             result = trainer.fit()
     except TrainingFailedError as error:
-        raise _explained(error, settings.config) from error
+        raise explained(error, settings.config) from error
     if result.return_value is not None:
         raise result.return_value
     return cast(Checkpoint, result.checkpoint)
@@ -110,9 +110,7 @@ def _run(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
 def fingerprint(objective: Objective, config: TrainConfig, cache: EmbeddingCache) -> str:
     """A name for everything that determines the result."""
     values = {
-        "objective": type(objective).__name__,
-        "network": asdict(cast(Any, objective.config)),
-        "schedule": objective.schedule.to_config(),
+        "objective": objective.describe(),
         "train": config.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT)),
         "cache": cache.key,
     }
@@ -150,7 +148,7 @@ def _metrics(settings: Settings, num_parameters: int, seconds: float) -> dict[st
     }
 
 
-def _explained(error: TrainingFailedError, config: TrainConfig) -> RaverseError:
+def explained(error: TrainingFailedError, config: TrainConfig) -> RaverseError:
     """Our own error out of Ray's, or a sentence about lost workers."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:

@@ -64,15 +64,18 @@ def read_losses(path: Path) -> list[dict[str, float]]:
 @contextmanager
 def following(path: Path, progress: Progress) -> Iterator[None]:
     """Shows new rows for the length of the block."""
-    ended = threading.Event()
+    ended, shown = threading.Event(), 0.0
+
+    def show() -> None:
+        nonlocal shown
+        rows = read_losses(path)
+        if rows and rows[-1]["step"] != shown:
+            shown = rows[-1]["step"]
+            progress.advance(int(shown), **{name: rows[-1][name] for name in _SHOWN})
 
     def follow() -> None:
-        shown = 0.0
         while not ended.wait(_POLL_SECONDS):
-            rows = read_losses(path)
-            if rows and rows[-1]["step"] != shown:
-                shown = rows[-1]["step"]
-                progress.advance(int(shown), **{name: rows[-1][name] for name in _SHOWN})
+            show()
 
     thread = threading.Thread(target=follow, name="losses", daemon=True)
     thread.start()
@@ -81,3 +84,4 @@ def following(path: Path, progress: Progress) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+        show()

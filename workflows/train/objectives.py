@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple, Protocol, cast, final
 
 import torch
@@ -54,6 +55,10 @@ class Objective(Protocol):
         """Of the noise."""
         ...
 
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines what is learned, as plain values."""
+        ...
+
     def build(self) -> nn.Module:
         """The network with its initial weights, drawn from torch's global generator."""
         ...
@@ -79,6 +84,10 @@ class DenoiserObjective:
     schedule: NoiseSchedule
     parameterization: Parameterization
     weighting: Weighting
+
+    def describe(self) -> dict[str, Any]:
+        """See `Objective.describe`."""
+        return _described(self) | {"target": self.parameterization, "weighting": self.weighting}
 
     def build(self) -> nn.Module:
         """See `Objective.build`."""
@@ -111,6 +120,10 @@ class ClassifierObjective:
     schedule: NoiseSchedule
     candidates: Tensor
 
+    def describe(self) -> dict[str, Any]:
+        """See `Objective.describe`."""
+        return _described(self) | {"candidates": hashlib.sha256(self.candidates.numpy().tobytes()).hexdigest()}
+
     def build(self) -> nn.Module:
         """See `Objective.build`."""
         network = NoisyClassifier(self.config)
@@ -133,6 +146,11 @@ class ClassifierObjective:
             figures["text_loss"] = contrastive_loss(_everyone(features, batch), batch.all_pooled)[batch.share.rows]
             loss = loss + figures["text_loss"]
         return RowLosses(loss, figures)
+
+
+def _described(objective: Objective) -> dict[str, Any]:
+    config = cast(Any, objective.config)
+    return {"kind": kind_of(config).name, "network": asdict(config), "schedule": objective.schedule.to_config()}
 
 
 def _everyone(features: NoisyFeatures, batch: TrainBatch) -> NoisyFeatures:

@@ -111,8 +111,10 @@ class Trainer:
         with synchronize(self.network, last):
             with precision(self.config, self._device):
                 losses = self.objective.losses(self.network, batch)
+            total = losses.loss.sum()
             # Gradients are averaged over the workers, so a worker's sum counts as often as there are workers.
-            (losses.loss.sum() * (self.share.size / self.config.batch_size)).backward()
+            # The zero is NaN if the sum is not finite: then so is the gradient, and every worker sees it.
+            total.backward(self.share.size / self.config.batch_size + 0.0 * total.detach())
         self.figures.add(batch, losses)
         return losses.loss.detach()
 

@@ -1,0 +1,61 @@
+"""Objectives that go wrong on purpose, around a real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from diffusion_core.networks import NetworkConfig
+from diffusion_core.schedule import NoiseSchedule
+from workflows.train.batches import TrainBatch
+from workflows.train.objectives import Objective, RowLosses
+
+
+@final
+class Troubled:
+    """Kills one worker once, or spoils one row's loss, at the step after so many.
+
+    Args:
+        inner: the real objective.
+        after: steps that go well, of this process.
+        marker: made by the killed worker, so that it happens once; None: nobody is killed.
+        spoil: position in the batch of the row whose loss becomes NaN; None: none does.
+    """
+
+    def __init__(self, inner: Objective, after: int, marker: Path | None = None, spoil: int | None = None) -> None:
+        self.inner, self.after, self.marker, self.spoil = inner, after, marker, spoil
+        self.calls = 0
+
+    @property
+    def config(self) -> NetworkConfig:
+        return self.inner.config
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        return self.inner.schedule
+
+    def describe(self) -> dict[str, Any]:
+        return self.inner.describe()
+
+    def build(self) -> nn.Module:
+        return self.inner.build()
+
+    def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
+        self.calls += 1
+        found = self.inner.losses(network, batch)
+        if self.calls != self.after + 1:
+            return found
+        if self.marker is not None and not self.marker.exists() and dist.get_rank() == 1:
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.spoil is not None:
+            rows = torch.arange(len(batch.all_pooled))[batch.share.rows]
+            loss = torch.where((rows == self.spoil).to(found.loss.device), float("nan"), found.loss)
+            return found._replace(loss=loss)
+        return found
