@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 
 from workflows.session import set_environment, start_ray, stop_ray
 
 set_environment()
+# Only tests of the core check its annotations: tests/core/conftest.py turns this on and off.
+jaxtyping.config.update("jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

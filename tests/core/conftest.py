@@ -13,14 +13,9 @@ import hypothesis
 import jaxtyping
 import pytest
 
-# An int is a float, as PEP 484 has it.
-TYPE_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-jaxtyping.install_import_hook("diffusion_core", TYPE_CHECKER)
-jaxtyping.config.update("jaxtyping_disable", True)
 # Examples are the same in every run, and none fails for being slow on a busy machine.
 hypothesis.settings.register_profile("core", deadline=None, derandomize=True, max_examples=40)
 hypothesis.settings.load_profile("core")
-
 
 # What the peers that we compare with do is not ours to mend.
 WARNINGS = (
