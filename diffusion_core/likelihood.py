@@ -33,8 +33,8 @@ Decoder: TypeAlias = Literal["discretized", "discretized_tanh", "gaussian"]
 Column: TypeAlias = Float64[Tensor, "steps"]
 RowTerms: TypeAlias = Float64[Tensor, "b"]
 
+# Half the distance between two of 256 values in [-1, 1].
 _BIN = 1.0 / 255.0
-"""Half the distance between two of 256 values in [-1, 1]."""
 
 
 @final
@@ -64,11 +64,7 @@ class ReverseProcess:
         variance: Variance = "posterior",
         x0_variance: Sequence[float] | None = None,
     ) -> ReverseProcess:
-        """The process that `ddpm` of the same arguments samples; `levels` None: all.
-
-        Raises:
-            InvalidLevels, InvalidPlan: as `ddpm`.
-        """
+        """The process that `ddpm` of the same arguments samples, with its errors; `levels` None: all."""
         plan = ddpm(schedule, range(schedule.num_levels, -1, -1) if levels is None else levels, variance, x0_variance)
         before, after = plan.alpha_bar[:-1], plan.alpha_bar[1:]
         beta = 1.0 - before / after
@@ -85,11 +81,7 @@ class ReverseProcess:
         return cls(plan.levels, weight, true.log(), low.log(), None if high is None else high.log())
 
     def step_of(self, level: Levels) -> Int[Tensor, "b"]:
-        """Where in the list each row is.
-
-        Raises:
-            InvalidLevels: a level that the list does not hold, or 0.
-        """
+        """Where in the list each row is; InvalidLevels where it is not, or at its end."""
         known = (level >= 1) & (level <= self.levels[0])
         step = self._steps.to(level.device)[level.where(known, 0)]
         if bool((step < 0).any()):
