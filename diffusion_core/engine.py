@@ -147,7 +147,8 @@ class StepEngine:
 
     def check(self) -> None:
         """Asserts the invariants: every row held takes turns, is unfinished, and has the engine's shape."""
-        assert len(self._turns) == len(self._rows) and all(row_id in self._turns for row_id in self._rows)
+        assert len(self._turns) == len(self._rows)
+        assert all(row_id in self._turns for row_id in self._rows)
         assert all(row_id < self._next_id for row_id in self._rows)
         assert all(not row.finished and tuple(row.x.shape) == self.shape for row in self._rows.values())
         assert len(self._rows) > 0 or self._last[1] is None
@@ -156,7 +157,7 @@ class StepEngine:
         rows = [self._rows[row_id] for row_id in turn]
         try:
             after = advance(self.denoiser, rows, self._condition(turn, rows))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the outcome of the row at fault
             if len(turn) == 1:
                 return [error]
             return [self._advance_alone(row) for row in rows]
@@ -167,7 +168,7 @@ class StepEngine:
         """Finds the culprit of a failed step, so that only it ends."""
         try:
             after = advance(self.denoiser, [row])[0]
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see `_advance`
             return error
         return after if bool(torch.isfinite(after.x).all()) else _non_finite(after)
 

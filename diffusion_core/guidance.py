@@ -30,7 +30,9 @@ from diffusion_core.types import Data, Levels, RowMask, Rows, expand
 class LogDensity(Protocol):
     """How well each row fits its condition: log p(condition | x), up to a constant, `(b,)`, differentiable in x."""
 
-    def __call__(self, x: Data, level: Levels, condition: Condition) -> Rows: ...
+    def __call__(self, x: Data, level: Levels, condition: Condition) -> Rows:
+        """Judges x, at the rows' levels, against the rows' targets."""
+        ...
 
 
 @final

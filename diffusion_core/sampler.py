@@ -16,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -315,7 +316,7 @@ def _deterministic(levels: tuple[int, ...], alpha_bar: Tensor) -> SamplerPlan:
 
 
 def _check_monotone(levels: tuple[int, ...]) -> None:
-    signs = {(after > before) - (after < before) for before, after in zip(levels, levels[1:], strict=False)}
+    signs = {(after > before) - (after < before) for before, after in itertools.pairwise(levels)}
     if signs not in ({1}, {-1}):
         raise InvalidLevels("a plan's levels must be strictly monotone, and at least two")
 

@@ -79,7 +79,12 @@ def one_size(network: DiT, rows: int, repeats: int) -> dict[str, float]:
 
     batches = {name: states(plan) for name, plan in plans.items()}
     nothing = Condition.null(rows)
-    common = {"beta_schedule": "linear", "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
+    common = {
+        "beta_schedule": "linear",
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+    }
     peers = {"ddim": diffusers.DDIMScheduler(**common), "ddpm": diffusers.DDPMScheduler(**common)}
     seeds = list(range(rows))
     with torch.no_grad():
@@ -106,14 +111,28 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     network = DiT(DiTConfig(SHAPE, patch=4, width=192, depth=4, num_heads=6)).eval()
-    print("| rows | forward ms | DDIM step | DDPM step | DDIM loop / network, ours | diffusers | DDPM loop / network, ours | diffusers |")
+    heads = [
+        "rows",
+        "forward ms",
+        "DDIM step",
+        "DDPM step",
+        "DDIM loop / network",
+        "diffusers",
+        "DDPM loop / network",
+        "diffusers",
+    ]
+    print("| " + " | ".join(heads) + " |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for rows in arguments.rows:
         ms = one_size(network, rows, arguments.repeats)
         network_ms = ms["forward"] * NUM_STEPS
         loops = [ms[name] / network_ms for name in ("ddim ours", "ddim diffusers", "ddpm ours", "ddpm diffusers")]
         steps = [ms[name] / ms["forward"] for name in ("step ddim", "step ddpm")]
-        cells = [f"{ms['forward']:.2f}", *(f"{100 * share:.2f}%" for share in steps), *(f"{ratio:.3f}" for ratio in loops)]
+        cells = [
+            f"{ms['forward']:.2f}",
+            *(f"{100 * share:.2f}%" for share in steps),
+            *(f"{ratio:.3f}" for ratio in loops),
+        ]
         print(f"| {rows} | " + " | ".join(cells) + " |")
 
 

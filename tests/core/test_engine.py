@@ -154,7 +154,9 @@ def test_a_cancelled_row_is_gone_before_the_next_step(engine):
 
 def test_a_long_row_does_not_hold_up_short_ones():
     engine = StepEngine(guided(Elementwise()), SHAPE, max_rows=2)
-    long = [Trajectory.start(ddim(SCHEDULE, spacing.trailing(SCHEDULE, 100)), None, seed=i, shape=SHAPE) for i in (1, 2)]
+    long = [
+        Trajectory.start(ddim(SCHEDULE, spacing.trailing(SCHEDULE, 100)), None, seed=i, shape=SHAPE) for i in (1, 2)
+    ]
     short = Trajectory.start(ddim(SCHEDULE, spacing.trailing(SCHEDULE, 5)), None, seed=3, shape=SHAPE)
     for row in long:
         engine.submit(row)

@@ -217,7 +217,9 @@ def test_wrappers_nest_in_either_order(oracle, rows):
 
 def test_static_and_dynamic_thresholding(oracle, rows):
     x, level, label = rows
-    asked = Condition.of(label=label).with_settings(clip_x0=[0.5, 0, 0, 0, 0, 0], dynamic_threshold=[0, 0.8, 0, 0, 0, 0])
+    asked = Condition.of(label=label).with_settings(
+        clip_x0=[0.5, 0, 0, 0, 0, 0], dynamic_threshold=[0, 0.8, 0, 0, 0, 0]
+    )
     plain = oracle(x, level, asked)
     found = Thresholding(oracle)(x * 3, level, asked)
     raw = oracle(x * 3, level, asked)

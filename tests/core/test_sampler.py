@@ -23,11 +23,11 @@ SCHEDULES = {
     "sigmoid": NoiseSchedule.sigmoid(),
 }
 PLANS = {
-    "ddim": lambda s, levels: ddim(s, levels),
+    "ddim": ddim,
     "ddim-0.5": lambda s, levels: ddim(s, levels, eta=0.5),
     "ddim-1": lambda s, levels: ddim(s, levels, eta=1.0),
-    "ddpm": lambda s, levels: ddpm(s, levels),
-    "2m": lambda s, levels: dpm_solver(s, levels),
+    "ddpm": ddpm,
+    "2m": dpm_solver,
     "2m-sde": lambda s, levels: dpm_solver(s, levels, stochastic=True),
 }
 
@@ -190,7 +190,9 @@ def test_ddpm_against_diffusers(ours_name, theirs_name, num_steps):
 
 def test_learned_range_against_diffusers():
     schedule, num_steps = NoiseSchedule.linear(), 25
-    peer = diffusers.DDPMScheduler(**PEER, clip_sample=False, variance_type="learned_range", timestep_spacing="trailing")
+    peer = diffusers.DDPMScheduler(
+        **PEER, clip_sample=False, variance_type="learned_range", timestep_spacing="trailing"
+    )
     exact_tables(peer, schedule).set_timesteps(num_steps)
     levels = spacing.trailing(schedule, num_steps)
     plan = ddpm(schedule, levels, "learned_range")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -43,7 +44,12 @@ def test_order_of_convergence(oracle, make, rate):
     latents = noise.normal(list(range(16)), noise.INITIAL, 0, (12,), dtype=F64)
     exact = oracle.mixture.ode_map(latents, float(linear.schedule.alpha_bar[-1]))
     errors = [
-        float((sampled(linear, make(linear.schedule, spacing.trailing(linear.schedule, n))) - exact).square().mean().sqrt())
+        float(
+            (sampled(linear, make(linear.schedule, spacing.trailing(linear.schedule, n))) - exact)
+            .square()
+            .mean()
+            .sqrt()
+        )
         for n in (100, 200)
     ]
     assert errors[0] / errors[1] > rate
@@ -191,7 +197,7 @@ def test_steps_report_the_predicted_x0(oracle):
     final = sample(oracle, plan, seeds=[1, 2], shape=(12,), dtype=F64, on_step=lambda i, x0: seen.append((i, x0)))
     assert [number for number, _ in seen] == [0, 1, 2, 3, 4]
     assert torch.equal(seen[-1][1], final)
-    steps = [float((after - before).norm()) for (_, before), (_, after) in zip(seen, seen[1:], strict=False)]
+    steps = [float((after - before).norm()) for (_, before), (_, after) in itertools.pairwise(seen)]
     assert all(size > 0 for size in steps)
 
 
