@@ -15,6 +15,7 @@ from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.engine import RoundRobin, StepEngine
 from diffusion_core.errors import InvalidGuidance, InvalidPlan, InvalidShape, NonFinite
 from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance, Thresholding
+from diffusion_core.networks import DiT, DiTConfig
 from diffusion_core.sampler import ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import Trajectory, run, sample
@@ -235,3 +236,31 @@ def test_guidance_costs_exactly_the_evaluations_that_the_rows_need():
     engine.tick()
     assert sorted(network.rows_seen) == [1, 5], "clean CLIP's row alone with gradient; four others and one negative"
     drain(engine)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_64_staggered_rows_equal_their_solo_runs_with_a_transformer(dtype, limit):
+    """With the DiT, captions of several lengths, and batches of every size: equal to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    network = DiT(DiTConfig((3, 4, 4), patch=2, width=16, depth=2, num_heads=2, token_dim=6, num_classes=5))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    network = network.to(dtype).eval().requires_grad_(False)
+    denoiser = Thresholding(ClassifierFreeGuidance(NetworkDenoiser(network, SCHEDULE, "v")), clip_x0=1.0)
+    rows = []
+    for i in range(64):
+        plan = [ddim, ddpm, dpm_solver][i % 3](SCHEDULE, spacing.trailing(SCHEDULE, 2 + i % 7))
+        tokens = torch.randn(1, 1 + i % 4, 6, generator=generator, dtype=torch.float64).to(dtype)
+        condition = Condition.of(tokens=tokens, label=[i % 5]).with_settings(guidance_scale=1.0 + (i % 4))
+        rows.append(Trajectory.start(plan, condition, seed=i, shape=SHAPE, dtype=dtype))
+    engine, ids, ended = StepEngine(denoiser, SHAPE, max_rows=24), [], {}
+    for i, row in enumerate(rows):
+        ids.append(engine.submit(row))
+        if i % 3 == 0:
+            ended |= {outcome.row_id: outcome.x0 for outcome in engine.tick()}
+    ended |= drain(engine)
+    alone = torch.stack([run(denoiser, [row])[0] for row in rows])
+    together = torch.stack([ended[row_id] for row_id in ids])
+    assert float((together - alone).abs().max()) <= limit
+    assert float((together - alone.roll(1, dims=0)).abs().max()) > 0.1
