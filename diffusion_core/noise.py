@@ -53,8 +53,6 @@ _BLOCKS_AT_ONCE = 1 << 15
 # Rows of whole vector registers: a number never depends on where in the batch its row lies.
 _BLOCKS_MULTIPLE = 16
 
-_NO_ROWS = array("Q", [0])
-
 _Words: TypeAlias = Int64[Tensor, "pair b blocks"]
 
 
@@ -105,13 +103,17 @@ def uniform(
     return _drawn(_uniform, seed, stream, index, shape, device, kind).to(dtype)
 
 
-def philox(key: Int64[Tensor, "pair b"], counter: Int64[Tensor, "quad b"], num_blocks: int) -> tuple[_Words, _Words]:
-    """Philox4x32-10 of counters `(counter[0] + j, counter[1], counter[2], counter[3])`, j below `num_blocks`.
+def philox(
+    key: Int64[Tensor, "pair b"], index: Int64[Tensor, "pair b"], stream: int, num_blocks: int, first_block: int = 0
+) -> tuple[_Words, _Words]:
+    """Philox4x32-10 of the counters `(block, index low, index high, stream)` of each row.
 
     Args:
         key: two words per row, `(2, b)`, each in `0 .. 2^32 - 1`.
-        counter: four words per row, `(4, b)`; the first plus `num_blocks` must stay in a word.
+        index: likewise.
+        stream: a word.
         num_blocks: blocks per row.
+        first_block: their first; the last must be a word too.
 
     Returns:
         Words 0 and 2, and words 1 and 3, each `(2, b, num_blocks)`, in the low 32 bits.
@@ -123,9 +125,10 @@ def philox(key: Int64[Tensor, "pair b"], counter: Int64[Tensor, "quad b"], num_b
     shape = (2, key.shape[1], num_blocks)
     multiplied = torch.empty(shape, dtype=torch.int64, device=key.device)
     products = torch.empty(2, *shape, dtype=torch.int64, device=key.device)
-    torch.add(counter[0, :, None], torch.arange(num_blocks, device=key.device), out=multiplied[0])
-    multiplied[1] = counter[2, :, None]
-    products[1] = counter[1::2, :, None]
+    multiplied[0] = torch.arange(first_block, first_block + num_blocks, device=key.device)
+    multiplied[1] = index[1, :, None]
+    products[1, 0] = index[0, :, None]
+    products[1, 1] = stream
     (first, second), (after, before) = multiplied.unbind(), [(pair, *pair.unbind()) for pair in products.unbind()]
     for round_key, multiplier in zip(keys, multipliers, strict=True):
         torch.mul(multiplied, multiplier, out=after[0])
@@ -149,13 +152,14 @@ def _drawn(
     """Philox words of every row, through `transform`, a few rows at a time."""
     seeds, indices, size = _checked(seed, "seed"), _checked(index, "index"), math.prod(shape)
     num_rows = _num_rows(seed, seeds, index, indices)
-    key, counter = _key_and_counter(seeds, indices, _checked(stream, "stream", 32)[0], num_rows, device)
+    key, place = _halves(seeds, indices, num_rows, device)
+    (word,) = _checked(stream, "stream", 32)
     blocks = -(-size // (4 * _BLOCKS_MULTIPLE)) * _BLOCKS_MULTIPLE
     out = torch.empty(num_rows, 4, blocks, dtype=dtype, device=key.device)
     rows = max((_BLOCKS_AT_ONCE if key.device.type == "cpu" else _BLOCKS_AT_ONCE << 5) // max(blocks, 1), 1)
     for start in range(0, num_rows, rows):
         part = slice(start, start + rows)
-        transform(*philox(key[:, part], counter[:, part], blocks), out[part].transpose(0, 1))
+        transform(*philox(key[:, part], place[:, part], word, blocks), out[part].transpose(0, 1))
     drawn = out.view(num_rows, 4 * blocks)[:, :size].reshape(num_rows, *shape).contiguous()
     return drawn if _is_many(seed) or _is_many(index) else drawn[0]
 
@@ -185,18 +189,17 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, ...]
     return torch.tensor(order, device=device), torch.tensor(bumps, device=device), multipliers, scalars
 
 
-def _key_and_counter(
-    seeds: array[int], indices: array[int], stream: int, num_rows: int, device: torch.device | str | None
-) -> tuple[Int64[Tensor, "pair b"], Int64[Tensor, "quad b"]]:
-    """The halves of the seeds; block 0, the halves of the indices, and the stream."""
-    key, index = (
-        torch.frombuffer(values or _NO_ROWS, dtype=torch.uint32)
-        .view(-1, 2)
-        .T.to(device, torch.int64)
-        .expand(2, num_rows)
-        for values in (seeds, indices)
-    )
-    return key, torch.cat([torch.zeros_like(index[:1]), index, torch.full_like(index[:1], stream)])
+def _halves(
+    seeds: array[int], indices: array[int], num_rows: int, device: torch.device | str | None
+) -> tuple[Int64[Tensor, "pair b"], Int64[Tensor, "pair b"]]:
+    """The low and high words of each row's seed and of its index."""
+    if num_rows == 0:
+        empty = torch.empty(2, 0, dtype=torch.int64, device=device)
+        return empty, empty
+    rows = seeds * (num_rows // len(seeds)) + indices * (num_rows // len(indices))
+    words = torch.frombuffer(rows, dtype=torch.uint32).view(2, num_rows, 2).to(device, torch.int64)
+    key, index = words.transpose(1, 2)
+    return key, index
 
 
 def _num_rows(seed: Integers, seeds: array[int], index: Integers, indices: array[int]) -> int:

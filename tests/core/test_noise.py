@@ -35,7 +35,8 @@ def plain_philox(key: list[int], counter: list[int]) -> list[int]:
 
 def philox_words(key: list[int], counter: list[int], num_blocks: int = 1) -> list[list[int]]:
     """The core's words of each block, in the order of the paper."""
-    even, odd = noise.philox(torch.tensor(key)[:, None], torch.tensor(counter)[:, None], num_blocks)
+    first, *index, stream = counter
+    even, odd = noise.philox(torch.tensor(key)[:, None], torch.tensor(index)[:, None], stream, num_blocks, first)
     both = torch.stack([even[0, 0], odd[0, 0], even[1, 0], odd[1, 0]], dim=1) & MASK
     return both.tolist()
 
