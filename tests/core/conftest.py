@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import jaxtyping
 import pytest
+import torch
 
 # Examples are the same in every run, and none fails for being slow on a busy machine.
 hypothesis.settings.register_profile("core", deadline=None, derandomize=True, max_examples=40)
@@ -29,6 +30,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings(*WARNINGS))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors here are tiny: a second thread only waits, for long where others keep the machine busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
