@@ -90,8 +90,8 @@ def load_served(args: ServeArgs) -> Served:
         TrackingUnreachable: the registry does not answer.
         InvalidBundle: the model's folder is broken.
     """
-    found = resolve(args.tracking_uri, args.model)
-    package = ModelPackage.load(found.folder, device_of(args.device), buckets=buckets_of(args.max_rows))
+    found, buckets = resolve(args.tracking_uri, args.model), buckets_of(args.max_rows)
+    package = ModelPackage.load(found.folder, device_of(args.device), buckets=buckets)
     _, height, width = package.shape
     longest = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
@@ -108,7 +108,7 @@ def load_served(args: ServeArgs) -> Served:
         num_steps=min(args.num_steps, longest),
         max_steps=longest,
     )
-    warm(package, args.max_rows)
+    warm(package, buckets)
     engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
     return Served(menu, int(time.time()), package, EngineThread(engine, args.max_waiting_rows))
 
@@ -123,13 +123,13 @@ def buckets_of(max_rows: int) -> tuple[int, ...]:
     return tuple(2**power for power in range((2 * max_rows - 1).bit_length() + 1))
 
 
-def warm(package: ModelPackage, max_rows: int) -> None:
-    """Has every batch size computed once, plain and guided, before the first client waits for it."""
+def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
+    """Has the network compute every batch size, and every kind of guidance, before the first client waits for it."""
     prompt = package.card.candidate_captions[0]
-    for rows in (bucket for bucket in buckets_of(max_rows) if bucket <= max_rows):
-        for guidance in ("classifier_free", "classifier", "clip"):
-            condition = package.condition([prompt] * rows, guidance)
-            package.sample(condition, seeds=list(range(rows)), plan=package.plan("ddim", 1))
+    sizes = [(rows, "direct") for rows in buckets] + [(1, kind) for kind in ("classifier_free", "classifier", "clip")]
+    for rows, guidance in sizes:
+        condition = package.condition([prompt] * rows, guidance)
+        package.sample(condition, seeds=list(range(rows)), plan=package.plan("ddim", 1))
 
 
 def trajectories(package: ModelPackage, order: Order, texts: Sequence[EncodedText]) -> list[Trajectory]:

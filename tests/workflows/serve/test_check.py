@@ -74,8 +74,15 @@ def test_a_model_that_is_not_there_starts_nothing(ray_session: None, tiny_config
 
 
 def test_requests_are_made_of_what_the_model_offers() -> None:
-    card = {"example_prompts": ["a", "b"], "classes": ["x", "y"]}
+    card = {"example_prompts": ["a", "b"], "classes": ["x", "y"], "max_steps": 30}
     made = requests_for(card)
     assert len(made) == 12
-    assert made["clip-ddim"] == {"prompt": "b", "guidance": "clip", "sampler": "ddim", "seed": 7}
+    assert made["clip-ddim"] == {
+        "prompt": "b",
+        "guidance": "clip",
+        "sampler": "ddim",
+        "num_inference_steps": 20,
+        "seed": 7,
+    }
     assert made["classifier-by-class-ddpm"]["label"] == "y"
+    assert made["classifier-by-class-ddpm"]["num_inference_steps"] == 30
