@@ -160,7 +160,7 @@ class EvaluateConfig(Section):
     num_prompts_per_gradient: PositiveInt = Field(
         100, description="Pictures per kind of classifier and CLIP guidance (first ones of the compared)."
     )
-    batch_size: PositiveInt = Field(64, description="Pictures sampled at once. Does not change them.")
+    batch_size: PositiveInt = Field(32, description="Pictures that a task samples at once. Does not change them.")
     seed: int = Field(0, description="Seed of prompts and pictures.")
 
 

@@ -29,6 +29,7 @@ _DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.p
 # What the run folder shows of each stage's artifact.
 _COPIED: Final = (
     ("evaluate", "samples.png", "samples.png"),
+    ("evaluate", "curves.png", "curves.png"),
     ("denoiser", "losses.png", "denoiser-losses.png"),
     ("denoiser", "losses.csv", "denoiser-losses.csv"),
     ("classifier", "losses.png", "classifier-losses.png"),

@@ -70,7 +70,8 @@ def measure(
     figures: dict[str, Any] = {"accuracy": float(headline.right[~unseen].mean())}
     if unseen.any():
         figures["accuracy_unseen"] = float(headline.right[unseen].mean())
-    figures |= {f"{kind}_accuracy": found.accuracy for kind, found in drawn.items() if kind != "none"}
+    others = [kind for kind in drawn if kind not in ("classifier_free", "none")]
+    figures |= {f"{kind}_accuracy": drawn[kind].accuracy for kind in sorted(others)}
     shares = histogram(drawn["none"].judged, info)
     figures["unconditional_classes"] = sum(share > 0 for share in shares.values())
     figures["unconditional_largest_share"] = max(shares.values())
