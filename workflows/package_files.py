@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -130,7 +130,7 @@ def assemble(folder: Path, card: PackageCard, *, denoiser: Path, classifier: Pat
         partial = Path(temporary) / "package"
         for name, source in (("denoiser", denoiser), ("classifier", classifier), (CLIP, clip)):
             shutil.copytree(source, partial / name, ignore=_NO_PART)
-        whole = PackageCard(**{**card.__dict__, "parts": _hashes(partial, open_bundles(partial))})
+        whole = replace(card, parts=_hashes(partial, open_bundles(partial)))
         whole.save(partial)
         if folder.exists():
             folder.rename(Path(temporary) / "replaced")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final, final
 
@@ -49,7 +49,7 @@ class Drawn:
 
     def rows(self, index: NDArray[np.int64]) -> Drawn:
         """The chosen rows."""
-        job = SampleJob(**{**self.job.__dict__, "prompts": self.job.prompts.rows(index)})
+        job = replace(self.job, prompts=self.job.prompts.rows(index))
         return Drawn(job, self.images[index], self.judged[index])
 
 

@@ -58,7 +58,7 @@ def draw_grid(path: Path, prompts: Sequence[str], columns: Sequence[Column], cap
         middle = _LABEL_WIDTH + step * place + _TILE / 2
         axes.text(middle, _TITLE_HEIGHT - _GAP, column.title, ha="center", va="bottom", fontweight="bold", **_TEXT)
     for row, prompt in enumerate(prompts):
-        label = textwrap.fill(prompt, 30)
+        label = textwrap.fill(prompt, 27)
         axes.text(
             _LABEL_WIDTH - 2 * _GAP, _TITLE_HEIGHT + step * row + _TILE / 2, label, ha="right", va="center", **_TEXT
         )
