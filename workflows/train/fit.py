@@ -61,7 +61,7 @@ def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder
         NonFinite: a loss or gradient was not finite.
         StageFailed: workers were lost more often than `max_failures`.
     """
-    started = time.perf_counter()
+    started, earlier = time.perf_counter(), _seconds_of(folder / LOSSES_FILE)
     progress.start(config.steps, "steps")
     # Ray takes up whatever run bears the name, finished or not: the name says all that determines the result.
     run = RunConfig(
@@ -76,7 +76,7 @@ def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder
         weights, ema = read_weights(objective, Path(path))
     progress.advance(config.steps)
     num_parameters = sum(value.numel() for value in weights.values())
-    return Trained(weights, ema, _metrics(settings, num_parameters, time.perf_counter() - started))
+    return Trained(weights, ema, _metrics(settings, num_parameters, earlier + time.perf_counter() - started))
 
 
 def finished_checkpoint(run: RunConfig, steps: int) -> Checkpoint | None:
@@ -133,6 +133,12 @@ def read_weights(objective: Objective, checkpoint: Path) -> tuple[dict[str, Tens
     state: dict[str, Any] = {"network": network.state_dict(), "ema": {"averages": average}}
     load(state, checkpoint_id=checkpoint, no_dist=True)
     return state["network"], state["network"] | state["ema"]["averages"]
+
+
+def _seconds_of(losses: Path) -> float:
+    """Training time of the tries before, as far as they were logged."""
+    rows = read_losses(losses)
+    return rows[-1]["seconds"] if rows else 0.0
 
 
 def _metrics(settings: Settings, num_parameters: int, seconds: float) -> dict[str, Any]:
