@@ -22,6 +22,7 @@ _GOLDEN: Final = 0.6180339887498949
 _WORDING_STREAM: Final = 16
 """Stream of a row's wording; the core's own streams end below."""
 _ORDER_STREAM: Final = 17
+_ROWS_AHEAD: Final = 2048
 
 
 @final
@@ -87,26 +88,40 @@ class Plan:
 
     def batch(self, samples_seen: int) -> PlannedRows:
         """The global batch that follows after this many rows."""
-        numbers = torch.arange(samples_seen, samples_seen + self.batch_size)
-        draws = noise.uniform(self.seed, _WORDING_STREAM, numbers, (1,))[:, 0]
-        drops = noise.uniform(self.seed, noise.TRAIN_DROP, numbers, (1,))[:, 0]
-        start = float(noise.uniform(self.seed, noise.TRAIN_LEVEL, 0, (1,))[0])
+        length = max(1, _ROWS_AHEAD // self.batch_size) * self.batch_size
+        block, place = divmod(samples_seen, length)
+        if place + self.batch_size > length:
+            return self.rows(samples_seen, self.batch_size)
+        return _drawn(self, block * length, length).rows(slice(place, place + self.batch_size))
+
+    def rows(self, first: int, count: int) -> PlannedRows:
+        """Any stretch of rows."""
+        numbers = torch.arange(first, first + count)
+        wordings = noise.uniform(self.seed, _WORDING_STREAM, numbers, ())
+        drops = noise.uniform(self.seed, noise.TRAIN_DROP, numbers, ())
+        start = float(noise.uniform(self.seed, noise.TRAIN_LEVEL, 0, ()))
         return PlannedRows(
             numbers,
-            torch.from_numpy(self._samples(samples_seen)),
-            (draws * (1 << 24)).long(),
+            torch.from_numpy(self._samples(first, count)),
+            (wordings * (1 << 24)).long(),
             (start + numbers.double() * _GOLDEN) % 1.0,
             drops < self.condition_dropout,
         )
 
-    def _samples(self, samples_seen: int) -> NDArray[np.int64]:
-        parts, number, end = [], samples_seen, samples_seen + self.batch_size
+    def _samples(self, first: int, count: int) -> NDArray[np.int64]:
+        parts, number, end = [], first, first + count
         while number < end:
             epoch, place = divmod(number, self.num_samples)
             part = _order(self.seed, epoch, self.num_samples)[place : place + end - number]
             parts.append(part)
             number += len(part)
         return np.concatenate(parts)
+
+
+@lru_cache(maxsize=1)
+def _drawn(plan: Plan, first: int, count: int) -> PlannedRows:
+    """The rows of many steps in one draw, which costs little more than those of one."""
+    return plan.rows(first, count)
 
 
 @lru_cache(maxsize=2)
