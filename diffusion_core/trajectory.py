@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeAlias
 
 import torch
@@ -22,6 +23,9 @@ from diffusion_core.errors import InvalidCondition, InvalidPlan, InvalidShape
 from diffusion_core.prediction import Prediction
 from diffusion_core.sampler import SamplerPlan, noisy_rows, step
 from diffusion_core.types import Data
+
+# Rows of noise per draw, below which its cost is that of the calls and not of the numbers.
+_ROWS_AT_ONCE = 16
 
 OnStep: TypeAlias = "Callable[[int, Data], None]"
 """Called after each step with its number and the predicted x0 `(b, ...)` of all rows."""
@@ -52,6 +56,7 @@ class Trajectory:
         condition: one row.
         x0: the last predicted x0; None before the first step.
         known: the given part, when inpainting.
+        ahead: noise of the next steps that is drawn already; it may be left out when a row moves.
     """
 
     plan: SamplerPlan
@@ -61,6 +66,7 @@ class Trajectory:
     condition: Condition
     x0: Float[Tensor, "..."] | None = None
     known: Known | None = None
+    ahead: tuple[Float[Tensor, "..."], ...] = ()
 
     @classmethod
     def start(
@@ -140,10 +146,13 @@ def advance(denoiser: Denoiser, rows: Sequence[Trajectory], condition: Condition
     with torch.no_grad():
         prediction = _fill_known(denoiser(x, level, asked), rows)
         x0_previous = torch.stack([row.x if row.x0 is None else row.x0 for row in rows])
-        x = step(plans, index, prediction, x0_previous, _step_noise(rows, x)).to(x.dtype)
+        ahead = _drawn_ahead(rows, x)
+        nothing = torch.zeros_like(rows[0].x)
+        z = torch.stack([drawn[0] if drawn else nothing for drawn in ahead]) if any(ahead) else None
+        x = step(plans, index, prediction, x0_previous, z).to(x.dtype)
     return [
-        replace(row, index=row.index + 1, x=after, x0=x0)
-        for row, after, x0 in zip(rows, x.unbind(), prediction.x0.unbind(), strict=True)
+        replace(row, index=row.index + 1, x=after, x0=x0, ahead=drawn[1:])
+        for row, after, x0, drawn in zip(rows, x.unbind(), prediction.x0.unbind(), ahead, strict=True)
     ]
 
 
@@ -334,18 +343,19 @@ def _fill_known(prediction: Prediction, rows: Sequence[Trajectory]) -> Predictio
     return prediction.with_x0(x0, mask)
 
 
-def _step_noise(rows: Sequence[Trajectory], x: Data) -> Data | None:
-    """Noise for the rows that draw some, zeros for the rest; None if nobody does."""
-    drawing = noisy_rows([row.plan for row in rows], [row.index for row in rows])
-    if not drawing:
-        return None
-    seeds, index = [rows[place].seed for place in drawing], [rows[place].index for place in drawing]
-    drawn = noise.normal(seeds, noise.STEP, index, tuple(x.shape[1:]), x.device, x.dtype)
-    if len(drawing) == len(rows):
-        return drawn
-    z = torch.zeros_like(x)
-    z[drawing] = drawn
-    return z
+def _drawn_ahead(rows: Sequence[Trajectory], x: Data) -> list[tuple[Tensor, ...]]:
+    """Each row's noise for this step and the next; few rows draw several steps at once, at about the same cost."""
+    ahead = [row.ahead for row in rows]
+    dry = [place for place in noisy_rows([row.plan for row in rows], [row.index for row in rows]) if not ahead[place]]
+    if dry:
+        count = max(1, _ROWS_AT_ONCE // len(dry))
+        steps = [range(rows[place].index, rows[place].index + min(count, rows[place].remaining)) for place in dry]
+        seeds = [rows[place].seed for place, here in zip(dry, steps, strict=True) for _ in here]
+        index = [number for here in steps for number in here]
+        drawn = iter(noise.normal(seeds, noise.STEP, index, tuple(x.shape[1:]), x.device, x.dtype).unbind())
+        for place, here in zip(dry, steps, strict=True):
+            ahead[place] = tuple(islice(drawn, len(here)))
+    return ahead
 
 
 def _split(condition: Condition | None, num_rows: int) -> list[Condition | None]:

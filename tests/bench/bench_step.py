@@ -74,11 +74,18 @@ def one_size(network: DiT, rows: int, repeats: int) -> dict[str, float]:
     frozen = NetworkDenoiser(Frozen(torch.randn(rows, *SHAPE)), schedule, "v")
     denoiser = NetworkDenoiser(network, schedule, "v")
 
-    def states(plan: SamplerPlan) -> list[Trajectory]:
-        return [Trajectory.start(plan, None, seed=i, shape=SHAPE) for i in range(rows)]
+    def stepping(make: Callable[..., SamplerPlan]) -> Callable[[], None]:
+        """Makes the next step of the same rows at every call, as an engine does."""
+        plan = make(schedule, spacing.trailing(schedule, 1000))
+        state = [Trajectory.start(plan, None, seed=i, shape=SHAPE) for i in range(rows)]
+        nothing = Condition.null(rows)
 
-    batches = {name: states(plan) for name, plan in plans.items()}
-    nothing = Condition.null(rows)
+        def one_step() -> None:
+            state[:] = advance(frozen, state, nothing)
+
+        return one_step
+
+    steps = {"ddim": stepping(ddim), "ddpm": stepping(ddpm)}
     common = {
         "beta_schedule": "linear",
         "prediction_type": "v_prediction",
@@ -92,8 +99,8 @@ def one_size(network: DiT, rows: int, repeats: int) -> dict[str, float]:
             {
                 "forward": lambda: network(x, level, None),
                 "prediction": lambda: Prediction.from_v(x, x, torch.full((rows,), 0.5, dtype=torch.float64)),
-                "step ddim": lambda: advance(frozen, batches["ddim"], nothing),
-                "step ddpm": lambda: advance(frozen, batches["ddpm"], nothing),
+                "step ddim": lambda: [steps["ddim"]() for _ in range(NUM_STEPS)],
+                "step ddpm": lambda: [steps["ddpm"]() for _ in range(NUM_STEPS)],
                 "ddim ours": lambda: sample(denoiser, plans["ddim"], seeds=seeds, shape=SHAPE),
                 "ddim diffusers": lambda: diffusers_loop(network, peers["ddim"], rows),
                 "ddpm ours": lambda: sample(denoiser, plans["ddpm"], seeds=seeds, shape=SHAPE),
@@ -127,7 +134,7 @@ def main() -> None:
         ms = one_size(network, rows, arguments.repeats)
         network_ms = ms["forward"] * NUM_STEPS
         loops = [ms[name] / network_ms for name in ("ddim ours", "ddim diffusers", "ddpm ours", "ddpm diffusers")]
-        steps = [ms[name] / ms["forward"] for name in ("step ddim", "step ddpm")]
+        steps = [ms[name] / network_ms for name in ("step ddim", "step ddpm")]
         cells = [
             f"{ms['forward']:.2f}",
             *(f"{100 * share:.2f}%" for share in steps),
