@@ -8,6 +8,7 @@ workers writes the same cache, and a run that was killed goes on with the shards
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,16 @@ def _run(items: Sequence[Item], build: Callable[[RayDataset], RayDataset]) -> It
     context.print_on_execution_start = False
     # Our own errors would otherwise arrive inside Ray Data's.
     context.raise_original_map_exception = True
+    failure = None
     with DataContext.current(context):
-        rows = build(ray.data.from_items(list(items), override_num_blocks=len(items)))
         try:
-            for row in rows.iter_rows():
+            for row in build(ray.data.from_items(list(items), override_num_blocks=len(items))).iter_rows():
                 yield Shard(**row)
         except RayError as error:
             cause = getattr(error, "cause", None)
-            raise cause if isinstance(cause, RaverseError) else error from None
+            failure = cause if isinstance(cause, RaverseError) else error
+    if failure is not None:
+        # Ray Data's actors live as long as a reference to them, and the error's frames hold some in a cycle.
+        failure = failure.with_traceback(None)
+        gc.collect()
+        raise failure
