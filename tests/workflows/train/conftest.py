@@ -28,7 +28,15 @@ ENCODER = "random"
 
 
 NETWORK = {"width": 16, "depth": 2, "patch_size": 4, "num_heads": 2}
-TRAIN = {"steps": 12, "batch_size": 16, "log_every": 2, "warmup_steps": 2, "checkpoint_every": 4}
+TRAIN = {
+    "steps": 12,
+    "batch_size": 16,
+    "learning_rate": 0.001,
+    "sharding": "fsdp",
+    "log_every": 2,
+    "warmup_steps": 2,
+    "checkpoint_every": 4,
+}
 
 
 def tiny_config(root: Path, *overrides: str) -> RunConfig:

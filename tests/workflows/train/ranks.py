@@ -17,7 +17,7 @@ from diffusion_core.errors import RaverseError
 from workflows.config import TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.train.objectives import Objective
-from workflows.train.parallel import whole
+from workflows.train.parallel import unwrapped, whole
 from workflows.train.trainer import Trainer
 
 MAX_SIZE = 3
@@ -83,7 +83,7 @@ def _run(trainer: Trainer, job: Job) -> Ended:
         trainer.load(job.load)
     if job.spoil is not None:
         with torch.no_grad():
-            dict(trainer.network.named_parameters())[job.spoil].fill_(float("nan"))
+            dict(unwrapped(trainer.network).named_parameters())[job.spoil].fill_(float("nan"))
     error, figures = None, {}
     try:
         for _ in range(job.steps):
