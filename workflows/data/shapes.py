@@ -24,13 +24,13 @@ COLORS = {
     "purple": (168, 60, 200),
     "white": (238, 238, 238),
 }
-RADII = {"small": 3.8, "large": 6.6}
+RADII = {"small": 4.2, "large": 7.0}
 POSITIONS = {
-    "center": (16.0, 16.0),
-    "top left": (8.5, 8.5),
-    "top right": (23.5, 8.5),
-    "bottom left": (8.5, 23.5),
-    "bottom right": (23.5, 23.5),
+    "in the center": (16.0, 16.0),
+    "on the left": (9.5, 16.0),
+    "on the right": (22.5, 16.0),
+    "at the top": (16.0, 9.5),
+    "at the bottom": (16.0, 22.5),
 }
 ATTRIBUTES = {
     "shape": tuple(DISTANCES),
@@ -40,12 +40,12 @@ ATTRIBUTES = {
 }
 COMBINATIONS = product(ATTRIBUTES)
 TEMPLATES = (
-    "a {size} {color} {shape} in the {position}",
+    "a {size} {color} {shape} {position}",
     "{size} {color} {shape}, {position}",
-    "in the {position}, a {size} {color} {shape}",
-    "the {position} holds a {size} {color} {shape}",
-    "a {shape} in the {position}, {size} and {color}",
-    "one {color} {shape} of {size} size in the {position}",
+    "{position}, a {size} {color} {shape}",
+    "{position} there is a {size} {color} {shape}",
+    "a {shape} {position}, {size} and {color}",
+    "one {color} {shape} of {size} size {position}",
 )
 """Wordings; the first is the canonical one."""
 
@@ -103,7 +103,7 @@ def _vary(values: list[dict[str, str]], labels: NDArray[np.int64], rng: np.rando
     radii = np.array([RADII[value["size"]] for value in values], np.float32)
     return Drawing(
         shapes=labels,
-        centers=np.array([POSITIONS[value["position"]] for value in values], np.float32) + jitter(1.0, 2),
+        centers=np.array([POSITIONS[value["position"]] for value in values], np.float32) + jitter(0.75, 2),
         radii=radii * (1 + jitter(0.06)),
         angles=jitter(0.1),
         colors=colors + jitter(12, 3),

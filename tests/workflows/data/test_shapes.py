@@ -55,7 +55,7 @@ def test_pictures_show_color_size_and_position(built: tuple[Split, Split, tuple[
         inside = pixels.max(0) > 130
         middle = pixels[:, inside].mean(1)
         assert min(COLORS, key=lambda name: np.linalg.norm(middle - COLORS[name])) == color
-        assert ("small" if inside.sum() < 62 else "large") == size
+        assert ("small" if inside.sum() < 76 else "large") == size
         place = (inside.sum(0) @ grid / inside.sum(), inside.sum(1) @ grid / inside.sum())
         assert min(POSITIONS, key=lambda name: np.hypot(*np.subtract(place, POSITIONS[name]))) == position
 

@@ -37,7 +37,7 @@ def test_shapes_artifact(tmp_path: Path) -> None:
     dataset = build(tmp_path / "shapes", "shapes", "data.num_samples=480", "data.held_out=0.5")
     info = dataset.info
     assert (info.shape, len(info.candidate_captions), len(info.unseen_combinations)) == ((3, 32, 32), 240, 24)
-    assert info.caption_for("cross", "blue", "large", "top left") == "a large blue cross in the top left"
+    assert info.caption_for("cross", "blue", "large", "at the top") == "a large blue cross at the top"
     held_out = dataset.read("held_out")
     assert set(dataset.combinations(held_out)[held_out.unseen]) == set(info.unseen_combinations)
     assert len(dataset.read("train")) == 216
