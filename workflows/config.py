@@ -181,6 +181,9 @@ class ServeConfig(Section):
     num_steps: PositiveInt = Field(50, description="Default num_inference_steps.")
     min_replicas: PositiveInt = Field(1, description="Sampler replicas at least.")
     max_replicas: PositiveInt = Field(1, description="Sampler replicas at most.")
+    api_keys_file: FolderPath | None = Field(
+        None, description="File of API keys, made with `raverse api-key`; needed unless `host` is loopback."
+    )
 
 
 class StorageConfig(Section):

@@ -12,7 +12,9 @@
     ├── StorageUnwritable   (OSError)            a folder that is full or read-only
     ├── AddressInUse        (OSError)            the port is taken
     ├── InvalidRequest      (ValueError)         an HTTP request that cannot be served; names the field
-    └── Overloaded          (RuntimeError)       the queue is full; carries Retry-After seconds
+    ├── Overloaded          (RuntimeError)       the queue is full; carries Retry-After seconds
+    ├── DeadlineExceeded    (TimeoutError)       a picture that was not done when its client wanted it
+    └── Unauthorized        (PermissionError)    no API key, or an unknown one
 
 `workflows/serve/errors.py` maps each to an HTTP status; the CLI prints one line and exits with 1.
 """
@@ -82,3 +84,11 @@ class Overloaded(RaverseError, RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class DeadlineExceeded(RaverseError, TimeoutError):
+    """A picture that was not done when its client wanted it."""
+
+
+class Unauthorized(RaverseError, PermissionError):
+    """A request without an API key, or with an unknown one."""

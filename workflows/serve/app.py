@@ -14,13 +14,17 @@ from typing import Any, Final
 import httpx
 from ray import serve as ray_serve
 from ray.serve import Application, Deployment
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from workflows.config import RunConfig
-from workflows.model_reference import find_version
+from workflows.errors import InvalidConfig
+from workflows.model_reference import find_version, parse_reference
 from workflows.progress import Progress
+from workflows.serve.autoscaling import QueuedSeconds
+from workflows.serve.guard import is_loopback
 from workflows.serve.host import hosted
 from workflows.serve.ingress import Ingress
+from workflows.serve.keys import load_keys
 from workflows.serve.sampler import Sampler
 from workflows.serve.settings import ServeArgs
 from workflows.serve.text import MAX_BATCH, TextEncoder
@@ -44,9 +48,11 @@ def serve(config: RunConfig, model: str, progress: Progress) -> None:
         ModelNotFound: the registry has no such model; nothing was started.
         TrackingUnreachable: the registry does not answer.
         AddressInUse: the port is taken.
+        InvalidConfig: other machines are to be answered, without API keys.
         StageFailed: the application did not start; says why.
     """
     args = ServeArgs.of(config, model)
+    _check_keys(config, args)
     found = find_version(args.tracking_uri, args.model)
     with hosted(config.serve, build(args), APP_NAME) as url:
         progress.log(f"serving {found.name} version {found.version} at {url} until Ctrl-C; a picture from it:")
@@ -64,17 +70,14 @@ def build(args: dict[str, Any] | ServeArgs) -> Application:
         InvalidConfig: an unknown field, or a value out of range.
     """
     settings = ServeArgs.read(args)
-    text_encoder = _deployment(TextEncoder, "text-encoder", max_ongoing_requests=2 * MAX_BATCH)
-    sampler = _deployment(
-        Sampler,
-        "sampler",
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        # The engine itself refuses what is too much, and says when to come back.
-        max_ongoing_requests=2 * settings.max_waiting_rows,
-        max_queued_requests=settings.max_waiting_rows,
-        graceful_shutdown_timeout_s=settings.drain_seconds,
-        **_replicas(settings),
-    )
+    text_encoder = _deployment(TextEncoder, "text-encoder", max_ongoing_requests=2 * MAX_BATCH).bind(settings)
+    samplers: dict[str, Any] = {}
+    for reference in settings.references:
+        name, _, _ = parse_reference(reference)
+        deployment = "sampler" if not samplers else f"sampler-{name}"
+        if name in samplers:
+            raise InvalidConfig(f"models: {name!r} is there twice; its versions are served under one name")
+        samplers[name] = _sampler(deployment, settings).bind(settings.for_model(reference), text_encoder)
     ingress = _deployment(
         ray_serve.ingress()(Ingress),
         "ingress",
@@ -82,12 +85,35 @@ def build(args: dict[str, Any] | ServeArgs) -> Application:
         max_queued_requests=settings.max_requests,
         graceful_shutdown_timeout_s=settings.drain_seconds,
     )
-    return ingress.bind(sampler.bind(settings, text_encoder.bind(settings)))
+    return ingress.bind(samplers, settings)
+
+
+def _sampler(name: str, settings: ServeArgs) -> Deployment:
+    return _deployment(
+        Sampler,
+        name,
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        # The engine itself refuses what is too much, and says when to come back.
+        max_ongoing_requests=2 * settings.max_waiting_rows,
+        max_queued_requests=settings.max_waiting_rows,
+        graceful_shutdown_timeout_s=settings.drain_seconds,
+        **_replicas(settings),
+    )
+
+
+def _check_keys(config: RunConfig, args: ServeArgs) -> None:
+    if not load_keys(args.api_keys_file) and not is_loopback(config.serve.host):
+        raise InvalidConfig(
+            f"serve.host={config.serve.host} is reached by other machines, and there are no API keys: make one with "
+            "`raverse api-key NAME`, and name its file in serve.api_keys_file"
+        )
 
 
 def _example(url: str) -> str:
     """A command that draws something the model has learnt."""
-    prompt = httpx.get(f"{url}/v1/models", timeout=_TIMEOUT_SECONDS).json()["data"][0]["example_prompts"][0]
+    # The service asks for a key where there are any, so a caption of the package is not at hand then.
+    answer = httpx.get(f"{url}/v1/models", timeout=_TIMEOUT_SECONDS)
+    prompt = answer.json()["data"][0]["example_prompts"][0] if answer.is_success else "a handwritten seven"
     body = shlex.quote(json.dumps({"prompt": prompt}))
     return (
         f"curl -s {url}/v1/images/generations -H 'Content-Type: application/json' -d {body} | "
@@ -104,9 +130,6 @@ def _deployment(kind: type, name: str, **options: Any) -> Deployment:
 def _replicas(settings: ServeArgs) -> dict[str, Any]:
     if settings.max_replicas <= settings.min_replicas:
         return {"num_replicas": settings.min_replicas}
-    scaling = AutoscalingConfig(
-        min_replicas=settings.min_replicas,
-        max_replicas=settings.max_replicas,
-        target_ongoing_requests=settings.max_rows,
-    )
+    policy = AutoscalingPolicy(policy_function=QueuedSeconds, policy_kwargs={"target_seconds": settings.target_seconds})
+    scaling = AutoscalingConfig(min_replicas=settings.min_replicas, max_replicas=settings.max_replicas, policy=policy)
     return {"autoscaling_config": scaling}

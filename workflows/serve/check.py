@@ -59,7 +59,9 @@ def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, 
         StageFailed: the service did not start, or did not answer with a picture.
     """
     made = inputs["register"].metrics
-    args = ServeArgs.of(config, f"{made['model']}@{made['alias']}")
+    # Answers this machine only, so that the check needs no key.
+    changes = {"api_keys_file": None, "require_key": "loopback_only"}
+    args = ServeArgs.of(config, f"{made['model']}@{made['alias']}").model_copy(update=changes)
     started = time.monotonic()
     # A route of its own: a cluster may serve something at / already.
     with hosted(config.serve, build(args), APP_NAME, f"/{APP_NAME}") as url:

@@ -12,18 +12,52 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from torch import Tensor
 
 from diffusion_core.engine import Outcome, StepEngine
 from diffusion_core.trajectory import Trajectory
-from workflows.errors import Overloaded
+from workflows.errors import DeadlineExceeded, Overloaded
+from workflows.serve.costs import StepTimes, evaluations
 from workflows.serve.errors import EngineStopped
 
-_SMOOTHING: Final = 0.1
+_STEPS_REMEMBERED: Final = 2048
+_UNBOUNDED: Final = float("inf")
+
+RowState: TypeAlias = Trajectory | Tensor
+"""A row on its way, or its sample."""
+
+
+@final
+@dataclass(frozen=True)
+class Limits:
+    """What an engine accepts.
+
+    Attributes:
+        rows: pictures of accepted requests.
+        seconds: of denoising that may wait.
+    """
+
+    rows: int
+    seconds: float = _UNBOUNDED
+
+
+@final
+@dataclass(frozen=True)
+class Report:
+    """When a request wants to hear of its rows before they are done.
+
+    Attributes:
+        remaining: numbers of remaining steps at which to tell, descending.
+        every_seconds: tell at least this often.
+    """
+
+    remaining: tuple[int, ...] = ()
+    every_seconds: float = _UNBOUNDED
 
 
 @final
@@ -38,6 +72,7 @@ class Load:
         finished: rows that ended with a sample.
         failed: rows that ended with an error.
         cancelled: rows whose client left.
+        refused: requests turned away.
     """
 
     rows: int = 0
@@ -46,6 +81,27 @@ class Load:
     finished: int = 0
     failed: int = 0
     cancelled: int = 0
+    refused: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class StepTaken:
+    """One step of the engine, for the metrics: its bucket, rows and time."""
+
+    bucket: int
+    rows: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True)
+class News:
+    """Where the rows of a request are; `marked`: one of the report's numbers was reached; `done`: all are samples."""
+
+    states: list[RowState]
+    marked: bool = False
+    done: bool = False
 
 
 @final
@@ -54,20 +110,28 @@ class _Job:
     """The rows of one request, and who waits for them."""
 
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[list[Tensor]]
-    samples: dict[int, Tensor | None] = field(default_factory=dict)
+    told: asyncio.Queue[News | BaseException]
+    name: str | None
+    arrived: float
+    report: Report
+    cost: float
+    deadline: float
+    rows: dict[int, RowState] = field(default_factory=dict)
+    marks: list[int] = field(default_factory=list)
+    next_report: float = _UNBOUNDED
+    started: bool = False
+    ended: bool = False
 
-    def settle(self, result: list[Tensor] | BaseException) -> None:
+    def tell(self, news: News | BaseException) -> None:
         """Wakes the waiting request, from another thread than its own."""
-        self.loop.call_soon_threadsafe(self._set, result)
+        with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self.told.put_nowait, news)
 
-    def _set(self, result: list[Tensor] | BaseException) -> None:
-        if self.future.done():
-            return
-        if isinstance(result, BaseException):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
+    def settle(self, result: News | BaseException) -> None:
+        """Tells it the last news."""
+        if not self.ended:
+            self.ended = True
+            self.tell(result)
 
 
 @final
@@ -76,16 +140,20 @@ class EngineThread:
 
     Args:
         engine: used by no one else from now on.
-        max_rows: rows of accepted requests; a request that goes beyond is refused, unless it is alone.
+        limits: beyond which a request is refused, unless it is alone.
+        max_rows: rows per step of the engine.
+        buckets: batch sizes that its network sees.
     """
 
-    def __init__(self, engine: StepEngine, max_rows: int) -> None:
-        self._engine, self._max_rows = engine, max_rows
+    def __init__(self, engine: StepEngine, limits: Limits, max_rows: int = 32, buckets: Sequence[int] = (64,)) -> None:
+        self._engine, self._limits, self._max_rows = engine, limits, max_rows
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: dict[int, _Job] = {}
+        self._times = StepTimes(buckets)
+        self._steps: deque[StepTaken] = deque(maxlen=_STEPS_REMEMBERED)
+        self._waits: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._load = Load()
-        self._seconds_per_step = 0.0
-        self._counts = {"finished": 0, "failed": 0, "cancelled": 0}
+        self._counts = {"finished": 0, "failed": 0, "cancelled": 0, "refused": 0}
         self._running = True
         self._closed = False
         self._door = threading.Lock()
@@ -97,23 +165,68 @@ class EngineThread:
         """As of the last step."""
         return self._load
 
-    async def sample(self, rows: Sequence[Trajectory]) -> list[Tensor]:
+    @property
+    def step_seconds(self) -> dict[int, float]:
+        """Measured seconds of a step, by bucket."""
+        return self._times.known
+
+    def take_steps(self) -> list[StepTaken]:
+        """The steps since the last call, at most some thousands."""
+        return [self._steps.popleft() for _ in range(len(self._steps))]
+
+    def take_waits(self) -> list[float]:
+        """Seconds that requests waited for their first step, since the last call."""
+        return [self._waits.popleft() for _ in range(len(self._waits))]
+
+    async def sample(self, rows: Sequence[Trajectory], deadline_seconds: float = _UNBOUNDED) -> list[Tensor]:
         """Denoises rows to their ends; if the caller is cancelled, they leave within one step.
 
         Raises:
-            Overloaded: too many rows wait already.
+            Overloaded: too much waits already, or the deadline cannot be met.
+            DeadlineExceeded: it was not met.
             EngineStopped: the thread has ended.
             RaverseError: one of the rows cannot be denoised; the others of this call leave.
         """
-        loop = asyncio.get_running_loop()
-        job = _Job(loop, loop.create_future())
-        self._tell(lambda: self._admit(job, rows))
+        told = [news async for news in self.follow(rows, Report(), deadline_seconds)]
+        return [state for state in told[-1].states if isinstance(state, Tensor)]
+
+    async def follow(
+        self,
+        rows: Sequence[Trajectory],
+        report: Report,
+        deadline_seconds: float = _UNBOUNDED,
+        name: str | None = None,
+    ) -> AsyncGenerator[News, None]:
+        """Denoises rows and tells where they are, as `report` says; the last news are their samples.
+
+        Args:
+            rows: of one request, of one cost.
+            report: when to tell.
+            deadline_seconds: until the last news.
+            name: by which `leave` knows the request.
+
+        Raises:
+            Overloaded, DeadlineExceeded, EngineStopped, RaverseError: see `sample`.
+        """
+        job = self._job(rows, report, deadline_seconds, name)
+        self._tell(lambda: self._admit(job, rows, deadline_seconds))
         try:
-            return await job.future
-        except asyncio.CancelledError:
-            with contextlib.suppress(EngineStopped):
-                self._tell(lambda: self._cancel(job))
-            raise
+            while True:
+                news = await job.told.get()
+                if isinstance(news, BaseException):
+                    raise news
+                yield news
+                if news.done:
+                    return
+        finally:
+            if not job.ended:
+                with contextlib.suppress(EngineStopped):
+                    self._tell(lambda: self._cancel(job))
+
+    def leave(self, name: str) -> None:
+        """Takes the rows of this request out, if they are here: its client has left, whatever else went wrong."""
+        with contextlib.suppress(EngineStopped):
+            self._tell(lambda: self._leave(name))
 
     def check(self) -> None:
         """Fails when the thread has ended, so that the replica is replaced.
@@ -129,6 +242,20 @@ class EngineThread:
         with contextlib.suppress(EngineStopped):
             self._tell(self._stop)
         self._thread.join()
+
+    def _job(self, rows: Sequence[Trajectory], report: Report, deadline_seconds: float, name: str | None) -> _Job:
+        now = time.monotonic()
+        return _Job(
+            loop=asyncio.get_running_loop(),
+            told=asyncio.Queue(),
+            name=name,
+            arrived=now,
+            report=report,
+            cost=evaluations(rows[0].condition),
+            deadline=now + deadline_seconds,
+            marks=list(report.remaining),
+            next_report=now + report.every_seconds,
+        )
 
     def _tell(self, order: Callable[[], None]) -> None:
         """The thread carries out every order that got in, or the caller learns that it is too late."""
@@ -164,26 +291,49 @@ class EngineThread:
             order()
 
     def _step(self) -> None:
-        started = time.perf_counter()
-        before = self._load.steps
+        rows = min(len(self._engine), self._max_rows)
+        if rows == 0:
+            return
+        started, count = time.perf_counter(), self._at_once()
         outcomes = self._engine.tick()
         seconds = time.perf_counter() - started
+        self._steps.append(StepTaken(self._times.learn(count, seconds), rows, seconds))
         ended = [(self._jobs.get(outcome.row_id), self._take_out(outcome)) for outcome in outcomes]
         self._book()
-        made = before - self._load.steps
-        if made > 0:
-            self._learn(seconds / made)
         for job, result in ended:
             if job is not None and result is not None:
                 job.settle(result)
+        self._report(time.monotonic())
 
-    def _admit(self, job: _Job, rows: Sequence[Trajectory]) -> None:
+    def _report(self, now: float) -> None:
+        """Tells the jobs that want to hear of their rows now, and ends those that are late."""
+        for job in dict.fromkeys(self._jobs.values()):
+            if not job.started:
+                job.started = True
+                self._waits.append(now - job.arrived)
+            if now > job.deadline:
+                self._drop(job)
+                self._counts["cancelled"] += 1
+                job.settle(DeadlineExceeded("the picture was not done by `deadline_seconds`: ask for fewer steps"))
+            elif job.marks or now >= job.next_report:
+                self._report_to(job, now)
+
+    def _report_to(self, job: _Job, now: float) -> None:
+        states = [self._engine.state(row_id) or state for row_id, state in job.rows.items()]
+        slowest = max(state.remaining for state in states if isinstance(state, Trajectory))
+        passed = [mark for mark in job.marks if slowest <= mark]
+        if passed or now >= job.next_report:
+            job.marks = job.marks[len(passed) :]
+            job.next_report = now + job.report.every_seconds
+            job.tell(News(states, marked=bool(passed)))
+
+    def _admit(self, job: _Job, rows: Sequence[Trajectory], deadline_seconds: float) -> None:
         fault = None
         try:
-            self._check_room(len(rows))
+            self._check_room(job, rows, deadline_seconds)
             for row in rows:
                 row_id = self._engine.submit(row)
-                job.samples[row_id] = None
+                job.rows[row_id] = row
                 self._jobs[row_id] = job
         # Whatever is wrong with a request is that request's answer; the thread goes on.
         except Exception as error:  # noqa: BLE001
@@ -193,16 +343,31 @@ class EngineThread:
         if fault is not None:
             job.settle(fault)
 
-    def _check_room(self, num_rows: int) -> None:
+    def _check_room(self, job: _Job, rows: Sequence[Trajectory], deadline_seconds: float) -> None:
         if not self._running:
             raise _stopped()
         held, wait = len(self._engine), self._load.seconds
-        if held and held + num_rows > self._max_rows:
-            raise Overloaded(
-                f"{held} pictures wait, of at most {self._max_rows}: try again in {max(1, round(wait))} s", wait
-            )
+        at_once = self._at_once() + job.cost * min(len(rows), self._max_rows)
+        own = self._times.drain(job.cost * sum(row.remaining for row in rows), at_once)
+        if held and held + len(rows) > self._limits.rows:
+            raise self._refuse(f"{held} pictures wait, of at most {self._limits.rows}", wait)
+        if held and wait + own > self._limits.seconds:
+            raise self._refuse(f"{wait:.1f} s of denoising wait", wait + own - self._limits.seconds)
+        turns = max(1.0, (held + len(rows)) / self._max_rows)
+        took = turns * max(row.remaining for row in rows) * self._times.step(at_once / turns)
+        if took > deadline_seconds:
+            raise self._refuse(f"this would take about {took:.1f} s, later than `deadline_seconds`", wait)
 
-    def _take_out(self, outcome: Outcome) -> list[Tensor] | Exception | None:
+    def _refuse(self, reason: str, wait: float) -> Overloaded:
+        self._counts["refused"] += 1
+        return Overloaded(f"{reason}: try again in {max(1, round(wait))} s", wait)
+
+    def _at_once(self) -> float:
+        """Evaluations of a step, of all rows that may run together."""
+        total = sum(job.cost for job in self._jobs.values())
+        return total * min(1.0, self._max_rows / max(1, len(self._jobs)))
+
+    def _take_out(self, outcome: Outcome) -> News | Exception | None:
         """What the row's request is told now: its samples, its error, or nothing yet."""
         job = self._jobs.pop(outcome.row_id, None)
         if job is None:
@@ -212,27 +377,35 @@ class EngineThread:
             self._drop(job)
             return outcome.error
         self._counts["finished"] += 1
-        job.samples[outcome.row_id] = outcome.x0
-        samples = [sample for sample in job.samples.values() if sample is not None]
-        return samples if len(samples) == len(job.samples) else None
+        assert outcome.x0 is not None
+        job.rows[outcome.row_id] = outcome.x0
+        states = list(job.rows.values())
+        return News(states, done=True) if all(isinstance(state, Tensor) for state in states) else None
 
     def _cancel(self, job: _Job) -> None:
         self._counts["cancelled"] += self._drop(job)
+        job.ended = True
         self._book()
+
+    def _leave(self, name: str) -> None:
+        for job in [job for job in dict.fromkeys(self._jobs.values()) if job.name == name]:
+            self._cancel(job)
+            job.tell(asyncio.CancelledError())
 
     def _drop(self, job: _Job) -> int:
         """Takes the job's remaining rows out of the engine and says how many they were."""
-        held = [row_id for row_id in job.samples if self._jobs.pop(row_id, None) is not None]
+        held = [row_id for row_id in job.rows if self._jobs.pop(row_id, None) is not None]
         return sum(self._engine.cancel(row_id) for row_id in held)
 
     def _book(self) -> None:
-        states = (self._engine.state(row_id) for row_id in self._jobs)
-        steps = sum(state.remaining for state in states if state is not None)
-        self._load = Load(len(self._engine), steps, steps * self._seconds_per_step, **self._counts)
-
-    def _learn(self, seconds: float) -> None:
-        known = self._seconds_per_step
-        self._seconds_per_step = seconds if known == 0.0 else known + _SMOOTHING * (seconds - known)
+        steps, total = 0, 0.0
+        for row_id, job in self._jobs.items():
+            state = self._engine.state(row_id)
+            if state is not None:
+                steps += state.remaining
+                total += job.cost * state.remaining
+        seconds = self._times.drain(total, self._at_once())
+        self._load = Load(len(self._engine), steps, seconds, **self._counts)
 
     def _stop(self) -> None:
         self._running = False

@@ -27,6 +27,7 @@ class EngineStopped(RaverseError, RuntimeError):
 STATUS: Final[Mapping[type[Exception], int]] = {
     # The client asked for something that cannot be done.
     work.InvalidRequest: 400,
+    work.Unauthorized: 401,
     core.InvalidLevels: 400,
     core.InvalidPlan: 400,
     core.InvalidGuidance: 400,
@@ -55,10 +56,12 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     EngineStopped: 503,
     DeploymentUnavailableError: 503,
     ReplicaUnavailableError: 503,
+    work.DeadlineExceeded: 504,
     RayActorError: 503,
 }
 
 _DEFAULT_RETRY_SECONDS: Final = 1.0
+_TOO_LATE: Final = 504
 
 
 @final
@@ -98,7 +101,7 @@ def answer_to(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
     """
     cause = unwrapped(error)
     status = status_of(cause)
-    if isinstance(cause, RaverseError) and status < 500:
+    if isinstance(cause, RaverseError) and (status < 500 or status == _TOO_LATE):
         message = str(cause)
     elif status == 500:
         message = f"the service failed ({type(cause).__name__}): its log holds the details"
@@ -150,7 +153,9 @@ def _type(status: int) -> str:
 def _code(cause: BaseException) -> str | None:
     codes: dict[type[BaseException], str] = {
         work.InvalidRequest: "invalid_value",
+        work.Unauthorized: "invalid_api_key",
         work.ModelNotFound: "model_not_found",
+        work.DeadlineExceeded: "deadline_exceeded",
         work.Overloaded: "overloaded",
         BackPressureError: "overloaded",
     }
@@ -158,6 +163,8 @@ def _code(cause: BaseException) -> str | None:
 
 
 def _headers(cause: BaseException, status: int) -> dict[str, str]:
+    if status == 401:
+        return {"WWW-Authenticate": "Bearer"}
     if status not in (429, 503):
         return {}
     seconds = getattr(cause, "retry_after", _DEFAULT_RETRY_SECONDS)

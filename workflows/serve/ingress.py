@@ -3,116 +3,250 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
-from typing import Any, Final, Protocol, final
+import uuid
+from collections.abc import Mapping
+from contextlib import aclosing
+from importlib import resources
+from typing import Any, Final, cast, final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from diffusion_core.errors import RaverseError
-from workflows.errors import ModelNotFound
+from workflows.errors import InvalidRequest, ModelNotFound
+from workflows.serve.calls import CHALLENGER, Call, Source, Track
+from workflows.serve.dispatch import Backend, SamplerBackend, finished
+from workflows.serve.edits import FORM, read_form
 from workflows.serve.errors import ErrorAnswer, ErrorDetail, answer_to, invalid_fields
-from workflows.serve.pictures import Generated, images_of
-from workflows.serve.schema import GenerationAnswer, GenerationRequest, Health, ModelCard, ModelList
+from workflows.serve.guard import Guard, Rules
+from workflows.serve.keys import KeyRing, load_keys
+from workflows.serve.metrics import IngressMetrics
+from workflows.serve.order import drawn_seed
+from workflows.serve.pages import content_policy, reference_page
+from workflows.serve.pictures import images_of
+from workflows.serve.schema import (
+    EditRequest,
+    GenerationAnswer,
+    GenerationRequest,
+    Health,
+    ModelCard,
+    ModelList,
+    PictureRequest,
+)
+from workflows.serve.settings import ServeArgs
+from workflows.serve.streaming import Kind, as_events
 
 _LOG: Final = logging.getLogger("ray.serve")
+_TRACK: Final = "x-raverse-track"
 _FAULTS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
         400: "A field is unknown, malformed, out of range, or contradicts another; `param` names it.",
+        401: "No API key, or an unknown one.",
         404: "No such model is served here.",
+        413: "The body is too large.",
         422: "The model gave no finite picture for these settings.",
-        429: "Too many pictures wait; `Retry-After` says when to try again.",
+        429: "Too many pictures wait, or too many requests of this key; `Retry-After` says when to try again.",
         500: "The service failed.",
         503: "No sampler is ready; try again.",
+        504: "The picture was not done by `deadline_seconds`.",
     }.items()
 }
-_UNREADY: Final[dict[int | str, dict[str, Any]]] = {status: _FAULTS[status] for status in (500, 503)}
-
-
-class Backend(Protocol):
-    """What the routes need from the deployments behind them."""
-
-    async def generate(self, request: GenerationRequest) -> Generated:
-        """Makes the pictures."""
-        ...
-
-    async def card(self) -> ModelCard:
-        """Describes the loaded model."""
-        ...
-
-
-@final
-class SamplerBackend:
-    """The sampler deployment, through its handle; a cancelled call is cancelled there too."""
-
-    def __init__(self, sampler: DeploymentHandle[Any]) -> None:
-        self._sampler = sampler
-
-    async def generate(self, request: GenerationRequest) -> Generated:
-        """See `Backend`."""
-        generated: Generated = await self._sampler.generate.remote(request)
-        return generated
-
-    async def card(self) -> ModelCard:
-        """See `Backend`."""
-        card: ModelCard = await self._sampler.card.remote()
-        return card
+_OPEN_FAULTS: Final[dict[int | str, dict[str, Any]]] = {status: _FAULTS[status] for status in (500, 503)}
+_UNREADY: Final[dict[int | str, dict[str, Any]]] = {status: _FAULTS[status] for status in (401, 429, 500, 503)}
 
 
 class Ingress:
     """The deployment that answers HTTP; Serve asks it for its ASGI application."""
 
-    def __init__(self, sampler: DeploymentHandle[Any]) -> None:
-        self._backend = SamplerBackend(sampler)
+    def __init__(self, samplers: dict[str, DeploymentHandle[Any]], args: ServeArgs) -> None:
+        self._metrics = IngressMetrics()
+        self._backends = {name: SamplerBackend(name, handle, self._metrics) for name, handle in samplers.items()}
+        self._rules = Rules(KeyRing(load_keys(args.api_keys_file)), args.require_key, args.max_body_bytes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_api(self._backend)
+        return http_api(self._backends, self._rules, self._metrics)
 
 
-def http_api(backend: Backend) -> FastAPI:
+def http_api(backends: Mapping[str, Backend], rules: Rules, metrics: IngressMetrics) -> FastAPI:
     """The application's routes.
 
     Args:
-        backend: makes the pictures.
+        backends: by model name, the default first.
+        rules: who may ask, and how much.
+        metrics: told about every request.
     """
     api = FastAPI(title="raverse", docs_url=None, redoc_url=None)
+    api.add_middleware(Guard, rules=rules)
     api.add_exception_handler(RequestValidationError, _refuse_fields)
     api.add_exception_handler(HTTPException, _refuse_route)
     # Errors of other processes arrive as both Ray's class and their own.
     for kind in (RaverseError, RayError, RayServeException, Exception):
         api.add_exception_handler(kind, _tell_error)
+    studio = Studio(backends, metrics)
+    _add_picture_routes(api, studio)
+    _add_model_routes(api, studio)
+    _add_pages(api)
+    return api
 
-    @api.post("/v1/images/generations", response_model_exclude_none=True, responses=_FAULTS)
-    async def generate(request: GenerationRequest) -> GenerationAnswer:
-        generated = await backend.generate(request)
-        images = await asyncio.to_thread(images_of, generated, request.response_format)
-        return GenerationAnswer(created=int(time.time()), data=images, settings=generated.settings)
 
+@final
+class Studio:
+    """Finds the model that a request is for, and has it draw.
+
+    Args:
+        backends: by model name, the default first.
+        metrics: told about every request.
+    """
+
+    def __init__(self, backends: Mapping[str, Backend], metrics: IngressMetrics) -> None:
+        self.backends, self._metrics = backends, metrics
+
+    def backend(self, model: str | None) -> tuple[str, Backend]:
+        """The model of this name, or the default one.
+
+        Raises:
+            ModelNotFound: none has it.
+        """
+        name = next(iter(self.backends)) if model is None else model.partition("@")[0]
+        if name not in self.backends:
+            offered = ", ".join(repr(known) for known in self.backends)
+            raise ModelNotFound(f"no model {model!r} is served here: ask for {offered}, or leave `model` out")
+        return name, self.backends[name]
+
+    async def draw(self, http: Request, request: PictureRequest, kind: Kind, source: Source | None = None) -> Response:
+        """Answers a request for pictures."""
+        started = time.monotonic()
+        name, backend = self.backend(request.model)
+        seeded = request.model_copy(update={"seed": drawn_seed(request)})
+        call = Call(seeded, _request_id(http), source, _track(http, request))
+        status = 500
+        try:
+            answer = await (self._stream(backend, call, kind, name, started) if request.stream else _all(backend, call))
+            status = answer.status_code
+            return answer
+        except asyncio.CancelledError:
+            status = 499
+            raise
+        except Exception as error:
+            status = answer_to(error)[0]
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            self._metrics.ended(name, status, seconds)
+            _log_request(http, call, name, status, seconds)
+
+    async def _stream(self, backend: Backend, call: Call, kind: Kind, name: str, started: float) -> Response:
+        events = backend.draw(call)
+        # Until something is told, an error still is a status of its own.
+        first = await anext(events)
+        self._metrics.first_partial(name, time.monotonic() - started)
+        return StreamingResponse(as_events(first, events, kind), media_type="text/event-stream")
+
+
+def _add_picture_routes(api: FastAPI, studio: Studio) -> None:
+    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+    responses = _FAULTS | {200: {"model": GenerationAnswer, "content": streamed, "description": "The pictures."}}
+
+    @api.post("/v1/images/generations", responses=responses)
+    async def generate(http: Request, request: GenerationRequest) -> Response:
+        return await studio.draw(http, request, "image_generation")
+
+    @api.post("/v1/images/edits", responses=responses, openapi_extra=FORM)
+    async def edit(http: Request) -> Response:
+        upload = await read_form(http)
+        _, backend = studio.backend(upload.request.model)
+        source = await asyncio.to_thread(upload.source, await backend.card())
+        return await studio.draw(http, upload.request, "image_edit", source)
+
+
+def _add_model_routes(api: FastAPI, studio: Studio) -> None:
     @api.get("/v1/models", responses=_UNREADY)
     async def list_models() -> ModelList:
-        return ModelList(data=[await backend.card()])
+        return ModelList(data=[await backend.card() for backend in studio.backends.values()])
 
     @api.get("/v1/models/{name}", responses=_UNREADY | {404: _FAULTS[404]})
     async def retrieve_model(name: str) -> ModelCard:
-        card = await backend.card()
-        if name != card.id:
-            raise ModelNotFound(f"no model {name!r} is served here: ask for {card.id!r}")
-        return card
+        return await studio.backend(name)[1].card()
 
-    @api.get("/health", responses=_UNREADY)
-    @api.get("/healthz", responses=_UNREADY)
+    @api.get("/health", responses=_OPEN_FAULTS)
+    @api.get("/healthz", responses=_OPEN_FAULTS)
     async def health() -> Health:
-        card = await backend.card()
+        card = await studio.backend(None)[1].card()
         return Health(model=card.id, version=card.version)
 
-    return api
+
+def _add_pages(api: FastAPI) -> None:
+    page = (resources.files("workflows.serve") / "page.html").read_text()
+
+    @api.get("/", include_in_schema=False)
+    async def show_page() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": content_policy(page)})
+
+    @api.get("/docs", include_in_schema=False)
+    async def show_reference() -> HTMLResponse:
+        reference = reference_page(api.openapi())
+        return HTMLResponse(reference, headers={"Content-Security-Policy": content_policy(reference)})
+
+    _name_form(api)
+
+
+def _name_form(api: FastAPI) -> None:
+    """FastAPI does not see the form that the route of edits reads itself."""
+    document = api.openapi()
+    fields = EditRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    document["components"]["schemas"]["EditRequest"] = fields
+
+
+async def _all(backend: Backend, call: Call) -> Response:
+    async with aclosing(backend.draw(call)) as events:
+        generated = await finished(events)
+    images = await asyncio.to_thread(images_of, generated, call.request.response_format)
+    answer = GenerationAnswer(created=int(time.time()), data=images, settings=generated.settings)
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+def _track(http: Request, request: PictureRequest) -> Track | None:
+    asked = http.headers.get(_TRACK)
+    if asked is None:
+        _, _, alias = (request.model or "").partition("@")
+        return CHALLENGER if alias == CHALLENGER else "champion" if alias else None
+    if asked not in ("champion", CHALLENGER):
+        raise InvalidRequest(f"header {_TRACK}: found {asked[:40]!r}, wanted champion or challenger", _TRACK)
+    return cast("Track", asked)
+
+
+def _request_id(http: Request) -> str:
+    """What the client calls the request, beside something of ours: two clients may choose the same."""
+    return f"{http.headers.get('x-request-id', '')[:100]}/{uuid.uuid4().hex[:12]}"
+
+
+def _log_request(http: Request, call: Call, model: str, status: int, seconds: float) -> None:
+    request = call.request
+    told = {
+        "event": "pictures",
+        "request_id": call.request_id,
+        "key": getattr(http.state, "key_name", None),
+        "model": model,
+        "status": status,
+        "seconds": round(seconds, 4),
+        "n": request.n,
+        "steps": request.num_inference_steps,
+        "sampler": request.sampler,
+        "guidance": request.guidance,
+        "seed": request.seed,
+        "stream": request.stream,
+    }
+    _LOG.info("%s", json.dumps(told))
 
 
 async def _tell_error(request: Request, error: Exception) -> JSONResponse:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from workflows.errors import InvalidRequest, ModelNotFound
-from workflows.serve.schema import LARGEST_SEED, GenerationRequest, GenerationSettings, Guidance
+from workflows.serve.schema import LARGEST_SEED, EditRequest, GenerationSettings, Guidance, PictureRequest
 
 # Seeds that the service draws are exact in any JSON reader, also in one that knows doubles only.
 _SEED_BITS: Final = 48
+_STRENGTH: Final = 0.7
 
 
 @final
@@ -65,8 +66,41 @@ class Order:
         return tuple(text for text in (self.settings.prompt, self.settings.negative_prompt) if text)
 
 
-def take_order(request: GenerationRequest, menu: Menu) -> Order:
+def drawn_seed(request: PictureRequest) -> int:
+    """The seed of the first picture: the client's, or a random one."""
+    return secrets.randbits(_SEED_BITS) if request.seed is None else request.seed
+
+
+def steps_made(settings: GenerationSettings) -> int:
+    """How many of its steps an order makes: an edit skips the first ones."""
+    if settings.strength is None:
+        return settings.num_inference_steps
+    return max(1, round(settings.strength * settings.num_inference_steps))
+
+
+def preview_marks(request: PictureRequest, steps: int) -> tuple[int, ...]:
+    """The numbers of remaining steps at which the client wants to see something.
+
+    Args:
+        request: which previews.
+        steps: that will be made.
+    """
+    if not request.stream:
+        return ()
+    if request.preview_every is not None:
+        return tuple(range(steps - request.preview_every, 0, -request.preview_every))
+    count = request.partial_images or 0
+    marks = {steps - round(steps * part / (count + 1)) for part in range(1, count + 1)}
+    return tuple(sorted(marks - {0, steps}, reverse=True))
+
+
+def take_order(request: PictureRequest, menu: Menu, *, inpainted: bool = False) -> Order:
     """Fills in what the request leaves open.
+
+    Args:
+        request: as the client sent it.
+        menu: of the version that will make the pictures.
+        inpainted: whether an edit came with a mask.
 
     Raises:
         ModelNotFound: it asks for another model.
@@ -91,12 +125,14 @@ def take_order(request: GenerationRequest, menu: Menu) -> Order:
         prompt=request.prompt.strip(),
         negative_prompt=(request.negative_prompt or "").strip() or None,
         label=None if label is None else menu.class_names[label],
+        strength=_strength(request, inpainted),
+        inpainted=inpainted if isinstance(request, EditRequest) else None,
         without_effect=list(request.without_effect),
     )
     return Order(settings, label)
 
 
-def _faults(request: GenerationRequest, menu: Menu) -> Iterator[tuple[str, str]]:
+def _faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, str]]:
     """The fields at fault, in the order of the schema."""
     yield from _text_faults(request)
     if request.size not in ("auto", menu.size_text):
@@ -112,9 +148,10 @@ def _faults(request: GenerationRequest, menu: Menu) -> Iterator[tuple[str, str]]
         yield "eta", f"has no effect with sampler {request.sampler!r}: leave it out, or take `ddim`"
     if request.seed is not None and request.seed + request.n - 1 > LARGEST_SEED:
         yield "seed", f"seed + n - 1 must be at most {LARGEST_SEED}"
+    yield from _stream_faults(request)
 
 
-def _text_faults(request: GenerationRequest) -> Iterator[tuple[str, str]]:
+def _text_faults(request: PictureRequest) -> Iterator[tuple[str, str]]:
     prompted = bool(request.prompt.strip())
     if request.guidance == "none" and prompted:
         yield "prompt", "has no effect with guidance 'none': leave it empty, or take another guidance"
@@ -128,7 +165,16 @@ def _text_faults(request: GenerationRequest) -> Iterator[tuple[str, str]]:
         yield "negative_prompt", f"has no effect with guidance {request.guidance!r}: leave it out, or take another"
 
 
-def _label_faults(request: GenerationRequest, menu: Menu) -> Iterator[tuple[str, str]]:
+def _stream_faults(request: PictureRequest) -> Iterator[tuple[str, str]]:
+    if request.partial_images and not request.stream:
+        yield "partial_images", "has no effect without `stream`: leave it out, or set `stream`"
+    if request.preview_every is not None and not request.stream:
+        yield "preview_every", "has no effect without `stream`: leave it out, or set `stream`"
+    elif request.preview_every is not None and request.partial_images:
+        yield "preview_every", "give this or `partial_images`, not both"
+
+
+def _label_faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, str]]:
     label, count = request.label, len(menu.class_names)
     if label is None:
         return
@@ -140,21 +186,28 @@ def _label_faults(request: GenerationRequest, menu: Menu) -> Iterator[tuple[str,
         yield "label", f"this model knows {', '.join(menu.class_names[:20])} (found {label!r})"
 
 
-def _has_no_scale(request: GenerationRequest) -> bool:
+def _has_no_scale(request: PictureRequest) -> bool:
     return request.guidance == "none" or (request.guidance == "direct" and request.guidance_scale != 1.0)
 
 
-def _scale(request: GenerationRequest, menu: Menu) -> float:
+def _scale(request: PictureRequest, menu: Menu) -> float:
     """What `direct` and `none` come to: the plain model's scale of 1, and none."""
     if request.guidance_scale is not None:
         return request.guidance_scale
     return menu.scales.get(request.guidance, 1.0 if request.guidance == "direct" else 0.0)
 
 
-def _label_index(request: GenerationRequest, menu: Menu) -> int | None:
+def _strength(request: PictureRequest, inpainted: bool) -> float | None:
+    """A mask says what to keep, so all else is made from the start; without one, something must be left to see."""
+    if not isinstance(request, EditRequest):
+        return None
+    return request.strength or (1.0 if inpainted else _STRENGTH)
+
+
+def _label_index(request: PictureRequest, menu: Menu) -> int | None:
     return menu.class_names.index(request.label) if isinstance(request.label, str) else request.label
 
 
-def _seeds(request: GenerationRequest) -> list[int]:
-    first = secrets.randbits(_SEED_BITS) if request.seed is None else request.seed
+def _seeds(request: PictureRequest) -> list[int]:
+    first = drawn_seed(request)
     return [first + place for place in range(request.n)]

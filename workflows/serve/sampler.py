@@ -1,43 +1,35 @@
-"""The sampler deployment: one model, one `StepEngine` on its own thread, an asyncio front."""
+"""The sampler deployment: the versions of one model, each with a `StepEngine` on its own thread."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final, final
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
-from diffusion_core.engine import StepEngine
+from diffusion_core.errors import RaverseError
 from diffusion_core.trajectory import Trajectory
 from workflows.embed.clip import EncodedText
-from workflows.model import ModelPackage
-from workflows.model_reference import resolve
-from workflows.serve.engine_thread import EngineThread, Load
-from workflows.serve.order import Menu, Order, take_order
+from workflows.serve.calls import Call, Event, Preview
+from workflows.serve.engine_thread import Load, News, Report, RowState
+from workflows.serve.metrics import SamplerMetrics
+from workflows.serve.order import Menu, Order, preview_marks, steps_made, take_order
 from workflows.serve.pictures import Generated
-from workflows.serve.schema import GenerationRequest, ModelCard
-from workflows.serve.settings import ServeArgs
-from workflows.steering import steer
+from workflows.serve.rows import keep, pixels_of, resumed, trajectories
+from workflows.serve.schema import ModelCard
+from workflows.serve.settings import ServeArgs, UserConfig
+from workflows.serve.versions import Served, Versions
 
+_LOG: Final = logging.getLogger("ray.serve")
 _EXAMPLES: Final = 8
-
-
-@final
-@dataclass(frozen=True)
-class Served:
-    """One loaded version: what a swap replaces as a whole."""
-
-    menu: Menu
-    loaded: int
-    package: ModelPackage
-    engine: EngineThread
+_LEFT: Final = 4096
+_METRICS_SECONDS: Final = 1.0
+_UNBOUNDED: Final = float("inf")
 
 
 @final
@@ -45,123 +37,136 @@ class Sampler:
     """Makes pictures for many requests at once, one step of each per network call."""
 
     def __init__(self, args: ServeArgs, text_encoder: DeploymentHandle[Any]) -> None:
-        self._text_encoder = text_encoder
-        self._served = load_served(args)
+        self._args, self._text_encoder = args, text_encoder
+        self._versions = Versions(args)
+        self._left: OrderedDict[str, None] = OrderedDict()
+        self._metrics = SamplerMetrics(self._versions.present.menu.model)
+        self._chores: list[asyncio.Task[None]] = []
 
-    async def generate(self, request: GenerationRequest) -> Generated:
-        """Carries out a request with the version that is loaded when it arrives.
+    async def draw(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Carries out a call, and tells what to keep of it, previews, and at last the pictures.
 
         Raises:
-            InvalidRequest: the loaded model cannot do what is asked.
+            InvalidRequest: the model cannot do what is asked.
             ModelNotFound: another model is asked for.
-            Overloaded: too many pictures wait.
+            Overloaded: too much waits.
+            DeadlineExceeded: it took longer than the client wanted.
             NonFinite: the model gave no finite picture.
+            EngineStopped: send it again.
         """
-        served = self._served
-        order = take_order(request, served.menu)
+        self._begin_chores()
+        served = await self._versions.choose(call)
+        order = self._order(call, served)
         texts = await self._encode(served.menu, order)
-        rows = trajectories(served.package, order, texts)
-        samples = await served.engine.sample(rows)
-        return Generated(order.settings, pixels_of(samples))
+        if call.request_id in self._left:
+            raise asyncio.CancelledError
+        rows = trajectories(served.package, order, texts, call.source)
+        states: list[RowState] = list(rows)
+        if call.kept is not None:
+            states = resumed(rows, call.kept, served.package.device)
+        async with aclosing(self._follow(call, served, order, states)) as told:
+            async for news in told:
+                if news.marked:
+                    yield _preview(order, news)
+                if not news.done:
+                    yield keep(order, news.states)
+                else:
+                    yield Generated(order.settings, pixels_of(news.states))
+
+    async def leave(self, request_id: str) -> None:
+        """The client of this request has left; told to every replica, in case Serve's own cancellation is lost."""
+        self._left[request_id] = None
+        while len(self._left) > _LEFT:
+            self._left.popitem(last=False)
+        for served in self._versions.held:
+            served.engine.leave(request_id)
 
     async def card(self) -> ModelCard:
-        """Describes the loaded version."""
-        return card_of(self._served)
+        """Describes the version that new requests get."""
+        return card_of(self._versions.present)
 
     async def load(self) -> Load:
         """What this replica has to do."""
-        return self._served.engine.load
+        return self._versions.present.engine.load
+
+    async def refresh(self) -> None:
+        """Looks where the aliases are now; otherwise done every `poll_seconds`."""
+        await self._versions.refresh()
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes a changed `user_config`; a new version is loaded in the background.
+
+        Raises:
+            InvalidConfig: an unknown key, or a value out of range.
+        """
+        config = UserConfig.read(user_config)
+        if config.challenger_share is not None:
+            self._versions.challenger_share = config.challenger_share
+        if config.model is not None:
+            self._chores.append(asyncio.create_task(self._versions.refresh(config.model)))
 
     async def check_health(self) -> None:
         """Called by Serve from time to time; an error has the replica replaced."""
-        self._served.engine.check()
+        self._begin_chores()
+        for served in self._versions.held:
+            served.engine.check()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `workflows.serve.autoscaling` scales on."""
+        return {"queued_seconds": sum(served.engine.load.seconds for served in self._versions.held)}
+
+    def stop(self) -> None:
+        """Ends the engines."""
+        for served in self._versions.held:
+            served.engine.stop()
+
+    async def _follow(
+        self, call: Call, served: Served, order: Order, states: list[RowState]
+    ) -> AsyncGenerator[News, None]:
+        """As `EngineThread.follow`, beside the rows that another replica finished already."""
+        rows = [state for state in states if isinstance(state, Trajectory)]
+        if not rows:
+            yield News(states, done=True)
+            return
+        report = Report(preview_marks(call.request, steps_made(order.settings)), self._args.keep_seconds)
+        deadline = call.request.deadline_seconds or _UNBOUNDED
+        async with aclosing(served.engine.follow(rows, report, deadline, call.request_id)) as told:
+            async for news in told:
+                fresh = iter(news.states)
+                merged = [state if isinstance(state, Tensor) else next(fresh) for state in states]
+                yield News(merged, news.marked, news.done)
+
+    def _order(self, call: Call, served: Served) -> Order:
+        if call.kept is not None:
+            return Order(call.kept.settings, call.kept.label)
+        inpainted = call.source is not None and call.source.keep is not None
+        return take_order(call.request, served.menu, inpainted=inpainted)
 
     async def _encode(self, menu: Menu, order: Order) -> list[EncodedText]:
         version = f"{menu.model}/{menu.version}"
         calls = [self._text_encoder.encode.remote(version, text) for text in order.texts]
         return list(await asyncio.gather(*calls))
 
+    def _begin_chores(self) -> None:
+        self._chores = [chore for chore in self._chores if not chore.done()]
+        if not self._chores:
+            self._chores.append(asyncio.create_task(self._tell_metrics()))
+            if self._args.poll_seconds > 0:
+                self._chores.append(asyncio.create_task(self._poll()))
 
-def load_served(args: ServeArgs) -> Served:
-    """Loads the model that the registry names, and has it denoise at every batch size once.
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._args.poll_seconds)
+            try:
+                await self._versions.refresh()
+            except RaverseError as error:
+                # The registry is away: what is loaded goes on serving.
+                _LOG.warning("cannot look for a new version: %s", error)
 
-    Raises:
-        ModelNotFound: the registry knows no such model, version or alias.
-        TrackingUnreachable: the registry does not answer.
-        InvalidBundle: the model's folder is broken.
-    """
-    found, buckets = resolve(args.tracking_uri, args.model), buckets_of(args.max_rows)
-    package = ModelPackage.load(found.folder, device_of(args.device), buckets=buckets)
-    _, height, width = package.shape
-    longest = min(args.max_steps, package.schedule.num_levels)
-    defaults = package.defaults
-    menu = Menu(
-        model=found.version.name,
-        version=found.version.version,
-        size=(width, height),
-        class_names=package.class_names,
-        scales={
-            "classifier_free": defaults.guidance_scale,
-            "classifier": defaults.classifier_scale,
-            "clip": defaults.clip_scale,
-        },
-        num_steps=min(args.num_steps, longest),
-        max_steps=longest,
-    )
-    warm(package, buckets)
-    engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
-    return Served(menu, int(time.time()), package, EngineThread(engine, args.max_waiting_rows))
-
-
-def device_of(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` stands for."""
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def buckets_of(max_rows: int) -> tuple[int, ...]:
-    """Batch sizes that the network sees: powers of two, up to room for each row and its negative."""
-    return tuple(2**power for power in range((2 * max_rows - 1).bit_length() + 1))
-
-
-def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
-    """Has the network compute every batch size, and every kind of guidance, before the first client waits for it."""
-    prompt = package.card.candidate_captions[0]
-    sizes = [(rows, "direct") for rows in buckets] + [(1, kind) for kind in ("classifier_free", "classifier", "clip")]
-    for rows, guidance in sizes:
-        condition = package.condition([prompt] * rows, guidance)
-        package.sample(condition, seeds=list(range(rows)), plan=package.plan("ddim", 1))
-
-
-def trajectories(package: ModelPackage, order: Order, texts: Sequence[EncodedText]) -> list[Trajectory]:
-    """The rows of an order, one per seed.
-
-    Args:
-        package: the model.
-        order: what to make.
-        texts: the encoded `order.texts`.
-    """
-    settings = order.settings
-    condition = steer(
-        settings.guidance,
-        1,
-        text=texts[0] if settings.prompt else None,
-        labels=None if order.label is None else [order.label],
-        negative=texts[1] if settings.negative_prompt else None,
-        guidance_scale=settings.guidance_scale,
-        classifier_scale=settings.guidance_scale,
-        clip_scale=settings.guidance_scale,
-    ).to(package.device)
-    plan = package.plan(settings.sampler, settings.num_inference_steps, settings.eta or 0.0)
-    return [
-        Trajectory.start(plan, condition, seed=seed, shape=package.shape, device=package.device)
-        for seed in settings.seeds
-    ]
-
-
-def pixels_of(samples: Sequence[Tensor]) -> NDArray[np.uint8]:
-    """Samples (c, h, w) in [-1, 1] as pixels (n, h, w, c)."""
-    pixels: NDArray[np.uint8] = ModelPackage.to_images(torch.stack(list(samples))).permute(0, 2, 3, 1).numpy()
-    return np.ascontiguousarray(pixels)
+    async def _tell_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(_METRICS_SECONDS)
+            self._metrics.tell(self._versions.held)
 
 
 def card_of(served: Served) -> ModelCard:
@@ -172,9 +177,17 @@ def card_of(served: Served) -> ModelCard:
         created=served.loaded,
         version=menu.version,
         sizes=[menu.size_text],
+        channels=served.package.shape[0],
         classes=list(menu.class_names),
         guidance=menu.guidance,
         example_prompts=list(served.package.card.candidate_captions[:_EXAMPLES]),
         default_steps=menu.num_steps,
         max_steps=menu.max_steps,
     )
+
+
+def _preview(order: Order, news: News) -> Preview:
+    made = [
+        order.settings.num_inference_steps - state.remaining for state in news.states if isinstance(state, Trajectory)
+    ]
+    return Preview(Generated(order.settings, pixels_of(news.states)), min(made))

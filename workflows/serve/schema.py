@@ -14,19 +14,23 @@ Guidance: TypeAlias = Literal["none", "direct", "classifier_free", "classifier",
 SamplerName: TypeAlias = Literal["ddim", "ddpm", "dpm_solver"]
 
 LARGEST_SEED: Final = 2**64 - 1
+MOST_PARTIAL_IMAGES: Final = 3
 _NO_EFFECT: Final = "Accepted for compatibility; it has no effect."
 
 Label: TypeAlias = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0)]
 
 
-@final
-class GenerationRequest(BaseModel):
-    """The body of `POST /v1/images/generations`."""
+class PictureRequest(BaseModel):
+    """What both routes of pictures take."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     prompt: str = Field(max_length=4000, description="What to draw; empty for `none`, and with `label`.")
-    model: str | None = Field(None, max_length=200, description="A name from `GET /v1/models`; default: the only one.")
+    model: str | None = Field(
+        None,
+        max_length=200,
+        description="A name from `GET /v1/models`, `NAME@challenger` for its challenger; default: the first.",
+    )
     n: int = Field(1, ge=1, le=10, description="Number of pictures.")
     size: str = Field(
         "auto", pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="WIDTHxHEIGHT that the model makes, or `auto`."
@@ -57,8 +61,15 @@ class GenerationRequest(BaseModel):
     moderation: Literal["auto", "low"] | None = Field(None, description=_NO_EFFECT)
     output_format: Literal["png"] | None = Field(None, description=_NO_EFFECT)
     output_compression: Literal[100] | None = Field(None, description=_NO_EFFECT)
-    stream: Literal[False] | None = Field(None, description=_NO_EFFECT)
-    partial_images: Literal[0] | None = Field(None, description=_NO_EFFECT)
+
+    stream: bool = Field(False, description="Answer with server-sent events, the last of which holds the picture.")
+    partial_images: int | None = Field(
+        None, ge=0, le=MOST_PARTIAL_IMAGES, description="Previews on the way, evenly spread (`stream`)."
+    )
+    preview_every: int | None = Field(None, ge=1, description="A preview after every so many steps (`stream`).")
+    deadline_seconds: float | None = Field(
+        None, gt=0, le=86400, allow_inf_nan=False, description="Refuse, or give up, what takes longer than this."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +83,28 @@ class GenerationRequest(BaseModel):
         """Names of the fields that the client gave and that changed nothing."""
         names = (name for name, field in type(self).model_fields.items() if field.description == _NO_EFFECT)
         return tuple(name for name in names if getattr(self, name) is not None)
+
+
+@final
+class GenerationRequest(PictureRequest):
+    """The body of `POST /v1/images/generations`."""
+
+
+@final
+class EditRequest(PictureRequest):
+    """The text parts of `POST /v1/images/edits`; a form knows text only, so numbers are read from it."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, frozen=True)
+
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the steps that are made; 1 forgets nearly all of the picture. Default: 1 with a mask, "
+        "else 0.7.",
+    )
+    input_fidelity: Literal["low"] | None = Field(None, description=_NO_EFFECT)
 
 
 @final
@@ -101,6 +134,8 @@ class GenerationSettings(BaseModel):
     prompt: str
     negative_prompt: str | None = None
     label: str | None = None
+    strength: float | None = Field(None, description="Of edits only: the share of the steps that was made.")
+    inpainted: bool | None = Field(None, description="Of edits only: whether a mask said what to keep.")
     without_effect: list[str] = Field(default=[], description="Given fields that changed nothing.")
 
 
@@ -123,6 +158,7 @@ class ModelCard(BaseModel):
     owned_by: str = "raverse"
     version: str
     sizes: list[str]
+    channels: int = Field(description="1: gray, 3: colour.")
     classes: list[str] = Field(description="Values of `label`, in the order of their indices.")
     guidance: list[Guidance]
     example_prompts: list[str]
@@ -136,6 +172,24 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+@final
+class StreamEvent(BaseModel):
+    """One server-sent event: a preview, or a finished picture."""
+
+    type: str = Field(description="`image_generation.partial_image`, `image_generation.completed`, or `image_edit....`")
+    b64_json: str = Field(description="A PNG file, base64.")
+    created_at: int = Field(description="Unix time in seconds.")
+    size: str
+    output_format: Literal["png"] = "png"
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
+    seed: int = Field(description="Of this picture; tells the pictures of one request apart.")
+    step: int = Field(description="Steps made so far.")
+    partial_image_index: int | None = None
+    usage: dict[str, Any] | None = Field(None, description="Tokens are not counted: zeros.")
+    settings: GenerationSettings | None = None
 
 
 @final

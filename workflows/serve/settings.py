@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, final
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
 from workflows.config import PositiveInt, RunConfig, Section
 from workflows.errors import InvalidConfig
@@ -26,13 +26,31 @@ class ServeArgs(Section):
     tracking_uri: Annotated[str, AfterValidator(_same_everywhere)] = Field(
         min_length=1, description="MLflow tracking URI of the registry, as every node reaches it."
     )
+    models: tuple[str, ...] = Field((), description="Further models, each NAME@ALIAS or NAME/VERSION.")
+    challenger: str | None = Field("challenger", description="Alias of the version that clients may ask for instead.")
+    challenger_share: float = Field(0.0, ge=0, le=1, description="Share of requests that the challenger gets.")
+    poll_seconds: float = Field(10.0, ge=0, description="How often to look where the alias is; 0: never.")
     num_steps: PositiveInt = Field(50, description="Default num_inference_steps.")
     max_steps: PositiveInt = Field(1000, description="Largest num_inference_steps of a request.")
     max_rows: PositiveInt = Field(32, description="Pictures that one replica denoises at once.")
     max_waiting_rows: PositiveInt = Field(256, description="Pictures that one replica accepts before it answers 429.")
+    max_waiting_seconds: float = Field(
+        300.0, gt=0, description="Denoising that one replica accepts before it answers 429."
+    )
+    keep_seconds: float = Field(1.0, gt=0, description="How often unfinished pictures are kept, to go on elsewhere.")
+    max_body_bytes: PositiveInt = Field(16_000_000, description="Largest body of a request.")
+    api_keys_file: str | None = Field(
+        None, description="File with one `NAME SHA256 [REQUESTS_PER_MINUTE]` per line; see `raverse api-key`."
+    )
+    require_key: Literal["unless_loopback", "always", "loopback_only", "never"] = Field(
+        "unless_loopback",
+        description="Who needs an API key. `unless_loopback`: everybody where there are keys, and where there are none "
+        "only this machine is answered; `loopback_only`: only this machine is answered, without a key.",
+    )
     max_requests: PositiveInt = Field(1000, description="Requests that the ingress holds open.")
-    min_replicas: PositiveInt = Field(1, description="Sampler replicas at least.")
+    min_replicas: NonNegativeInt = Field(1, description="Sampler replicas at least; 0: none while nobody asks.")
     max_replicas: PositiveInt = Field(1, description="Sampler replicas at most.")
+    target_seconds: float = Field(10.0, gt=0, description="Denoising that may wait per replica, when scaling.")
     drain_seconds: float = Field(120.0, ge=0, description="How long a leaving replica may finish its pictures.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs of a sampler replica.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a sampler replica.")
@@ -52,7 +70,17 @@ class ServeArgs(Section):
             max_rows=serve.max_rows,
             min_replicas=serve.min_replicas,
             max_replicas=serve.max_replicas,
+            api_keys_file=serve.api_keys_file,
         )
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All models, the default first."""
+        return (self.model, *self.models)
+
+    def for_model(self, reference: str) -> ServeArgs:
+        """The settings of one model's samplers."""
+        return self.model_copy(update={"model": reference, "models": ()})
 
     @classmethod
     def read(cls, values: ServeArgs | dict[str, Any]) -> ServeArgs:
@@ -69,3 +97,24 @@ class ServeArgs(Section):
             faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
             known = ", ".join(cls.model_fields)
             raise InvalidConfig(f"args of the Serve application: {'; '.join(faults)} (known: {known})") from None
+
+
+@final
+class UserConfig(Section):
+    """What a Serve config file may change of a sampler while it runs (`user_config`)."""
+
+    model: str | None = Field(None, min_length=1, description="Another reference to the same model: NAME@ALIAS.")
+    challenger_share: float | None = Field(None, ge=0, le=1, description="Share of requests of the challenger.")
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> UserConfig:
+        """Checks a `user_config`.
+
+        Raises:
+            InvalidConfig: an unknown key, or a value out of range.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+            raise InvalidConfig(f"user_config of the sampler: {'; '.join(faults)}") from None

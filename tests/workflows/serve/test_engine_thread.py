@@ -19,7 +19,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import Trajectory, sample
 from workflows.errors import Overloaded
-from workflows.serve.engine_thread import EngineThread
+from workflows.serve.engine_thread import EngineThread, Limits
 from workflows.serve.errors import EngineStopped
 
 SCHEDULE = NoiseSchedule.cosine(1000)
@@ -58,7 +58,7 @@ def denoiser(gate: Gate) -> NetworkDenoiser:
 @pytest.fixture
 def thread(gate: Gate, denoiser: NetworkDenoiser) -> Iterator[EngineThread]:
     engine = StepEngine(denoiser, SHAPE, max_rows=8)
-    thread = EngineThread(engine, max_rows=10)
+    thread = EngineThread(engine, Limits(10), max_rows=8)
     yield thread
     gate.open.set()
     thread.stop()
@@ -164,7 +164,7 @@ def test_an_idle_thread_makes_no_step(thread: EngineThread, gate: Gate) -> None:
 
 
 def test_stopping_fails_those_who_wait_and_those_who_come(gate: Gate, denoiser: NetworkDenoiser) -> None:
-    thread = EngineThread(StepEngine(denoiser, SHAPE), max_rows=10)
+    thread = EngineThread(StepEngine(denoiser, SHAPE), Limits(10))
 
     async def stop() -> None:
         gate.open.clear()

@@ -20,7 +20,10 @@ from PIL import Image
 from workflows.config import RunConfig
 from workflows.embed.clip import EncodedText, load_clip
 from workflows.model import ModelPackage, clip_folder
+from workflows.serve.guard import Rules
 from workflows.serve.ingress import http_api
+from workflows.serve.keys import KeyRing
+from workflows.serve.metrics import IngressMetrics
 from workflows.serve.pictures import PROVENANCE_KEY
 from workflows.serve.sampler import Sampler
 from workflows.serve.settings import ServeArgs
@@ -46,12 +49,12 @@ def sampler(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Sampler]:
     args = ServeArgs.of(tiny_config).model_copy(update={"max_rows": 4})
     sampler = Sampler(args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
     yield sampler
-    sampler._served.engine.stop()
+    sampler.stop()
 
 
 @pytest.fixture(scope="module")
 def api(sampler: Sampler) -> FastAPI:
-    return http_api(sampler)
+    return http_api({"tiny": sampler}, Rules(KeyRing(()), "never"), IngressMetrics())
 
 
 def call(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
@@ -194,7 +197,7 @@ def test_a_picture_that_is_not_finite_is_422_and_the_next_one_is_well(api: FastA
         prediction = whole(x_t, level, condition)
         return prediction.with_x0(prediction.x0 * float("nan"))
 
-    engine = sampler._served.engine._engine
+    engine = sampler._versions.present.engine._engine
     whole = engine.denoiser
     broken.schedule, broken.settings = whole.schedule, whole.settings  # type: ignore[attr-defined]
     engine.denoiser = broken  # type: ignore[assignment]
@@ -231,7 +234,7 @@ def test_an_unknown_route_answers_in_openai_s_shape(api: FastAPI) -> None:
 def test_the_openapi_document_names_every_field_and_fault(api: FastAPI) -> None:
     document = call(api, "GET", "/openapi.json").json()
     route = document["paths"]["/v1/images/generations"]["post"]
-    assert set(route["responses"]) == {"200", "400", "404", "422", "429", "500", "503"}
+    assert set(route["responses"]) == {"200", "400", "401", "404", "413", "422", "429", "500", "503", "504"}
     fields = document["components"]["schemas"]["GenerationRequest"]["properties"]
     assert "no effect" in fields["quality"]["description"]
     assert all(field.get("description") for field in fields.values())

@@ -26,7 +26,7 @@ def told(**fields: object) -> tuple[str, str | None]:
         {"quality": "auto"},
         {"quality": "standard", "style": "vivid", "response_format": "url"},
         {"background": "opaque", "moderation": "low", "output_format": "png", "output_compression": 100},
-        {"user": "someone", "safety_identifier": "x", "stream": False, "partial_images": 0},
+        {"user": "someone", "safety_identifier": "x"},
     ],
 )
 def test_values_that_change_nothing_are_accepted_and_told(fields: dict[str, object]) -> None:
@@ -51,8 +51,10 @@ def test_a_null_prompt_is_missing() -> None:
         ("background", "transparent"),
         ("output_format", "webp"),
         ("output_compression", 50),
-        ("stream", True),
-        ("partial_images", 2),
+        ("stream", "yes"),
+        ("partial_images", 4),
+        ("preview_every", 0),
+        ("deadline_seconds", 0.0),
         ("response_format", "bytes"),
         ("size", "large"),
         ("n", 0),

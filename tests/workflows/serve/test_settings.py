@@ -7,8 +7,8 @@ import pytest
 from workflows.config import RunConfig
 from workflows.errors import InvalidConfig
 from workflows.serve.app import build
-from workflows.serve.sampler import buckets_of
 from workflows.serve.settings import ServeArgs
+from workflows.serve.warming import buckets_of
 
 
 def test_a_job_s_configuration_names_its_own_model() -> None:

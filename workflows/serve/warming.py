@@ -1,0 +1,28 @@
+"""Where the network computes, the batch sizes it sees, and its first passes, made before any client waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from workflows.model import ModelPackage
+
+
+def device_of(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` stands for."""
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def buckets_of(max_rows: int) -> tuple[int, ...]:
+    """Batch sizes that the network sees: powers of two, up to room for each row and its negative."""
+    return tuple(2**power for power in range((2 * max_rows - 1).bit_length() + 1))
+
+
+def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
+    """Has the network compute every batch size, and every kind of guidance, before the first client waits for it."""
+    prompt = package.card.candidate_captions[0]
+    sizes = [(rows, "direct") for rows in buckets] + [(1, kind) for kind in ("classifier_free", "classifier", "clip")]
+    for rows, guidance in sizes:
+        condition = package.condition([prompt] * rows, guidance)
+        package.sample(condition, seeds=list(range(rows)), plan=package.plan("ddim", 1))
