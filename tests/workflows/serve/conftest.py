@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from workflows.config import RunConfig
+from workflows.embed.clip import EncodedText, load_clip
+from workflows.model import clip_folder
 from workflows.package_files import PackageCard
 from workflows.pyfunc_logging import log_package
 from workflows.serve.app import APP_NAME, build
 from workflows.serve.engine_thread import Load
+from workflows.serve.guard import Rules
+from workflows.serve.ingress import http_api
+from workflows.serve.keys import KeyRing
+from workflows.serve.metrics import IngressMetrics
+from workflows.serve.sampler import Sampler
+from workflows.serve.settings import ServeArgs
+from workflows.serve.text import CachedTower
 from workflows.tracking import tracked_run
 
 MODEL = "tiny"
@@ -79,6 +90,50 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory, tiny_package: Path) ->
     config = make_config(tmp_path_factory.mktemp("registry"))
     register_package(config, tiny_package)
     return config
+
+
+class LocalEncoder:
+    """Answers as the handle of the text encoder does, from the real tower."""
+
+    def __init__(self, package: Path) -> None:
+        self._tower = CachedTower(load_clip(clip_folder(package)).text)
+        self.encode = self
+
+    async def remote(self, model: str, text: str) -> EncodedText:
+        assert model.startswith(f"{MODEL}/")
+        return self._tower.encode([text])[0]
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Sampler]:
+    """A real sampler in this process, without Ray."""
+    args = ServeArgs.of(tiny_config).model_copy(update={"max_rows": 4, "poll_seconds": 0.0})
+    sampler = Sampler(args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
+    yield sampler
+    sampler.stop()
+
+
+@pytest.fixture(scope="module")
+def api(sampler: Sampler) -> FastAPI:
+    """The routes over it, open to anyone."""
+    return http_api({MODEL: sampler}, Rules(KeyRing(()), "never"), IngressMetrics())
+
+
+def call(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
+    """Asks the routes, without a socket."""
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., httpx.Response]:
+    """See `call`."""
+    return call
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +16,11 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
 
-from workflows.config import RunConfig
-from workflows.embed.clip import EncodedText, load_clip
-from workflows.model import ModelPackage, clip_folder
-from workflows.serve.guard import Rules
-from workflows.serve.ingress import http_api
-from workflows.serve.keys import KeyRing
-from workflows.serve.metrics import IngressMetrics
+from workflows.model import ModelPackage
 from workflows.serve.pictures import PROVENANCE_KEY
 from workflows.serve.sampler import Sampler
-from workflows.serve.settings import ServeArgs
-from workflows.serve.text import CachedTower
 
 PROMPT = "a handwritten one"
-
-
-class LocalEncoder:
-    """Answers as the handle of the text encoder does, from the real tower."""
-
-    def __init__(self, package: Path) -> None:
-        self._tower = CachedTower(load_clip(clip_folder(package)).text)
-        self.encode = self
-
-    async def remote(self, model: str, text: str) -> EncodedText:
-        assert model == "tiny/1"
-        return self._tower.encode([text])[0]
-
-
-@pytest.fixture(scope="module")
-def sampler(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Sampler]:
-    args = ServeArgs.of(tiny_config).model_copy(update={"max_rows": 4})
-    sampler = Sampler(args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
-    yield sampler
-    sampler.stop()
-
-
-@pytest.fixture(scope="module")
-def api(sampler: Sampler) -> FastAPI:
-    return http_api({"tiny": sampler}, Rules(KeyRing(()), "never"), IngressMetrics())
 
 
 def call(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
