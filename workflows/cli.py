@@ -26,6 +26,7 @@ from workflows.pipeline import plan_job, run_job, run_one
 from workflows.preflight import check_port, exclusive_storage
 from workflows.progress import Progress
 from workflows.report import next_lines, stage_table, write_report
+from workflows.serve.commands import api_key
 from workflows.session import ray_session
 from workflows.stages import STAGES
 
@@ -99,6 +100,8 @@ def _add_stage(name: str, help_text: str) -> None:
 
     app.command(name, help=help_text)(stage)
 
+
+app.command("api-key")(api_key)
 
 for _stage in STAGES:
     _add_stage(_stage.name, f"{_stage.help} Reads: {', '.join(_stage.inputs) or 'nothing'}.")

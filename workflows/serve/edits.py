@@ -26,25 +26,29 @@ _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 FORM: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "allOf": [{"$ref": "#/components/schemas/EditRequest"}],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."},
-                        "mask": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": "PNG; where it is transparent, the picture is made anew.",
-                        },
-                    },
-                    "required": ["prompt", "image"],
-                }
-            }
-        },
+        "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/EditForm"}}},
     }
 }
-"""What OpenAPI says of the form."""
+"""What OpenAPI says of the form; see `form_schema`."""
+
+_FILES: Final[dict[str, Any]] = {
+    "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."},
+    "mask": {
+        "type": "string",
+        "format": "binary",
+        "description": "PNG; where it is transparent, the picture is made anew. Without it, the picture's own "
+        "transparency counts.",
+    },
+}
+
+
+def form_schema() -> dict[str, Any]:
+    """The form as JSON schema, for the OpenAPI document: FastAPI does not see what the route reads itself."""
+    schema = EditRequest.model_json_schema()
+    schema["title"] = "EditForm"
+    schema["properties"] |= _FILES
+    schema["required"] = ["prompt", "image"]
+    return schema
 
 
 @final

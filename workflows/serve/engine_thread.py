@@ -253,7 +253,8 @@ class EngineThread:
             report=report,
             cost=evaluations(rows[0].condition),
             deadline=now + deadline_seconds,
-            marks=list(report.remaining),
+            # A row that another replica began has passed some of them already.
+            marks=[mark for mark in report.remaining if mark < max(row.remaining for row in rows)],
             next_report=now + report.every_seconds,
         )
 
@@ -312,9 +313,8 @@ class EngineThread:
                 job.started = True
                 self._waits.append(now - job.arrived)
             if now > job.deadline:
-                self._drop(job)
-                self._counts["cancelled"] += 1
-                job.settle(DeadlineExceeded("the picture was not done by `deadline_seconds`: ask for fewer steps"))
+                self._cancel(job)
+                job.tell(DeadlineExceeded("the picture was not done by `deadline_seconds`: ask for fewer steps"))
             elif job.marks or now >= job.next_report:
                 self._report_to(job, now)
 

@@ -61,7 +61,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
 }
 
 _DEFAULT_RETRY_SECONDS: Final = 1.0
-_TOO_LATE: Final = 504
+TOO_LATE: Final = 504
 
 
 @final
@@ -101,7 +101,7 @@ def answer_to(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
     """
     cause = unwrapped(error)
     status = status_of(cause)
-    if isinstance(cause, RaverseError) and (status < 500 or status == _TOO_LATE):
+    if isinstance(cause, RaverseError) and (status < 500 or status == TOO_LATE):
         message = str(cause)
     elif status == 500:
         message = f"the service failed ({type(cause).__name__}): its log holds the details"

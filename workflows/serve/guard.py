@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
@@ -25,6 +26,7 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+_LOG: Final = logging.getLogger("ray.serve")
 _POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -86,10 +88,15 @@ class Guard:
         limit = _Limit(receive, safe, self._rules.max_body_bytes)
         try:
             await self._app(scope, limit.receive, limit.send)
-        except _TooLarge as error:
+        # Starlette's own handler of unknown errors stands outside, where no header is added.
+        except Exception as error:
             if limit.answered:
                 raise
-            await _refuse(error, safe)
+            if not limit.exceeded:
+                _LOG.exception("%s %s failed", scope["method"], scope["path"])
+                await _refuse(error, safe)
+        if limit.exceeded and not limit.answered:
+            await _refuse(_TooLarge(self._rules.max_body_bytes), safe)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -118,18 +125,21 @@ class _Limit:
 
     def __init__(self, receive: Receive, send: Send, limit: int) -> None:
         self._receive, self._send, self._limit, self._seen = receive, send, limit, 0
-        self.answered = False
+        self.answered = self.exceeded = False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._seen += len(message.get("body", b""))
         if self._seen > self._limit:
+            self.exceeded = True
             raise _TooLarge(self._limit)
         return message
 
     async def send(self, message: Message) -> None:
-        self.answered = True
-        await self._send(message)
+        # What the routes make of a body that was cut is not the answer.
+        if self.answered or not self.exceeded:
+            self.answered = True
+            await self._send(message)
 
 
 def is_loopback(host: str | None) -> bool:

@@ -25,8 +25,8 @@ from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest, ModelNotFound
 from workflows.serve.calls import CHALLENGER, Call, Source, Track
 from workflows.serve.dispatch import Backend, SamplerBackend, finished
-from workflows.serve.edits import FORM, read_form
-from workflows.serve.errors import ErrorAnswer, ErrorDetail, answer_to, invalid_fields
+from workflows.serve.edits import FORM, form_schema, read_form
+from workflows.serve.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
 from workflows.serve.guard import Guard, Rules
 from workflows.serve.keys import KeyRing, load_keys
 from workflows.serve.metrics import IngressMetrics
@@ -34,7 +34,6 @@ from workflows.serve.order import drawn_seed
 from workflows.serve.pages import content_policy, reference_page
 from workflows.serve.pictures import images_of
 from workflows.serve.schema import (
-    EditRequest,
     GenerationAnswer,
     GenerationRequest,
     Health,
@@ -197,14 +196,7 @@ def _add_pages(api: FastAPI) -> None:
         reference = reference_page(api.openapi())
         return HTMLResponse(reference, headers={"Content-Security-Policy": content_policy(reference)})
 
-    _name_form(api)
-
-
-def _name_form(api: FastAPI) -> None:
-    """FastAPI does not see the form that the route of edits reads itself."""
-    document = api.openapi()
-    fields = EditRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    document["components"]["schemas"]["EditRequest"] = fields
+    api.openapi()["components"]["schemas"]["EditForm"] = form_schema()
 
 
 async def _all(backend: Backend, call: Call) -> Response:
@@ -251,7 +243,7 @@ def _log_request(http: Request, call: Call, model: str, status: int, seconds: fl
 
 async def _tell_error(request: Request, error: Exception) -> JSONResponse:
     status, body, headers = answer_to(error)
-    if status >= 500:
+    if status >= 500 and status != TOO_LATE:
         _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return JSONResponse(body.model_dump(), status, headers)
 

@@ -60,7 +60,8 @@ def test_a_prompt_gives_pictures_with_previews_on_the_way(tab: Tab) -> None:
     write(tab, prompt="a handwritten one", number="2", steps="24", seed="7")
     tab.run(
         "window.seen = []; new MutationObserver(() => { for (const one of document.querySelectorAll('#now figcaption'))"
-        " window.seen.push(one.textContent); }).observe(at('now'), {subtree: true, childList: true, characterData: true})"
+        " window.seen.push(one.textContent); })"
+        ".observe(at('now'), {subtree: true, childList: true, characterData: true})"
     )
     tab.run("at('draw').click()")
     tab.until(DONE)

@@ -58,6 +58,39 @@ def test_the_openai_client_draws(client: openai.OpenAI) -> None:
     assert not np.array_equal(found[0], found[1])
 
 
+def test_the_openai_client_streams_partial_images(client: openai.OpenAI) -> None:
+    extra = {"seed": 11, "num_inference_steps": 20}
+    told = list(client.images.generate(prompt=PROMPT, stream=True, partial_images=2, extra_body=extra))
+    assert [event.type for event in told] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    whole = client.images.generate(prompt=PROMPT, extra_body=extra)
+    assert whole.data is not None
+    assert told[-1].b64_json == whole.data[0].b64_json
+
+
+def test_the_openai_client_edits(client: openai.OpenAI) -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(file, "PNG")
+    answer = client.images.edit(image=file.getvalue(), prompt=PROMPT, extra_body={"strength": 0.1, "seed": 3})
+    assert answer.data is not None
+    assert np.abs(pixels(answer.data[0].b64_json or "") - 200).mean() < 60
+
+
+def test_a_stream_that_is_left_takes_its_rows_along(service: Any) -> None:
+    before = service.load()
+    body = {"prompt": PROMPT, "n": 10, "num_inference_steps": 100, "stream": True, "preview_every": 1}
+    with httpx.stream("POST", f"{service.url}/v1/images/generations", json=body, timeout=30) as response:
+        next(response.iter_lines())
+    assert until(lambda: service.load().rows == 0), service.load()
+    assert service.load().finished < before.finished + 10
+
+
+def test_the_page_and_the_reference_are_served(service: Any) -> None:
+    for path, text in (("/", "Compare scales"), ("/docs", "/v1/images/edits"), ("/openapi.json", "EditForm")):
+        response = httpx.get(service.url + path, timeout=30)
+        assert (response.status_code, text in response.text) == (200, True)
+        assert "content-security-policy" in response.headers
+
+
 def test_the_openai_client_passes_our_fields_and_reads_the_settings(client: openai.OpenAI) -> None:
     extra = {"guidance": "clip", "guidance_scale": 4.0, "sampler": "ddpm", "num_inference_steps": 3, "seed": 11}
     answer = client.images.generate(prompt=PROMPT, extra_body=extra)
