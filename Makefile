@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-gpu clean
+.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make check      the same, without installing first"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      benchmarks on the processor"
+	@echo "make bench-serve  the service against the alternatives: a table and a plot"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
 $(BIN)/python:
@@ -50,6 +51,9 @@ test-slow: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-serve: $(VENV)/.installed-dev
+	$(BIN)/python tests/bench/bench_serve.py
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu --timeout=1800 -s

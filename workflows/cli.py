@@ -74,7 +74,7 @@ def run(config: ConfigOption, overrides: SetOption = None) -> None:
 
 
 @app.command()
-def serve(config: ConfigOption, model: ModelOption = None, overrides: SetOption = None) -> None:
+def serve(config: ConfigOption = "digits", model: ModelOption = None, overrides: SetOption = None) -> None:
     """Serves a registered model over HTTP until Ctrl-C.
 
     Example: raverse serve --config digits --model raverse-digits@champion

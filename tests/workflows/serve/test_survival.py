@@ -1,0 +1,181 @@
+"""Minutes of trouble on real Ray Serve: killed replicas, swaps, clients who leave, bad bodies. Nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from ray import serve
+from ray.util.state import list_actors
+
+from tests.workflows.serve.conftest import free_port, make_config, register_package
+from workflows.serve.app import APP_NAME, build
+from workflows.tracking_store import open_client
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+REQUESTS = int(os.environ.get("RAVERSE_SOAK_REQUESTS", "10000"))
+GROWTH = 1.05
+
+
+class Service:
+    """Two replicas, and a registry whose alias moves."""
+
+    def __init__(self, url: str, uri: str) -> None:
+        self.url, self.uri = url, uri
+
+    def move(self, version: str) -> None:
+        open_client(self.uri).set_registered_model_alias("tiny", "champion", version)
+
+    def replicas(self, deployment: str) -> list[int]:
+        """Process numbers."""
+        actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+        return [actor.pid for actor in actors if actor.class_name.startswith(f"ServeReplica:{APP_NAME}:{deployment}")]
+
+
+@pytest.fixture(scope="module")
+def packages(tiny_package: Path, write_package: Callable[..., Path], tmp_path_factory: Any) -> list[Path]:
+    return [tiny_package, write_package(tmp_path_factory.mktemp("second"), seed=1, spread=0.3)]
+
+
+@pytest.fixture
+def service(ray_session: None, packages: list[Path], tmp_path: Path) -> Iterator[Service]:
+    config, port = make_config(tmp_path / "registry"), free_port()
+    uri = f"sqlite:///{config.root_folder / 'mlflow.db'}"
+    for package in packages:
+        register_package(config, package)
+    found = Service(f"http://127.0.0.1:{port}/v1/images/generations", uri)
+    found.move("1")
+    args = {
+        "model": "tiny@champion",
+        "tracking_uri": uri,
+        "max_rows": 8,
+        "max_waiting_rows": 512,
+        "min_replicas": 2,
+        "max_replicas": 2,
+        "num_cpus": 0.0,
+        "poll_seconds": 0.5,
+        "keep_seconds": 0.05,
+    }
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(args), name=APP_NAME, route_prefix="/")
+    yield found
+    serve.shutdown()
+
+
+def pixels(response: httpx.Response) -> list[NDArray[np.int16]]:
+    assert response.status_code == 200, response.text
+    files = [base64.b64decode(image["b64_json"]) for image in response.json()["data"]]
+    return [np.asarray(Image.open(io.BytesIO(file))).astype(np.int16) for file in files]
+
+
+def bodies(count: int) -> list[dict[str, Any]]:
+    kinds = ("classifier_free", "direct", "classifier", "clip")
+    return [
+        {
+            "prompt": "a handwritten one",
+            "seed": 10 * number,
+            "n": 1 + number % 4,
+            "num_inference_steps": 100 - number % 7,
+            "guidance": kinds[number % 4],
+            "sampler": ("ddpm", "ddim", "dpm_solver")[number % 3],
+        }
+        for number in range(count)
+    ]
+
+
+def test_killed_replicas_lose_nothing_and_the_pictures_are_the_same(service: Service) -> None:
+    asked = bodies(48)
+
+    async def ask_all(killed: list[int]) -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=300) as client:
+            tasks = [asyncio.create_task(client.post(service.url, json=body)) for body in asked]
+            if killed:
+                await asyncio.sleep(0.7)
+                assert not all(task.done() for task in tasks)
+                os.kill(killed[0], signal.SIGKILL)
+            return list(await asyncio.gather(*tasks))
+
+    calm = [pixels(response) for response in asyncio.run(ask_all([]))]
+    before = service.replicas("sampler")
+    assert len(before) == 2
+    troubled = [pixels(response) for response in asyncio.run(ask_all(before))]
+    assert before[0] not in service.replicas("sampler")
+    for wanted, found in zip(calm, troubled, strict=True):
+        assert max(np.abs(one - other).max() for one, other in zip(wanted, found, strict=True)) <= 1
+
+
+def test_thousands_of_requests_with_leavers_bad_bodies_and_swaps_all_end_well(service: Service) -> None:
+    chance = random.Random(0)
+    ended: Counter[str] = Counter()
+    versions: Counter[str] = Counter()
+    memory: list[dict[int, int]] = []
+    swaps = {REQUESTS // 4: "2", REQUESTS // 2: "1", 3 * REQUESTS // 4: "2"}
+    bad: list[dict[str, Any]] = [{"n": 0}, {"bogus": 1}, {"prompt": None}, {"label": 99, "guidance": "classifier"}]
+
+    async def one(client: httpx.AsyncClient, number: int) -> None:
+        kind = chance.random()
+        body = {"prompt": "a handwritten one", "num_inference_steps": chance.randint(1, 12), "n": chance.randint(1, 2)}
+        if kind < 0.1:
+            response = await client.post(service.url, json=body | chance.choice(bad))
+            assert response.status_code == 400, response.text
+            ended["bad"] += 1
+            return
+        try:
+            patience = chance.uniform(0.001, 0.1) if kind < 0.2 else 300
+            response = await client.post(service.url, json=body, timeout=patience)
+        except httpx.TimeoutException:
+            assert kind < 0.2
+            ended["left"] += 1
+            return
+        assert response.status_code in (200, 429), response.text
+        ended[str(response.status_code)] += 1
+        if response.status_code == 200:
+            assert len(response.json()["data"]) == body["n"]
+            versions[response.json()["settings"]["version"]] += 1
+
+    async def all_of_them() -> None:
+        numbers = iter(range(REQUESTS))
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=64)) as client:
+
+            async def worker() -> None:
+                for number in numbers:
+                    if number in swaps:
+                        service.move(swaps[number])
+                    if number in (REQUESTS // 2, REQUESTS - 1):
+                        memory.append(rss(service))
+                    await one(client, number)
+
+            await asyncio.gather(*(worker() for _ in range(24)))
+
+    started = time.monotonic()
+    asyncio.run(all_of_them())
+    print(f"{REQUESTS} requests in {time.monotonic() - started:.0f} s: {dict(ended)}, versions {dict(versions)}")
+    assert sum(ended.values()) == REQUESTS
+    assert set(versions) == {"1", "2"}
+    half, end = memory
+    grown = {pid: end[pid] / half[pid] for pid in half if pid in end}
+    print({pid: f"{half[pid] / 2**20:.0f} MiB, x{growth:.3f}" for pid, growth in grown.items()})
+    assert len(grown) == 3
+    if REQUESTS >= 10000:
+        assert max(grown.values()) <= GROWTH
+
+
+def rss(service: Service) -> dict[int, int]:
+    found = service.replicas("sampler") + service.replicas("ingress")
+    return {pid: psutil.Process(pid).memory_info().rss for pid in found}
