@@ -34,6 +34,8 @@ APP_NAME: Final = "raverse"
 # Ray's default of 2 s delays every shutdown by as much.
 _SHUTDOWN_LOOP_SECONDS: Final = 0.1
 _TIMEOUT_SECONDS: Final = 30.0
+# The ingress logs each request; a line per call between the deployments would say it thrice.
+_QUIET: Final = {"enable_access_log": False}
 
 
 def serve(config: RunConfig, model: str, progress: Progress) -> None:
@@ -70,7 +72,9 @@ def build(args: dict[str, Any] | ServeArgs) -> Application:
         InvalidConfig: an unknown field, or a value out of range.
     """
     settings = ServeArgs.read(args)
-    text_encoder = _deployment(TextEncoder, "text-encoder", max_ongoing_requests=2 * MAX_BATCH).bind(settings)
+    text_encoder = _deployment(
+        TextEncoder, "text-encoder", max_ongoing_requests=2 * MAX_BATCH, logging_config=_QUIET
+    ).bind(settings)
     samplers: dict[str, Any] = {}
     for reference in settings.references:
         name, _, _ = parse_reference(reference)
@@ -97,6 +101,7 @@ def _sampler(name: str, settings: ServeArgs) -> Deployment:
         max_ongoing_requests=2 * settings.max_waiting_rows,
         max_queued_requests=settings.max_waiting_rows,
         graceful_shutdown_timeout_s=settings.drain_seconds,
+        logging_config=_QUIET,
         **_replicas(settings),
     )
 

@@ -23,6 +23,7 @@ from workflows.serve.pictures import Generated
 from workflows.serve.rows import keep, pixels_of, resumed, trajectories
 from workflows.serve.schema import ModelCard
 from workflows.serve.settings import ServeArgs, UserConfig
+from workflows.serve.text import TextClient
 from workflows.serve.versions import Served, Versions
 
 _LOG: Final = logging.getLogger("ray.serve")
@@ -37,7 +38,7 @@ class Sampler:
     """Makes pictures for many requests at once, one step of each per network call."""
 
     def __init__(self, args: ServeArgs, text_encoder: DeploymentHandle[Any]) -> None:
-        self._args, self._text_encoder = args, text_encoder
+        self._args, self._texts = args, TextClient(text_encoder)
         self._versions = Versions(args)
         self._left: OrderedDict[str, None] = OrderedDict()
         self._metrics = SamplerMetrics(self._versions.present.menu.model)
@@ -144,8 +145,7 @@ class Sampler:
 
     async def _encode(self, menu: Menu, order: Order) -> list[EncodedText]:
         version = f"{menu.model}/{menu.version}"
-        calls = [self._text_encoder.encode.remote(version, text) for text in order.texts]
-        return list(await asyncio.gather(*calls))
+        return await self._texts.encode(version, order.texts)
 
     def _begin_chores(self) -> None:
         self._chores = [chore for chore in self._chores if not chore.done()]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Any, Final, final
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from workflows.embed.clip import EncodedText, TextTower, load_clip
 from workflows.model import clip_folder
@@ -21,6 +22,7 @@ from workflows.serve.settings import ServeArgs
 MAX_BATCH: Final = 64
 _TOWERS: Final = 2
 _TEXTS: Final = 4096
+_TEXTS_PER_SAMPLER: Final = 512
 
 
 @final
@@ -91,6 +93,32 @@ class TextEncoder:
         while len(self._towers) > _TOWERS:
             self._towers.popitem(last=False)
         return tower
+
+
+@final
+class TextClient:
+    """A sampler's way to the encoder, which it spares for texts that it asked for before.
+
+    Args:
+        encoder: the deployment.
+    """
+
+    def __init__(self, encoder: DeploymentHandle[Any]) -> None:
+        self._encoder = encoder
+        self._known: OrderedDict[tuple[str, str], EncodedText] = OrderedDict()
+
+    async def encode(self, model: str, texts: Sequence[str]) -> list[EncodedText]:
+        """One row per text, by the tower of this version."""
+        new = [text for text in dict.fromkeys(texts) if (model, text) not in self._known]
+        rows = await asyncio.gather(*(self._encoder.encode.remote(model, text) for text in new))
+        fresh = dict(zip(new, rows, strict=True))
+        found = [fresh[text] if text in fresh else self._known[model, text] for text in texts]
+        for text, row in zip(texts, found, strict=True):
+            self._known[model, text] = row
+            self._known.move_to_end((model, text))
+        while len(self._known) > _TEXTS_PER_SAMPLER:
+            self._known.popitem(last=False)
+        return found
 
 
 def _rows(encoded: EncodedText) -> list[EncodedText]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import aclosing
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import Trajectory, sample
 from workflows.errors import Overloaded
-from workflows.serve.engine_thread import EngineThread, Limits
+from workflows.serve.engine_thread import EngineThread, Limits, News, Report
 from workflows.serve.errors import EngineStopped
 
 SCHEDULE = NoiseSchedule.cosine(1000)
@@ -161,6 +162,83 @@ def test_an_idle_thread_makes_no_step(thread: EngineThread, gate: Gate) -> None:
     asyncio.run(thread.sample(rows(3, 1)))
     asyncio.run(asyncio.sleep(0.05))
     assert len(gate.rows) == 3
+
+
+def test_a_request_hears_of_its_rows_at_the_steps_it_asked_for(thread: EngineThread, denoiser: NetworkDenoiser) -> None:
+    async def follow() -> list[News]:
+        return [news async for news in thread.follow(rows(10, 1, 2), Report((7, 2)))]
+
+    told = asyncio.run(follow())
+    assert [(news.marked, news.done) for news in told] == [(True, False), (True, False), (False, True)]
+    states = [[state for state in news.states if isinstance(state, Trajectory)] for news in told]
+    assert [[state.remaining for state in each] for each in states] == [[7, 7], [2, 2], []]
+    plan = ddim(SCHEDULE, trailing(SCHEDULE, 10))
+    wanted = sample(denoiser, plan, Condition.of(label=[0]), seeds=[1, 2], shape=SHAPE)
+    torch.testing.assert_close(torch.stack([one for one in told[-1].states if isinstance(one, Tensor)]), wanted)
+
+
+def test_a_row_that_is_told_of_goes_on_elsewhere_to_the_same_sample(thread: EngineThread) -> None:
+    async def hand_over() -> tuple[list[Tensor], list[Tensor]]:
+        async with aclosing(thread.follow(rows(10, 1), Report((4,)))) as told:
+            news = await anext(told)
+            whole = [news async for news in told][-1]
+        half = [state for state in news.states if isinstance(state, Trajectory)]
+        return [one for one in whole.states if isinstance(one, Tensor)], await thread.sample(half)
+
+    whole, resumed = asyncio.run(hand_over())
+    torch.testing.assert_close(whole, resumed)
+
+
+def test_rows_are_kept_as_often_as_asked(thread: EngineThread) -> None:
+    async def follow(report: Report) -> int:
+        return len([news async for news in thread.follow(rows(20, 1), report)])
+
+    assert asyncio.run(follow(Report(every_seconds=0.0))) == 20
+    assert asyncio.run(follow(Report(every_seconds=60.0))) == 1
+
+
+def test_a_request_is_taken_out_by_name_and_others_stay(thread: EngineThread, gate: Gate) -> None:
+    async def leave() -> list[object]:
+        gate.open.clear()
+        first = asyncio.create_task(drawn("first"))
+        await until_entered(gate)
+        second = asyncio.create_task(drawn("second"))
+        await asyncio.sleep(0)
+        thread.leave("first")
+        thread.leave("nobody")
+        gate.open.set()
+        return list(await asyncio.gather(first, second, return_exceptions=True))
+
+    async def drawn(name: str) -> int:
+        return len([news async for news in thread.follow(rows(6, 1), Report(), name=name)])
+
+    first, second = asyncio.run(leave())
+    assert isinstance(first, asyncio.CancelledError)
+    assert second == 1
+    assert gate.rows == [1] * 7
+    assert thread.load.cancelled == 1
+
+
+def test_a_queue_of_too_many_seconds_is_refused_whatever_its_rows(denoiser: NetworkDenoiser, gate: Gate) -> None:
+    thread = EngineThread(StepEngine(denoiser, SHAPE), Limits(rows=1000, seconds=1e-9))
+
+    async def overflow() -> float:
+        await thread.sample(rows(3, 0))
+        gate.entered.clear()
+        gate.open.clear()
+        first = asyncio.create_task(thread.sample(rows(50, 1)))
+        await until_entered(gate)
+        second = asyncio.create_task(thread.sample(rows(2, 2)))
+        await asyncio.sleep(0)
+        gate.open.set()
+        with pytest.raises(Overloaded, match="s of denoising wait") as caught:
+            await second
+        await first
+        return caught.value.retry_after
+
+    assert asyncio.run(overflow()) > 0
+    assert thread.load.refused == 1
+    thread.stop()
 
 
 def test_stopping_fails_those_who_wait_and_those_who_come(gate: Gate, denoiser: NetworkDenoiser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from workflows.embed.clip import EncodedText, TextTower, load_clip
 from workflows.model import clip_folder
-from workflows.serve.text import CachedTower
+from workflows.serve.text import CachedTower, TextClient
 
 
 class Counted:
@@ -23,6 +24,28 @@ class Counted:
     def encode(self, captions: Sequence[str]) -> EncodedText:
         self.asked.append(list(captions))
         return self._tower.encode(captions)
+
+
+class CountedHandle:
+    """A handle of the encoder, and what it was asked."""
+
+    def __init__(self, tower: TextTower) -> None:
+        self._tower, self.asked, self.encode = CachedTower(tower), list[tuple[str, str]](), self
+
+    async def remote(self, model: str, text: str) -> EncodedText:
+        self.asked.append((model, text))
+        return self._tower.encode([text])[0]
+
+
+def test_a_sampler_asks_the_encoder_once_per_version_and_text(tiny_package: Path) -> None:
+    handle = CountedHandle(load_clip(clip_folder(tiny_package)).text)
+    client = TextClient(handle)  # type: ignore[arg-type]
+    first = asyncio.run(client.encode("tiny/1", ["a one", "a two", "a one"]))
+    again = asyncio.run(client.encode("tiny/1", ["a two", "a one"]))
+    asyncio.run(client.encode("tiny/2", ["a one"]))
+    assert handle.asked == [("tiny/1", "a one"), ("tiny/1", "a two"), ("tiny/2", "a one")]
+    assert torch.equal(first[0].tokens, again[1].tokens) and torch.equal(first[2].tokens, first[0].tokens)
+    assert not torch.equal(first[0].tokens, first[1].tokens)
 
 
 @pytest.fixture
