@@ -20,7 +20,7 @@ from workflows.model_reference import find_version, resolve
 from workflows.serve.settings import ServeArgs
 
 MAX_BATCH: Final = 64
-_TOWERS: Final = 2
+_TOWERS_PER_MODEL: Final = 2
 _TEXTS: Final = 4096
 _TEXTS_PER_SAMPLER: Final = 512
 
@@ -54,8 +54,11 @@ class TextEncoder:
     def __init__(self, args: ServeArgs) -> None:
         self._tracking_uri = args.tracking_uri
         self._towers: OrderedDict[str, CachedTower] = OrderedDict()
-        version = find_version(args.tracking_uri, args.model)
-        self._tower(f"{version.name}/{version.version}")
+        # Of each model two: the present version's and that of the next, or of a challenger.
+        self._most = _TOWERS_PER_MODEL * len(args.references)
+        for reference in args.references:
+            version = find_version(args.tracking_uri, reference)
+            self._tower(f"{version.name}/{version.version}")
 
     async def encode(self, model: str, text: str) -> EncodedText:
         """Encodes one text.
@@ -90,7 +93,7 @@ class TextEncoder:
             folder = resolve(self._tracking_uri, model).folder
             tower = self._towers[model] = CachedTower(load_clip(clip_folder(folder)).text)
         self._towers.move_to_end(model)
-        while len(self._towers) > _TOWERS:
+        while len(self._towers) > self._most:
             self._towers.popitem(last=False)
         return tower
 

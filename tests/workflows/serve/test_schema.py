@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from workflows.serve.errors import invalid_fields
-from workflows.serve.schema import LARGEST_SEED, GenerationRequest
+from workflows.serve.schema import LARGEST_SEED, EditRequest, GenerationRequest
 
 
 def read(**fields: object) -> GenerationRequest:
@@ -96,3 +98,10 @@ def test_all_faults_are_told() -> None:
 def test_the_largest_seed_and_a_whole_number_as_scale_are_accepted() -> None:
     request = read(seed=LARGEST_SEED, guidance_scale=2, label=3)
     assert (request.seed, request.guidance_scale, request.label) == (LARGEST_SEED, 2.0, 3)
+
+
+def test_the_fields_of_requests_are_the_golden_ones() -> None:
+    routes = {"generations": GenerationRequest, "edits": EditRequest}
+    found = [f"{route} {name}" for route, kind in routes.items() for name in kind.model_fields]
+    golden = Path(__file__).parents[1] / "golden" / "request_fields.txt"
+    assert "\n".join(found) + "\n" == golden.read_text()

@@ -54,7 +54,9 @@ def packages(tiny_package: Path, write_package: Callable[..., Path], tmp_path_fa
 
 
 @pytest.fixture
-def service(ray_session: None, packages: list[Path], tmp_path: Path) -> Iterator[Service]:
+def service(
+    ray_session: None, packages: list[Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Service]:
     config, port = make_config(tmp_path / "registry"), free_port()
     uri = f"sqlite:///{config.root_folder / 'mlflow.db'}"
     for package in packages:
@@ -71,7 +73,7 @@ def service(ray_session: None, packages: list[Path], tmp_path: Path) -> Iterator
         "num_cpus": 0.0,
         "poll_seconds": 0.5,
         "keep_seconds": 0.05,
-    }
+    } | getattr(request, "param", {})
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(args), name=APP_NAME, route_prefix="/")
     yield found
@@ -174,6 +176,22 @@ def test_thousands_of_requests_with_leavers_bad_bodies_and_swaps_all_end_well(se
     assert len(grown) == 3
     if REQUESTS >= 10000:
         assert max(grown.values()) <= GROWTH
+
+
+@pytest.mark.parametrize("service", [{"min_replicas": 1, "target_seconds": 0.2}], indirect=True)
+def test_replicas_follow_the_seconds_that_wait(service: Service) -> None:
+    body = {"prompt": "a handwritten one", "num_inference_steps": 100, "n": 10, "sampler": "ddpm"}
+
+    async def load(until: float) -> None:
+        async with httpx.AsyncClient(timeout=300) as client:
+            while time.monotonic() < until and len(service.replicas("sampler")) < 2:
+                answers = await asyncio.gather(*(client.post(service.url, json=body) for _ in range(12)))
+                assert {answer.status_code for answer in answers} <= {200, 429}
+
+    assert len(service.replicas("sampler")) == 1
+    # Ray waits half a minute before it believes in a load.
+    asyncio.run(load(time.monotonic() + 180))
+    assert len(service.replicas("sampler")) == 2
 
 
 def rss(service: Service) -> dict[int, int]:
