@@ -77,7 +77,7 @@ class Baseline:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self.package = ModelPackage.load(Path(package), buckets=buckets_of(BATCH))
         warm(self.package, buckets_of(BATCH))
-        self.menu = Menu("tiny", "1", (8, 8), self.package.class_names, _scales(self.package), 50, 1000)
+        self.menu = menu_of(self.package)
 
     async def answer(self, request: Request) -> dict[str, Any]:
         """One request's picture."""
@@ -101,13 +101,15 @@ class Baseline:
         ]
 
 
-def _scales(package: ModelPackage) -> dict[Any, float]:
+def menu_of(package: ModelPackage) -> Menu:
+    """What the baselines offer: the same as ours."""
     defaults = package.defaults
-    return {
+    scales: dict[Any, float] = {
         "classifier_free": defaults.guidance_scale,
         "classifier": defaults.classifier_scale,
         "clip": defaults.clip_scale,
     }
+    return Menu("tiny", "1", (8, 8), package.class_names, scales, 50, 1000)
 
 
 @serve.deployment(name="batched", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
@@ -309,8 +311,8 @@ def table(full: dict[str, Load], low: dict[str, Load], high: dict[str, Load], ra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=160, help="per arm and load")
-    parser.add_argument("--low", type=int, default=30, help="requests per arm at low load")
+    parser.add_argument("--requests", type=int, default=96, help="per arm and load")
+    parser.add_argument("--low", type=int, default=24, help="requests per arm at low load")
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     set_environment()
