@@ -14,124 +14,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
 from torch import Tensor
 
 from diffusion_core.engine import Outcome, StepEngine
 from diffusion_core.trajectory import Trajectory
 from workflows.errors import DeadlineExceeded, Overloaded
-from workflows.serve.costs import StepTimes, evaluations
+from workflows.serve.costs import StepTimes
 from workflows.serve.errors import EngineStopped
+from workflows.serve.jobs import UNBOUNDED, Job, Limits, Load, News, Report, StepTaken
 
 _STEPS_REMEMBERED: Final = 2048
-_UNBOUNDED: Final = float("inf")
-
-RowState: TypeAlias = Trajectory | Tensor
-"""A row on its way, or its sample."""
-
-
-@final
-@dataclass(frozen=True)
-class Limits:
-    """What an engine accepts.
-
-    Attributes:
-        rows: pictures of accepted requests.
-        seconds: of denoising that may wait.
-    """
-
-    rows: int
-    seconds: float = _UNBOUNDED
-
-
-@final
-@dataclass(frozen=True)
-class Report:
-    """When a request wants to hear of its rows before they are done.
-
-    Attributes:
-        remaining: numbers of remaining steps at which to tell, descending.
-        every_seconds: tell at least this often.
-    """
-
-    remaining: tuple[int, ...] = ()
-    every_seconds: float = _UNBOUNDED
-
-
-@final
-@dataclass(frozen=True)
-class Load:
-    """What an engine has before it and behind it.
-
-    Attributes:
-        rows: in the engine.
-        steps: that these rows still have to make, together.
-        seconds: estimate of the time that takes.
-        finished: rows that ended with a sample.
-        failed: rows that ended with an error.
-        cancelled: rows whose client left.
-        refused: requests turned away.
-    """
-
-    rows: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    finished: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    refused: int = 0
-
-
-@final
-@dataclass(frozen=True)
-class StepTaken:
-    """One step of the engine, for the metrics: its bucket, rows and time."""
-
-    bucket: int
-    rows: int
-    seconds: float
-
-
-@final
-@dataclass(frozen=True)
-class News:
-    """Where the rows of a request are; `marked`: one of the report's numbers was reached; `done`: all are samples."""
-
-    states: list[RowState]
-    marked: bool = False
-    done: bool = False
-
-
-@final
-@dataclass(eq=False)
-class _Job:
-    """The rows of one request, and who waits for them."""
-
-    loop: asyncio.AbstractEventLoop
-    told: asyncio.Queue[News | BaseException]
-    name: str | None
-    arrived: float
-    report: Report
-    cost: float
-    deadline: float
-    rows: dict[int, RowState] = field(default_factory=dict)
-    marks: list[int] = field(default_factory=list)
-    next_report: float = _UNBOUNDED
-    started: bool = False
-    ended: bool = False
-
-    def tell(self, news: News | BaseException) -> None:
-        """Wakes the waiting request, from another thread than its own."""
-        with contextlib.suppress(RuntimeError):  # its event loop is closed: nobody waits any more
-            self.loop.call_soon_threadsafe(self.told.put_nowait, news)
-
-    def settle(self, result: News | BaseException) -> None:
-        """Tells it the last news."""
-        if not self.ended:
-            self.ended = True
-            self.tell(result)
 
 
 @final
@@ -148,7 +42,7 @@ class EngineThread:
     def __init__(self, engine: StepEngine, limits: Limits, max_rows: int = 32, buckets: Sequence[int] = (64,)) -> None:
         self._engine, self._limits, self._max_rows = engine, limits, max_rows
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._times = StepTimes(buckets)
         self._steps: deque[StepTaken] = deque(maxlen=_STEPS_REMEMBERED)
         self._waits: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
@@ -178,7 +72,7 @@ class EngineThread:
         """Seconds that requests waited for their first step, since the last call."""
         return [self._waits.popleft() for _ in range(len(self._waits))]
 
-    async def sample(self, rows: Sequence[Trajectory], deadline_seconds: float = _UNBOUNDED) -> list[Tensor]:
+    async def sample(self, rows: Sequence[Trajectory], deadline_seconds: float = UNBOUNDED) -> list[Tensor]:
         """Denoises rows to their ends; if the caller is cancelled, they leave within one step.
 
         Raises:
@@ -194,7 +88,7 @@ class EngineThread:
         self,
         rows: Sequence[Trajectory],
         report: Report,
-        deadline_seconds: float = _UNBOUNDED,
+        deadline_seconds: float = UNBOUNDED,
         name: str | None = None,
     ) -> AsyncGenerator[News, None]:
         """Denoises rows and tells where they are, as `report` says; the last news are their samples.
@@ -208,7 +102,7 @@ class EngineThread:
         Raises:
             Overloaded, DeadlineExceeded, EngineStopped, RaverseError: see `sample`.
         """
-        job = self._job(rows, report, deadline_seconds, name)
+        job = Job.of(rows, report, deadline_seconds, name)
         self._tell(lambda: self._admit(job, rows, deadline_seconds))
         try:
             while True:
@@ -242,21 +136,6 @@ class EngineThread:
         with contextlib.suppress(EngineStopped):
             self._tell(self._stop)
         self._thread.join()
-
-    def _job(self, rows: Sequence[Trajectory], report: Report, deadline_seconds: float, name: str | None) -> _Job:
-        now = time.monotonic()
-        return _Job(
-            loop=asyncio.get_running_loop(),
-            told=asyncio.Queue(),
-            name=name,
-            arrived=now,
-            report=report,
-            cost=evaluations(rows[0].condition),
-            deadline=now + deadline_seconds,
-            # A row that another replica began has passed some of them already.
-            marks=[mark for mark in report.remaining if mark < max(row.remaining for row in rows)],
-            next_report=now + report.every_seconds,
-        )
 
     def _tell(self, order: Callable[[], None]) -> None:
         """The thread carries out every order that got in, or the caller learns that it is too late."""
@@ -318,7 +197,7 @@ class EngineThread:
             elif job.marks or now >= job.next_report:
                 self._report_to(job, now)
 
-    def _report_to(self, job: _Job, now: float) -> None:
+    def _report_to(self, job: Job, now: float) -> None:
         states = [self._engine.state(row_id) or state for row_id, state in job.rows.items()]
         slowest = max(state.remaining for state in states if isinstance(state, Trajectory))
         passed = [mark for mark in job.marks if slowest <= mark]
@@ -327,7 +206,7 @@ class EngineThread:
             job.next_report = now + job.report.every_seconds
             job.tell(News(states, marked=bool(passed)))
 
-    def _admit(self, job: _Job, rows: Sequence[Trajectory], deadline_seconds: float) -> None:
+    def _admit(self, job: Job, rows: Sequence[Trajectory], deadline_seconds: float) -> None:
         fault = None
         try:
             self._check_room(job, rows, deadline_seconds)
@@ -343,7 +222,7 @@ class EngineThread:
         if fault is not None:
             job.settle(fault)
 
-    def _check_room(self, job: _Job, rows: Sequence[Trajectory], deadline_seconds: float) -> None:
+    def _check_room(self, job: Job, rows: Sequence[Trajectory], deadline_seconds: float) -> None:
         if not self._running:
             raise _stopped()
         held, wait = len(self._engine), self._load.seconds
@@ -382,7 +261,7 @@ class EngineThread:
         states = list(job.rows.values())
         return News(states, done=True) if all(isinstance(state, Tensor) for state in states) else None
 
-    def _cancel(self, job: _Job) -> None:
+    def _cancel(self, job: Job) -> None:
         self._counts["cancelled"] += self._drop(job)
         job.ended = True
         self._book()
@@ -392,7 +271,7 @@ class EngineThread:
             self._cancel(job)
             job.tell(asyncio.CancelledError())
 
-    def _drop(self, job: _Job) -> int:
+    def _drop(self, job: Job) -> int:
         """Takes the job's remaining rows out of the engine and says how many they were."""
         held = [row_id for row_id in job.rows if self._jobs.pop(row_id, None) is not None]
         return sum(self._engine.cancel(row_id) for row_id in held)

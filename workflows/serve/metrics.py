@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 from ray.serve import metrics
 
 if TYPE_CHECKING:
-    from workflows.serve.engine_thread import Load
+    from workflows.serve.jobs import Load
     from workflows.serve.versions import Served
 
 _STEP_BOUNDS: Final = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0]

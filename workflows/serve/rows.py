@@ -16,7 +16,7 @@ from diffusion_core.trajectory import Known, Trajectory
 from workflows.embed.clip import EncodedText
 from workflows.model import ModelPackage
 from workflows.serve.calls import Kept, KeptRow, Source
-from workflows.serve.engine_thread import RowState
+from workflows.serve.jobs import RowState
 from workflows.serve.order import Order, steps_made
 from workflows.steering import steer
 

@@ -16,7 +16,7 @@ from diffusion_core.errors import RaverseError
 from diffusion_core.trajectory import Trajectory
 from workflows.embed.clip import EncodedText
 from workflows.serve.calls import Call, Event, Preview
-from workflows.serve.engine_thread import Load, News, Report, RowState
+from workflows.serve.jobs import Load, News, Report, RowState
 from workflows.serve.metrics import SamplerMetrics
 from workflows.serve.order import Menu, Order, preview_marks, steps_made, take_order
 from workflows.serve.pictures import Generated

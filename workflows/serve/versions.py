@@ -14,7 +14,8 @@ from workflows.errors import ModelNotFound
 from workflows.model import ModelPackage
 from workflows.model_reference import find_version, parse_reference, resolve
 from workflows.serve.calls import CHALLENGER, Call
-from workflows.serve.engine_thread import EngineThread, Limits
+from workflows.serve.engine_thread import EngineThread
+from workflows.serve.jobs import Limits
 from workflows.serve.order import Menu
 from workflows.serve.settings import ServeArgs
 from workflows.serve.warming import buckets_of, device_of, warm

@@ -21,9 +21,9 @@ from workflows.model import clip_folder
 from workflows.package_files import PackageCard
 from workflows.pyfunc_logging import log_package
 from workflows.serve.app import APP_NAME, build
-from workflows.serve.engine_thread import Load
 from workflows.serve.guard import Rules
 from workflows.serve.ingress import http_api
+from workflows.serve.jobs import Load
 from workflows.serve.keys import KeyRing
 from workflows.serve.metrics import IngressMetrics
 from workflows.serve.sampler import Sampler

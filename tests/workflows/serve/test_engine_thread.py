@@ -20,8 +20,9 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import Trajectory, sample
 from workflows.errors import Overloaded
-from workflows.serve.engine_thread import EngineThread, Limits, News, Report
+from workflows.serve.engine_thread import EngineThread
 from workflows.serve.errors import EngineStopped
+from workflows.serve.jobs import Limits, News, Report
 
 SCHEDULE = NoiseSchedule.cosine(1000)
 SHAPE = (2, 4)
