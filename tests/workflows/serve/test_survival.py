@@ -21,7 +21,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
-from ray.util.state import list_actors
 
 from tests.workflows.serve.conftest import free_port, make_config, register_package
 from workflows.serve.app import APP_NAME, build
@@ -44,8 +43,15 @@ class Service:
 
     def replicas(self, deployment: str) -> list[int]:
         """Process numbers."""
-        actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        return [actor.pid for actor in actors if actor.class_name.startswith(f"ServeReplica:{APP_NAME}:{deployment}")]
+        title = f"ray::ServeReplica:{APP_NAME}:{deployment}"
+        return [one.pid for one in psutil.Process().children(recursive=True) if _title(one).startswith(title)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 @pytest.fixture(scope="module")
