@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-gpu clean
+.PHONY: help demo install test check static test-slow bench bench-gpu figures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make check      the same, without installing first"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      benchmarks on the processor"
+	@echo "make figures    the tables and plots of the README, from models that the job trains"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
 $(BIN)/python:
@@ -53,6 +54,13 @@ bench: $(VENV)/.installed-dev
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu --timeout=1800 -s
+
+figures: install
+	for name in digits shapes; do \
+		$(BIN)/raverse run --config $$name && \
+		$(BIN)/raverse sweep --config $$name && \
+		$(BIN)/raverse evaluate --config $$name --model raverse-$$name@champion || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -14,6 +14,7 @@ from typing import Any, Final
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
+from workflows.model_card import model_card
 from workflows.model_reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
 from workflows.package_files import PackageCard, verify
 from workflows.progress import Progress
@@ -52,6 +53,7 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         _log_run(run, config, inputs)
         progress.advance(1)
         version = _version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
+        _log_card(run, version, card, inputs, folder)
         promotion = promote(config, version, Dataset.open(inputs["data"].folder), progress)
         _tell(promotion, config, progress)
     values = {
@@ -65,6 +67,17 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
     }
     (folder / "registry.json").write_text(json.dumps(values | {"tracking_uri": run.uri}, indent=2))
     return values
+
+
+def _log_card(
+    run: TrackedRun, version: ModelVersion, card: PackageCard, inputs: dict[str, Artifact], folder: Path
+) -> None:
+    text = model_card(version.name, card, inputs["evaluate"].metrics, version.tags)
+    (folder / "README.md").write_text(text)
+    run.log_file(folder / "README.md", "model_card")
+    run.log_file(inputs["evaluate"].folder / "samples.png", "model_card")
+    with reaching(run.uri):
+        run.client.update_model_version(version.name, version.version, description=text)
 
 
 def _tell(promotion: Promotion, config: RunConfig, progress: Progress) -> None:

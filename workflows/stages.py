@@ -138,10 +138,11 @@ STAGES: Final = (
         load=_evaluate,
         sections=lambda config: _dump(config.evaluate, "batch_size", "workers", "bits_rows", "bits_levels"),
         inputs=("data", "clip", "embed", "denoiser", "classifier"),
+        version=2,
     ),
     Stage(
         name="register",
-        help="Registers the model version and sets its alias.",
+        help="Registers the model version, which gets its alias if it passes the gate.",
         load=_register,
         sections=lambda config: {"register": _dump(config.register_, "gate"), "store": config.storage.tracking_uri},
         inputs=("data", "clip", "embed", "denoiser", "classifier", "evaluate"),

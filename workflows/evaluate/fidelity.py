@@ -8,6 +8,7 @@ Features are unit vectors times sqrt(e), so that a coordinate is about 1 whateve
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Final
 
 import numpy as np
@@ -52,7 +53,10 @@ def clip_kd(real: Tensor, drawn: Tensor) -> float:
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(_SUBSET_SIZE, len(real), len(drawn))
-    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=_SUBSETS, subset_size=size)
+    with warnings.catch_warnings():
+        # It keeps all features in memory, as is wanted.
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=_SUBSETS, subset_size=size)
     metric.update(_scaled(real), real=True)
     metric.update(_scaled(drawn), real=False)
     with torch.random.fork_rng(devices=[]):
