@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import ray
@@ -26,8 +26,6 @@ from workflows.progress import Progress
 
 if TYPE_CHECKING:
     from workflows.model import ModelPackage
-
-_RETRIES: Final = 3
 
 
 @final
@@ -113,8 +111,7 @@ def _rows(items: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[str, A
     context.raise_original_map_exception = True
     with DataContext.current(context):
         blocks = ray.data.from_items(list(items), override_num_blocks=len(items))
-        options: dict[str, Any] = _resources() | {"max_retries": _RETRIES}
-        work = blocks.map(_draw_item, compute=TaskPoolStrategy(size=workers or None), **options)
+        work = blocks.map(_draw_item, compute=TaskPoolStrategy(size=workers or None), **_resources())
         try:
             yield from work.iter_rows()
         except RayError as error:
@@ -168,6 +165,6 @@ def _load(package: str) -> ModelPackage:
     return ModelPackage.load(Path(package), "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _resources() -> dict[str, float]:
+def _resources() -> dict[str, Any]:
     """One CPU, and a GPU where the cluster has any."""
     return {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}
