@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu clean
+.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      benchmarks on the processor"
 	@echo "make bench-serve  the service against the alternatives: a table and a plot"
+	@echo "make figures    the tables and plots of the README, from models that the job trains"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
 $(BIN)/python:
@@ -57,6 +58,13 @@ bench-serve: $(VENV)/.installed-dev
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu --timeout=1800 -s
+
+figures: install
+	for name in digits shapes; do \
+		$(BIN)/raverse run --config $$name && \
+		$(BIN)/raverse sweep --config $$name && \
+		$(BIN)/raverse evaluate --config $$name --model raverse-$$name@champion || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Final, final
@@ -20,6 +21,7 @@ from typing import Annotated, Final, final
 import typer
 from rich.console import Console
 
+from workflows import model_commands
 from workflows.config import RunConfig, load_config
 from workflows.failure import explain
 from workflows.pipeline import plan_job, run_job, run_one
@@ -90,21 +92,22 @@ def serve(config: ConfigOption = "digits", model: ModelOption = None, overrides:
             serve_model(settings, reference, command.progress)
 
 
+def _run_stage(name: str, config: str, overrides: list[str] | None) -> None:
+    with _command(config, overrides) as command, exclusive_storage(command.config):
+        plan = plan_job(command.config, STAGES)
+        outcome = run_one(command.config, command.progress, plan, name, ray_session)
+        state = "already done, skipped" if outcome.skipped else "done"
+        command.console.print(f"{name}: {state}: {outcome.artifact.folder}", soft_wrap=True, highlight=False)
+
+
 def _add_stage(name: str, help_text: str) -> None:
     def stage(config: ConfigOption, overrides: SetOption = None) -> None:
-        with _command(config, overrides) as command, exclusive_storage(command.config):
-            plan = plan_job(command.config, STAGES)
-            outcome = run_one(command.config, command.progress, plan, name, ray_session)
-            state = "already done, skipped" if outcome.skipped else "done"
-            command.console.print(f"{name}: {state}: {outcome.artifact.folder}", soft_wrap=True, highlight=False)
+        _run_stage(name, config, overrides)
 
     app.command(name, help=help_text)(stage)
 
 
 app.command("api-key")(api_key)
-
-for _stage in STAGES:
-    _add_stage(_stage.name, f"{_stage.help} Reads: {', '.join(_stage.inputs) or 'nothing'}.")
 
 
 @contextmanager
@@ -162,6 +165,12 @@ def _write_traceback(folder: Path | None) -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="raverse-error-", suffix=".log", delete=False) as file:
         file.write(text)
     return Path(file.name)
+
+
+for _stage in STAGES:
+    if _stage.name != "evaluate":
+        _add_stage(_stage.name, f"{_stage.help} Reads: {', '.join(_stage.inputs) or 'nothing'}.")
+model_commands.add_to(app, _command, partial(_run_stage, "evaluate"))
 
 
 def main() -> None:

@@ -161,14 +161,59 @@ class EvaluateConfig(Section):
         100, description="Pictures per kind of classifier and CLIP guidance (first ones of the compared)."
     )
     batch_size: PositiveInt = Field(32, description="Pictures that a task samples at once. Does not change them.")
+    workers: int = Field(0, ge=0, description="Tasks that sample at once; 0: all CPUs. Does not change them.")
+    bits_rows: PositiveInt = Field(64, description="Held-out pictures for bits per dimension (`--model` only).")
+    bits_levels: PositiveInt = Field(100, description="Levels of that bound (`--model` only).")
     seed: int = Field(0, description="Seed of prompts and pictures.")
+
+
+class SweepConfig(Section):
+    """What `raverse sweep` measures; every point draws the same prompts and seeds."""
+
+    num_pictures: PositiveInt = Field(200, description="Pictures per point.")
+    steps: tuple[PositiveInt, ...] = Field((5, 10, 20, 50, 100), description="Steps of the table steps x eta.")
+    etas: tuple[Fraction, ...] = Field((0.0, 0.2, 0.5, 1.0), description="Etas of that table.")
+    guidance_scales: tuple[float, ...] = Field(
+        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0), description="Classifier-free scales."
+    )
+    classifier_scales: tuple[float, ...] = Field((0.0, 1.0, 3.0, 8.0, 16.0), description="Classifier scales.")
+    clip_scales: tuple[float, ...] = Field((0.0, 1.0, 3.0, 8.0, 16.0), description="CLIP scales.")
+    samplers: tuple[Literal["ddim", "ddpm", "dpm_solver"], ...] = Field(
+        ("ddim", "ddpm", "dpm_solver"), description="Samplers of the table of spacings."
+    )
+    spacings: tuple[Literal["trailing", "leading", "linspace", "quadratic"], ...] = Field(
+        ("trailing", "leading", "linspace", "quadratic"), description="Spacings of that table."
+    )
+    schedules: tuple[Literal["linear", "cosine", "scaled_linear", "sigmoid"], ...] = Field(
+        (), description="Noise schedules to compare; each trains a model of its own."
+    )
+    num_steps: PositiveInt = Field(20, description="Steps of the tables of guidance, spacings and schedules.")
+    seed: int = Field(2, description="Seed of prompts and pictures.")
+
+
+class GateConfig(Section):
+    """What a new version must show before it takes the alias: the same prompts and seeds as the present holder."""
+
+    enabled: bool = Field(True, description="Compare before the alias moves; the first version always gets it.")
+    require: Literal["not_worse", "better"] = Field(
+        "not_worse", description="not_worse: no figure may be worse; better: and one must be better."
+    )
+    num_prompts: PositiveInt = Field(300, description="Pictures that each of the two versions draws.")
+    guidance: str = Field("direct", description="Kind of guidance with which both draw, at their own scales.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Of the bootstrap intervals.")
+    resamples: PositiveInt = Field(500, description="Bootstrap resamples.")
+    max_accuracy_drop: float = Field(0.05, ge=0, description="Drop of accuracy that must be ruled out.")
+    max_clip_score_drop: float = Field(2.0, ge=0, description="Drop of the CLIP score that must be ruled out.")
+    max_clip_fd_rise: float = Field(0.5, ge=0, description="Relative rise of CLIP-FD that must be ruled out.")
+    seed: int = Field(1, description="Seed of prompts, pictures and resamples.")
 
 
 class RegisterConfig(Section):
     """Where the model version goes."""
 
     model_name: str = Field(min_length=1, description="Registered model's name.")
-    alias: str = Field("champion", description="Alias that the new version gets.")
+    alias: str = Field("champion", description="Alias that the new version gets if it passes the gate.")
+    gate: GateConfig = GateConfig()
 
 
 class ServeConfig(Section):
@@ -209,6 +254,7 @@ class RunConfig(Section):
     denoiser: DenoiserConfig = DenoiserConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    sweep: SweepConfig = SweepConfig()
     register_: RegisterConfig = Field(alias="register")
     serve: ServeConfig = ServeConfig()
     storage: StorageConfig = Field(default_factory=StorageConfig)

@@ -9,6 +9,8 @@
     ├── ClusterUnreachable  (ConnectionError)    no Ray at the address
     ├── TrackingUnreachable (ConnectionError)    no MLflow at the URI
     ├── ModelNotFound       (LookupError)        no such model, version or alias
+    ├── PromotionRefused    (RuntimeError)       the gate says that the challenger is not good enough
+    ├── PromotionConflict   (RuntimeError)       another promotion moved the alias meanwhile
     ├── StorageUnwritable   (OSError)            a folder that is full or read-only
     ├── AddressInUse        (OSError)            the port is taken
     ├── InvalidRequest      (ValueError)         an HTTP request that cannot be served; names the field
@@ -54,6 +56,14 @@ class TrackingUnreachable(RaverseError, ConnectionError):
 
 class ModelNotFound(RaverseError, LookupError):
     """No such registered model, version or alias."""
+
+
+class PromotionRefused(RaverseError, RuntimeError):
+    """The gate found the challenger worse than the champion."""
+
+
+class PromotionConflict(RaverseError, RuntimeError):
+    """Another promotion moved the alias while this one compared."""
 
 
 class StorageUnwritable(RaverseError, OSError):

@@ -162,9 +162,12 @@ class ModelPackage:
             num_classes=len(self.class_names),
         ).to(self.device)
 
-    def plan(self, sampler: str = "ddim", num_steps: int | None = None, eta: float = 0.0) -> SamplerPlan:
+    def plan(
+        self, sampler: str = "ddim", num_steps: int | None = None, eta: float = 0.0, spacing: str = "trailing"
+    ) -> SamplerPlan:
         """A sampler's table; see `make_plan`."""
-        return make_plan(self.schedule, sampler, self.defaults.num_steps if num_steps is None else num_steps, eta)
+        steps = self.defaults.num_steps if num_steps is None else num_steps
+        return make_plan(self.schedule, sampler, steps, eta, spacing)
 
     def sample(
         self,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
+from diffusion_core.errors import InvalidBundle
 from workflows.errors import ModelNotFound
+from workflows.package_files import PackageCard
 from workflows.tracking_store import open_client, reaching
 
 if TYPE_CHECKING:
@@ -70,12 +72,13 @@ def resolve(uri: str, reference: str, cache: Path | None = None) -> ResolvedMode
 
     Raises:
         ModelNotFound: as `find_version`, or a version without a package.
+        InvalidBundle: the package is not the one that the version was registered with.
         TrackingUnreachable: the store cannot be used.
     """
     client = open_client(uri)
     version = _find(client, uri, reference)
     if cache is None:
-        return ResolvedModel(version, _fetch(client, uri, version, None))
+        return _checked(version, _fetch(client, uri, version, None))
     target = cache / version.tags.get("package_hash", f"{version.name}-{version.version}")
     if not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,7 @@ def resolve(uri: str, reference: str, cache: Path | None = None) -> ResolvedMode
                 # Another process was quicker with the same content.
                 if not target.exists():
                     raise
-    return ResolvedModel(version, target)
+    return _checked(version, target)
 
 
 def parse_reference(reference: str) -> tuple[str, str | None, str | None]:
@@ -100,6 +103,21 @@ def parse_reference(reference: str) -> tuple[str, str | None, str | None]:
     if match is None:
         raise ModelNotFound(f"{reference!r} is no model reference: give NAME@ALIAS or NAME/VERSION")
     return match["name"], match["alias"], match["version"]
+
+
+def _checked(version: ModelVersion, folder: Path) -> ResolvedModel:
+    """Compares the package's card with the version's tag; who loads the package compares its parts with the card."""
+    wanted, found = version.tags.get("package_hash"), PackageCard.load(folder).hash
+    if wanted is None:
+        raise ModelNotFound(
+            f"{version.name} version {version.version} is half-written (no package_hash): register the model again"
+        )
+    if found != wanted:
+        raise InvalidBundle(
+            f"{folder} is not the package that {version.name} version {version.version} was registered with: "
+            f"found hash {found[:16]}, wanted {wanted[:16]}; register the model again"
+        )
+    return ResolvedModel(version, folder)
 
 
 def _fetch(client: MlflowClient, uri: str, version: ModelVersion, target: Path | None) -> Path:

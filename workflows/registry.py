@@ -1,6 +1,7 @@
 """The MLflow model registry: from a finished job to a version under an alias.
 
-`register_model` is the stage: it logs the run and the model, makes a version, and moves the alias. `resolve`
+`register_model` is the stage: it logs the run and the model, makes a version, and promotes it: the first version
+gets the alias, later ones through the gate of `workflows.promotion`. `resolve`
 goes the other way, from a reference to the folder of a package (see `workflows.model_reference`).
 """
 
@@ -12,9 +13,12 @@ from typing import Any, Final
 
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
+from workflows.data.dataset import Dataset
+from workflows.model_card import model_card
 from workflows.model_reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
 from workflows.package_files import PackageCard, verify
 from workflows.progress import Progress
+from workflows.promotion.promote import CHALLENGER, Promotion, promote
 from workflows.pyfunc_logging import log_package
 from workflows.report import git_state
 from workflows.tracking import TrackedRun, tracked_run
@@ -36,7 +40,7 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         progress: told about finished parts.
 
     Returns:
-        `model`, `version`, `alias`, `run_id`, `package_hash`.
+        `model`, `version`, `alias` (that it got), `run_id`, `package_hash`, `promoted` and why.
 
     Raises:
         TrackingUnreachable: the MLflow store cannot be used; the evaluated package stays where it is.
@@ -49,27 +53,43 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         _log_run(run, config, inputs)
         progress.advance(1)
         version = _version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
-        promote(run, version, config.register_.alias)
-    progress.advance(2)
+        _log_card(run, version, card, inputs, folder)
+        promotion = promote(config, version, Dataset.open(inputs["data"].folder), progress)
+        _tell(promotion, config, progress)
     values = {
         "model": version.name,
         "version": version.version,
-        "alias": config.register_.alias,
+        "alias": config.register_.alias if promotion.moved else CHALLENGER,
         "run_id": version.run_id,
         "package_hash": card.hash,
+        "promoted": promotion.moved,
+        "promoted_because": promotion.reason if promotion.moved else "refused by the gate",
     }
     (folder / "registry.json").write_text(json.dumps(values | {"tracking_uri": run.uri}, indent=2))
     return values
 
 
-def promote(run: TrackedRun, version: ModelVersion, alias: str) -> None:
-    """Moves the alias to a version: the only place that does.
-
-    A gate that compares the version with the alias's present holder belongs before the move; today each new
-    version gets it.
-    """
+def _log_card(
+    run: TrackedRun, version: ModelVersion, card: PackageCard, inputs: dict[str, Artifact], folder: Path
+) -> None:
+    text = model_card(version.name, card, inputs["evaluate"].metrics, version.tags)
+    (folder / "README.md").write_text(text)
+    run.log_file(folder / "README.md", "model_card")
+    run.log_file(inputs["evaluate"].folder / "samples.png", "model_card")
     with reaching(run.uri):
-        run.client.set_registered_model_alias(version.name, alias, version.version)
+        run.client.update_model_version(version.name, version.version, description=text)
+
+
+def _tell(promotion: Promotion, config: RunConfig, progress: Progress) -> None:
+    if promotion.comparison is not None:
+        for line in promotion.comparison.text().splitlines():
+            progress.log(line)
+    version, alias = promotion.version, config.register_.alias
+    if not promotion.moved:
+        progress.log(
+            f"version {version.version} does not pass the gate: version {promotion.previous} stays `{alias}`, the new "
+            f"one is `{CHALLENGER}`; `raverse promote {version.name}/{version.version} --force` overrides it"
+        )
 
 
 def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from diffusion_core.condition import NO_LABEL, Condition
 from diffusion_core.sampler import SamplerPlan, ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.spacing import trailing
+from diffusion_core.spacing import leading, linspace, quadratic, trailing
 from workflows.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ GuidanceKind: TypeAlias = Literal["none", "direct", "classifier_free", "classifi
 GUIDANCE_KINDS: Final[tuple[GuidanceKind, ...]] = get_args(GuidanceKind)
 SamplerKind: TypeAlias = Literal["ddim", "ddpm", "dpm_solver"]
 SAMPLER_KINDS: Final[tuple[SamplerKind, ...]] = get_args(SamplerKind)
+SPACINGS: Final = {"trailing": trailing, "leading": leading, "linspace": linspace, "quadratic": quadratic}
 
 # Kinds under which the denoiser sees the prompt; under the others a gradient alone steers it.
 _SEEING: Final = frozenset({"direct", "classifier_free"})
@@ -92,20 +93,25 @@ def parse_guidance(guidance: str) -> frozenset[str]:
     return kinds
 
 
-def make_plan(schedule: NoiseSchedule, sampler: str, num_steps: int, eta: float = 0.0) -> SamplerPlan:
-    """The table of a sampler by name, over trailing levels.
+def make_plan(
+    schedule: NoiseSchedule, sampler: str, num_steps: int, eta: float = 0.0, spacing: str = "trailing"
+) -> SamplerPlan:
+    """The table of a sampler by name.
 
     Args:
         schedule: of the denoiser.
         sampler: `ddim`, `ddpm` or `dpm_solver`.
         num_steps: steps.
         eta: of DDIM, in [0, 1].
+        spacing: which levels are visited, by name (see `diffusion_core.spacing`).
 
     Raises:
-        InvalidRequest: an unknown sampler, or an eta for one that has none.
+        InvalidRequest: an unknown sampler or spacing, or an eta for one that has none.
         InvalidLevels: more steps than the schedule has levels.
     """
-    levels = trailing(schedule, num_steps)
+    if spacing not in SPACINGS:
+        raise InvalidRequest(f"unknown spacing {spacing!r}: give one of {', '.join(SPACINGS)}", "spacing")
+    levels = SPACINGS[spacing](schedule, num_steps)
     if sampler == "ddim":
         return ddim(schedule, levels, eta)
     if sampler not in SAMPLER_KINDS:

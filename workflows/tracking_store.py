@@ -48,6 +48,12 @@ def artifact_location(config: RunConfig) -> str | None:
     return None if file is None else (file.parent / "mlartifacts").as_uri()
 
 
+def store_folder(config: RunConfig) -> Path:
+    """A folder that all drivers of a SQLite store share; for a server, that of this configuration's storage."""
+    file = _sqlite_file(tracking_uri(config))
+    return config.root_folder if file is None else file.parent
+
+
 def check_tracking(uri: str) -> None:
     """Fails within seconds when the store cannot be used; does not import MLflow.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip
+from workflows.evaluate.fidelity import fidelity
 from workflows.evaluate.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics import accuracy, clip_score, diversity, histogram
 from workflows.evaluate.sampling import SampleJob
@@ -77,8 +78,9 @@ def measure(
     figures["unconditional_largest_share"] = max(shares.values())
     figures["accuracy_at_scale"] = {f"{scale:g}": found.accuracy for scale, found in scales.items()}
     figures["diversity_at_scale"] = {f"{scale:g}": spread(found, clip) for scale, found in scales.items()}
-    figures["clip_score"] = clip_score(_image_vectors(headline.images, clip), _text_vectors(headline, clip))
-    figures |= _real(dataset, clip)
+    vectors = image_vectors(headline.images, clip)
+    figures["clip_score"] = clip_score(vectors, text_vectors(headline, clip))
+    figures |= _real(dataset, clip, vectors)
     figures["judge_accuracy"] = judge_accuracy(judge, dataset)
     figures["attributes"] = {
         kind: accuracy(found.judged, found.job.prompts.targets, info) for kind, found in drawn.items() if kind != "none"
@@ -89,25 +91,27 @@ def measure(
 
 def spread(found: Drawn, clip: Clip) -> float:
     """Diversity within the prompts of some pictures."""
-    return diversity(_image_vectors(found.images, clip), found.job.prompts.combinations.tolist())
+    return diversity(image_vectors(found.images, clip), found.job.prompts.combinations.tolist())
 
 
-def _real(dataset: Dataset, clip: Clip) -> dict[str, float]:
-    """The same figures of held-out pictures: what a perfect model would reach."""
+def _real(dataset: Dataset, clip: Clip, drawn: Tensor) -> dict[str, float]:
+    """Distances of the headline from held-out pictures, and what a perfect model would reach."""
     split = dataset.read("held_out")
-    vectors = _image_vectors(split.images, clip)
+    vectors = image_vectors(split.images, clip)
     captions = clip.text.encode([texts[0] for texts in split.captions]).pooled
-    return {
+    return fidelity(vectors, drawn) | {
         "clip_score_real": clip_score(vectors, captions.to(vectors)),
         "diversity_real": diversity(vectors, dataset.combinations(split).tolist()),
     }
 
 
 @torch.no_grad()
-def _image_vectors(images: NDArray[np.uint8], clip: Clip) -> Tensor:
+def image_vectors(images: NDArray[np.uint8], clip: Clip) -> Tensor:
+    """Unit CLIP vectors of pictures, (n, e)."""
     parts = torch.from_numpy(images).split(_BATCH)
     return torch.cat([clip.image.encode(part.float() / 127.5 - 1.0) for part in parts])
 
 
-def _text_vectors(found: Drawn, clip: Clip) -> Tensor:
+def text_vectors(found: Drawn, clip: Clip) -> Tensor:
+    """Unit CLIP vectors of the prompts of some pictures, (n, e)."""
     return clip.text.encode(found.job.prompts.texts).pooled

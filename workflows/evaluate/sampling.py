@@ -1,4 +1,4 @@
-"""Draws the pictures of an evaluation in parallel, as Ray tasks over rows.
+"""Draws the pictures of an evaluation in parallel, as a Ray Data job over slices of seeds.
 
 A task draws a fixed slice of a job's rows with one thread of its own, so the pictures are the same whatever
 the number of workers, and a lost task is drawn again.
@@ -6,25 +6,26 @@ the number of workers, and a lost task is drawn again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayTaskError
+from ray.data import DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
 
 from diffusion_core.errors import NonFinite, RaverseError
 from workflows.evaluate.prompts import Prompts
+from workflows.package_files import PackageCard
 from workflows.progress import Progress
 
 if TYPE_CHECKING:
     from workflows.model import ModelPackage
-
-_RETRIES: Final = 3
 
 
 @final
@@ -42,6 +43,7 @@ class SampleJob:
         sampler: its name.
         num_steps: of the sampler.
         eta: of DDIM.
+        spacing: which levels the sampler visits.
     """
 
     prompts: Prompts
@@ -53,6 +55,7 @@ class SampleJob:
     sampler: str = "ddim"
     num_steps: int = 50
     eta: float = 0.0
+    spacing: str = "trailing"
 
     def part(self, start: int, stop: int) -> SampleJob:
         """Some of the rows."""
@@ -60,7 +63,7 @@ class SampleJob:
 
 
 def sample_jobs(
-    package: Path, jobs: Sequence[SampleJob], batch_size: int, progress: Progress
+    package: Path, jobs: Sequence[SampleJob], batch_size: int, progress: Progress, workers: int = 0
 ) -> list[NDArray[np.uint8]]:
     """Draws every job's pictures.
 
@@ -69,6 +72,7 @@ def sample_jobs(
         jobs: what to draw; slow ones first keep all workers busy to the end.
         batch_size: rows of a task.
         progress: told about finished pictures.
+        workers: tasks at once; 0: as many as the cluster has CPUs.
 
     Returns:
         (n, c, h, w) for each job.
@@ -76,19 +80,43 @@ def sample_jobs(
     Raises:
         RaverseError: what a task says, such as `NonFinite` for a model that gives no picture.
     """
-    task: Any = ray.remote(max_retries=_RETRIES, **_resources())(draw)
+    shape = PackageCard.load(package).shape
     places = [(job, start) for job, wanted in enumerate(jobs) for start in range(0, len(wanted.prompts), batch_size)]
-    waiting = {
-        task.remote(str(package), jobs[job].part(start, start + batch_size)): (job, start) for job, start in places
-    }
-    drawn: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    items = [
+        {"place": place, "package": str(package), "job": pickle.dumps(jobs[job].part(start, start + batch_size))}
+        for place, (job, start) in enumerate(places)
+    ]
+    drawn: dict[int, NDArray[np.uint8]] = {}
     progress.start(sum(len(job.prompts) for job in jobs), "pictures")
-    while waiting:
-        finished, _ = ray.wait(list(waiting))
-        for reference in finished:
-            drawn[waiting.pop(reference)] = _get(reference)
+    for row in _rows(items, workers):
+        drawn[row["place"]] = np.frombuffer(row["pixels"], np.uint8).reshape(-1, *shape)
         progress.advance(sum(len(part) for part in drawn.values()))
-    return [np.concatenate([drawn[place] for place in places if place[0] == job]) for job in range(len(jobs))]
+    return [
+        np.concatenate([drawn[place] for place, (job, _) in enumerate(places) if job == wanted])
+        for wanted in range(len(jobs))
+    ]
+
+
+def _draw_item(item: dict[str, Any]) -> dict[str, Any]:
+    job: SampleJob = pickle.loads(item["job"])  # noqa: S301 - made by this process, a moment ago
+    return {"place": item["place"], "pixels": draw(item["package"], job).tobytes()}
+
+
+def _rows(items: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[str, Any]]:
+    """Runs the items, one block each, on the present Ray session."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Our own errors would otherwise arrive inside Ray Data's.
+    context.raise_original_map_exception = True
+    with DataContext.current(context):
+        blocks = ray.data.from_items(list(items), override_num_blocks=len(items))
+        work = blocks.map(_draw_item, compute=TaskPoolStrategy(size=workers or None), **_resources())
+        try:
+            yield from work.iter_rows()
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            raise cause if isinstance(cause, RaverseError) else error from None
 
 
 def draw(package: str, job: SampleJob) -> NDArray[np.uint8]:
@@ -119,7 +147,7 @@ def _draw(model: ModelPackage, job: SampleJob) -> NDArray[np.uint8]:
         classifier_scale=job.classifier_scale,
         clip_scale=job.clip_scale,
     )
-    plan = model.plan(job.sampler, job.num_steps, job.eta)
+    plan = model.plan(job.sampler, job.num_steps, job.eta, job.spacing)
     x = model.sample(condition, seeds=prompts.seeds, plan=plan)
     bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
     if bad:
@@ -137,13 +165,6 @@ def _load(package: str) -> ModelPackage:
     return ModelPackage.load(Path(package), "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _resources() -> dict[str, float]:
+def _resources() -> dict[str, Any]:
     """One CPU, and a GPU where the cluster has any."""
     return {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}
-
-
-def _get(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, RaverseError) else error from None

@@ -54,7 +54,8 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
     dataset = Dataset.open(inputs["data"].folder)
     jobs = plan_jobs(config.evaluate, ask(dataset, config.evaluate.num_prompts, config.evaluate.seed))
     training = ray.remote(num_cpus=1)(_train_judge).remote(inputs["data"].folder, config.evaluate.seed)
-    images = sample_jobs(folder / PACKAGE, list(jobs.values()), config.evaluate.batch_size, progress)
+    asked = config.evaluate
+    images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
     judge: Judge = ray.get(training)
     drawn = {name: Drawn(job, part, judge(part)) for (name, job), part in zip(jobs.items(), images, strict=True)}
     kinds = {name: found for name, found in drawn.items() if name in _TITLES}

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
+from PIL import Image
 
 from diffusion_core.errors import InvalidBundle
 from workflows.artifact import Artifact
@@ -98,6 +105,16 @@ def test_the_resolved_folder_is_the_evaluated_package(config: RunConfig, first: 
     package = ModelPackage.load(found.folder)
     assert package.hash == first["package_hash"]
     assert package.defaults.num_steps == 3
+
+
+def test_a_version_has_a_card_with_figures_and_the_grid(config: RunConfig, first: dict[str, str]) -> None:
+    client = open_client(tracking_uri(config))
+    text = client.get_model_version("raverse-digits", "1").description
+    assert "| judged as asked, of combinations that were trained on | 0.25 |" in text
+    assert 'mlflow.pyfunc.load_model("models:/raverse-digits@champion")' in text
+    assert first["package_hash"][:16] in text
+    names = {file.path for file in client.list_artifacts(first["run_id"], "model_card")}
+    assert names == {"model_card/README.md", "model_card/samples.png"}
 
 
 def test_a_cache_fetches_once(config: RunConfig, first: dict[str, str], tmp_path: Path) -> None:
@@ -224,6 +241,52 @@ def test_pyfunc_works_without_raverse_ray_and_pickle(config: RunConfig, first: d
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["InvalidRequest", "InvalidRequest", "InvalidRequest", "[]"]
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_model(config: RunConfig, first: dict[str, str], tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    environment |= {
+        "MLFLOW_TRACKING_URI": tracking_uri(config),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/raverse-digits/1"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            answer = _ask_when_ready(f"http://127.0.0.1:{port}", server, tmp_path / "log")
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=30)
+    (row,) = answer["predictions"]
+    assert row["seed"] == 7
+    assert Image.open(io.BytesIO(base64.b64decode(row["image"]))).size == (8, 8)
+
+
+def _ask_when_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> dict:
+    body = {"dataframe_records": [{"prompt": "a handwritten seven"}], "params": {"seed": 7, "guidance_scale": 2.0}}
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            if httpx.get(f"{url}/ping", timeout=5).is_success:
+                break
+        except httpx.TransportError:
+            time.sleep(0.5)
+    response = httpx.post(f"{url}/invocations", json=body, timeout=120)
+    assert response.is_success, response.text + log.read_text()
+    return response.json()
 
 
 def test_the_signature_lists_every_parameter(config: RunConfig, first: dict[str, str]) -> None:

@@ -1,0 +1,78 @@
+"""The gate against pictures whose quality is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from workflows.config import GateConfig
+from workflows.promotion.gate import Seen, compare, verdict
+
+N, WIDTH = 300, 8
+REAL = np.random.default_rng(0).normal(size=(400, WIDTH))
+
+
+def seen(seed: int, accuracy: float = 0.9, score: float = 80.0, shift: float = 0.0) -> Seen:
+    rng = np.random.default_rng(seed)
+    return Seen(
+        (rng.random(N) < accuracy).astype(np.float64),
+        rng.normal(score, 5.0, N),
+        rng.normal(size=(N, WIDTH)) + shift,
+    )
+
+
+def verdicts(champion: Seen, challenger: Seen, **gate: object) -> tuple[dict[str, str], bool]:
+    found = compare(GateConfig.model_validate(gate), champion, challenger, REAL)
+    return {line.metric: line.verdict for line in found.lines}, found.passed
+
+
+def test_an_equal_version_passes_and_is_not_better() -> None:
+    gate = {"max_clip_fd_rise": 2.0, "max_accuracy_drop": 0.1}
+    found, passed = verdicts(seen(1), seen(2), **gate)
+    assert passed
+    assert "worse" not in found.values()
+    assert not verdicts(seen(1), seen(1), require="better")[1], "the same pictures are no gain"
+
+
+@pytest.mark.parametrize(
+    ("worse", "metric"), [({"accuracy": 0.7}, "accuracy"), ({"score": 76.0}, "clip_score"), ({"shift": 0.4}, "clip_fd")]
+)
+def test_what_is_worse_in_one_figure_is_refused_and_the_reverse_passes(worse: dict[str, float], metric: str) -> None:
+    gate = {"max_clip_fd_rise": 5.0, "max_accuracy_drop": 0.2, "max_clip_score_drop": 10.0}
+    found, passed = verdicts(seen(1), seen(2, **worse), **gate)
+    assert found[metric] == "worse"
+    assert not passed
+    found, passed = verdicts(seen(2, **worse), seen(1), require="better", **gate)
+    assert found[metric] == "better"
+    assert passed
+
+
+def test_too_few_pictures_cannot_rule_a_loss_out() -> None:
+    few = [Seen(one.right[:10], one.scores[:10], one.features[:10]) for one in (seen(1), seen(2))]
+    found, passed = verdicts(*few)
+    assert "unclear" in found.values()
+    assert not passed
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [(0.1, 0.2, "better"), (-0.2, -0.1, "worse"), (-0.05, 0.1, "same"), (-0.2, 0.1, "unclear")],
+)
+def test_verdict_of_an_interval(low: float, high: float, wanted: str) -> None:
+    assert verdict(low, high, allowed=0.1) == wanted
+
+
+def test_the_interval_holds_the_true_gain_as_often_as_it_says() -> None:
+    inside = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        a, b = (Seen((rng.random(N) < p).astype(float), rng.normal(80, 5, N), REAL[:N, :2]) for p in (0.5, 0.6))
+        line = compare(GateConfig(resamples=200), a, b, REAL[:, :2]).lines[0]
+        inside += line.low <= 0.1 <= line.high
+    assert 50 <= inside <= 60
+
+
+def test_the_table_shows_every_figure() -> None:
+    text = compare(GateConfig(), seen(1), seen(2, accuracy=0.6), REAL).text().splitlines()
+    assert [line.split()[0] for line in text] == ["metric", "accuracy", "clip_score", "clip_fd"]
+    assert text[1].endswith("worse")

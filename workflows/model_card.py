@@ -1,0 +1,55 @@
+"""The README of a registered version: what it draws, how well, and how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from workflows.package_files import PackageCard
+
+_FIGURES: Final = {
+    "accuracy": "judged as asked, of combinations that were trained on",
+    "accuracy_unseen": "judged as asked, of combinations that were not",
+    "direct_accuracy": "the same without guidance",
+    "classifier_prompt_accuracy": "the same by classifier guidance of the unconditional model",
+    "clip_fd": "CLIP-FD to held-out pictures (no FID: its own CLIP, not Inception)",
+    "clip_score": "CLIP score",
+    "clip_score_real": "CLIP score of real pictures",
+}
+# What MLflow's store takes as a description.
+_LONGEST: Final = 5000
+
+
+def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """Markdown, short enough for a version's description.
+
+    Args:
+        name: of the registered model.
+        card: of the package.
+        figures: of the evaluation.
+        tags: of the version.
+    """
+    shape = " x ".join(str(size) for size in card.shape)
+    rows = [f"| {what} | {figures[key]:.4g} |" for key, what in _FIGURES.items() if key in figures]
+    example = card.candidate_captions[0]
+    lines = [
+        f"# {name}",
+        "",
+        f"Draws {shape} pictures of `{card.source}` from prompts such as *{example}*.",
+        "The sample grid is `model_card/samples.png` among the run's artifacts.",
+        "",
+        "| figure | value |",
+        "| --- | --- |",
+        *rows,
+        "",
+        "```python",
+        "import mlflow, pandas",
+        f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
+        f'table = pandas.DataFrame({{"prompt": ["{example}"]}})',
+        'png = model.predict(table, params={"guidance_scale": 2.0, "sampler": "ddim", "seed": 7})["image"][0]',
+        "```",
+        "",
+        f"Data {card.data_hash[:16]}, package {card.hash[:16]}, code {tags.get('git_commit', 'unknown')[:16]}.",
+        f"Defaults: {card.defaults.num_steps} DDIM steps, classifier-free scale {card.defaults.guidance_scale:g}.",
+    ]
+    return "\n".join(lines)[:_LONGEST]

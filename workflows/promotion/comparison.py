@@ -1,0 +1,74 @@
+"""Draws the same prompts and seeds with two packages and hands what is seen to the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from workflows.config import RunConfig
+from workflows.data.dataset import Dataset
+from workflows.embed.clip import Clip, load_clip
+from workflows.errors import PromotionRefused
+from workflows.evaluate.fidelity import moments
+from workflows.evaluate.judge import train_judge
+from workflows.evaluate.measure import Drawn, image_vectors, text_vectors
+from workflows.evaluate.prompts import ask
+from workflows.evaluate.sampling import SampleJob, sample_jobs
+from workflows.model import clip_folder
+from workflows.package_files import PackageCard, verify
+from workflows.progress import Progress
+from workflows.promotion.gate import Comparison, Seen, compare
+
+
+def compare_packages(
+    config: RunConfig, champion: Path, challenger: Path, dataset: Dataset, progress: Progress
+) -> Comparison:
+    """Compares two packages on the present Ray session.
+
+    One judge and the champion's CLIP look at both, so that neither is measured with a ruler of its own.
+
+    Args:
+        config: the rules, and how pictures are drawn.
+        champion: folder of the present holder.
+        challenger: folder of the new version.
+        dataset: gives prompts, and real pictures.
+        progress: told about finished pictures.
+
+    Raises:
+        InvalidBundle: a package that was changed.
+        PromotionRefused: one draws other pictures than the data holds, so that nothing can be compared.
+    """
+    gate = config.register_.gate
+    prompts = ask(dataset, gate.num_prompts, gate.seed)
+    clip, judge = load_clip(clip_folder(champion)), train_judge(dataset, config.evaluate.seed)
+    real = image_vectors(dataset.read("held_out").images, clip)
+    seen: list[Seen] = []
+    for folder in (champion, challenger):
+        card, _ = verify(folder)
+        _check_shape(card, dataset)
+        job = SampleJob(
+            prompts,
+            gate.guidance,
+            guidance_scale=card.defaults.guidance_scale,
+            classifier_scale=card.defaults.classifier_scale,
+            clip_scale=card.defaults.clip_scale,
+            num_steps=config.evaluate.num_steps,
+        )
+        (images,) = sample_jobs(folder, [job], config.evaluate.batch_size, progress)
+        seen.append(_look(Drawn(job, images, judge(images)), clip))
+    return compare(gate, seen[0], seen[1], moments(real))
+
+
+def _look(drawn: Drawn, clip: Clip) -> Seen:
+    vectors = image_vectors(drawn.images, clip)
+    scores = 100.0 * (vectors * text_vectors(drawn, clip)).sum(dim=1).clamp(min=0.0)
+    return Seen(drawn.right.astype(np.float64), scores.double().cpu().numpy(), moments(vectors))
+
+
+def _check_shape(card: PackageCard, dataset: Dataset) -> None:
+    if tuple(card.shape) != tuple(dataset.info.shape):
+        raise PromotionRefused(
+            f"a version draws pictures of shape {tuple(card.shape)}, the data holds {tuple(dataset.info.shape)}: "
+            f"compare versions of one data set, or give --force"
+        )
