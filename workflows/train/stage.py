@@ -64,7 +64,8 @@ def train_classifier(
         progress: told about optimizer steps.
 
     Returns:
-        As the denoiser, and `label_accuracy` and `text_accuracy` at the cleanest level measured.
+        As the denoiser, `label_accuracy` and `text_accuracy` at the cleanest level measured, and the mean
+        `calibration_error` over the levels.
 
     Raises:
         NonFinite: a loss or gradient was not finite.
@@ -83,6 +84,7 @@ def train_classifier(
     plot_accuracy(measured, folder / "accuracy_by_level.png")
     figures = {"label_accuracy": measured[0].label, "text_accuracy": measured[0].text}
     by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
+    figures["calibration_error"] = sum(point.calibration_error for point in measured) / len(measured)
     return trained.metrics | figures | by_level | {"bundle_hash": bundle.hash}
 
 

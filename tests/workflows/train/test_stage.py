@@ -189,6 +189,7 @@ def test_the_classifier_stage_measures_both_heads(
     rows = read_losses(tmp_path / "losses.csv")
     assert all(row["loss"] == pytest.approx(row["label_loss"] + row["text_loss"], rel=1e-4) for row in rows)
     assert 0.0 <= metrics["label_accuracy"] <= 1.0
+    assert 0.0 <= metrics["calibration_error"] <= 1.0
     assert sum(name.startswith("accuracy_at_") for name in metrics) == 9
     with Image.open(tmp_path / "accuracy_by_level.png") as picture:
         assert picture.width > 300

@@ -36,6 +36,18 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+def effective(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the biases of self-attention's keys: they shift all scores of a query alike, which changes nothing.
+
+    So their gradient is rounding alone, and AdamW makes steps of the usual size out of it.
+    """
+    found = {name: value.clone() for name, value in weights.items()}
+    for name, value in found.items():
+        if name.endswith("attention.qkv.bias"):
+            value.view(3, -1)[1] = 0.0
+    return found
+
+
 def moved(job: Job, weights: dict[str, Tensor]) -> float:
     torch.manual_seed(job.config.seed)
     return difference(job.objective.build().state_dict(), weights)
@@ -45,8 +57,10 @@ def test_sharded_and_replicated_training_agree(ranks: Ranks, job: Job) -> None:
     ddp = ranks.run(2, changed(job, sharding="ddp"))[0]
     fsdp = ranks.run(2, changed(job, sharding="fsdp"))[0]
     assert moved(job, ddp.weights) > 1e-3
-    assert difference(ddp.weights, fsdp.weights) <= 1e-6
-    assert difference(ddp.ema, fsdp.ema) <= 1e-6
+    assert difference(effective(ddp.weights), effective(fsdp.weights)) <= 1e-6
+    assert difference(effective(ddp.ema), effective(fsdp.ema)) <= 1e-6
+    other = ranks.run(2, changed(job, sharding="fsdp", seed=1))[0]
+    assert difference(effective(ddp.weights), effective(other.weights)) > 1e-3
     assert ddp.figures["loss"] == pytest.approx(fsdp.figures["loss"], rel=1e-6)
 
 
