@@ -1,4 +1,4 @@
-"""Trains on a Ray of its own, to be killed: python train_job.py CACHE FOLDER STEPS. Writes FOLDER/weights.safetensors."""
+"""Trains on a Ray of its own, to be killed: python train_job.py CACHE FOLDER STEPS."""
 
 from __future__ import annotations
 
