@@ -156,7 +156,7 @@ def shares(objective: DenoiserObjective, cache: EmbeddingCache, folder: Path, ro
         f"| step, ms | {1e3 * of_step:.1f} | |",
         f"| moving average / step | {100 * statistics.median(average) / of_step:.2f}% | <= 2% |",
         f"| asynchronous checkpoint, ms that {window} steps take longer | {1e3 * checkpoint:.0f} | |",
-        f"| the same, every {CHECKPOINT_EVERY} steps | {100 * checkpoint / (CHECKPOINT_EVERY * of_step):.2f}% | <= 2% |",
+        f"| the same, every {CHECKPOINT_EVERY} steps | {checkpoint / CHECKPOINT_EVERY / of_step:.2%} | <= 2% |",
     ]
 
 
