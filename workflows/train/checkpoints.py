@@ -7,6 +7,7 @@ recorded: so at most one checkpoint is on its way, and Ray gives an older one up
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import tempfile
@@ -37,9 +38,12 @@ class Checkpoints:
         self._writing: tuple[Future[Any], str, int] | None = None
         self._reported: int | None = None
         self._recorded: int | None = None
+        self._folder = _scratch(trainer.share.rank)
 
     def resume(self) -> None:
         """Goes on from the last recorded checkpoint, if there is one."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
         found = train.get_checkpoint()
         if found is None:
             return
@@ -50,7 +54,7 @@ class Checkpoints:
     def save(self) -> None:
         """Takes a copy of the state; a checkpoint before this one is recorded when it returns."""
         self.settle()
-        folder, step = tempfile.mkdtemp(prefix="raverse-"), self._trainer.steps_done
+        folder, step = tempfile.mkdtemp(dir=self._folder), self._trainer.steps_done
         if self._trainer.config.checkpoint_async:
             self._writing = (self._trainer.save_async(Path(folder)), folder, step)
             return
@@ -74,18 +78,33 @@ class Checkpoints:
             train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
             self._recorded, self._reported = self._reported, None
 
+    def close(self) -> None:
+        """As `settle`, after the last step."""
+        self.settle()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def pointing_at_last(self, error: NonFinite) -> NonFinite:
         """The error, with the name of the last recorded checkpoint."""
         self.settle()
         if self._recorded is None:
             return NonFinite(f"{error}; there is no checkpoint before it", error.rows)
-        path = f"{train.get_context().get_storage().experiment_fs_path}/{checkpoint_name(self._recorded)}"
+        path = f"{_run_folder()}/{checkpoint_name(self._recorded)}"
         return NonFinite(f"{error}; the last good checkpoint is {path}", error.rows)
 
     def _report(self, folder: str, step: int, mode: CheckpointUploadMode) -> None:
         checkpoint, name = Checkpoint.from_directory(folder), checkpoint_name(step)
         train.report({"step": step}, checkpoint, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
         self._reported = step
+
+
+def _run_folder() -> str:
+    return str(train.get_context().get_storage().experiment_fs_path)
+
+
+def _scratch(rank: int) -> Path:
+    """Where a worker writes before it uploads: the same after a restart, which clears what a killed one left."""
+    run = hashlib.sha256(_run_folder().encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"raverse-{run}-{rank}"
 
 
 def checkpoint_name(step: int) -> str:

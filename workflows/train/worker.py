@@ -73,7 +73,7 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
         if _due(trainer, settings.config.checkpoint_every):
             checkpoints.save()
         _draw(trainer, settings.losses.parent)
-    checkpoints.settle()
+    checkpoints.close()
     return None
 
 

@@ -171,6 +171,16 @@ def test_a_loss_that_is_not_finite_names_step_and_sample_and_is_not_tried_again(
     assert [row["step"] for row in read_losses(tmp_path / "losses.csv")] == [2, 4]
 
 
+def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
+    config: RunConfig, denoiser: DenoiserObjective, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    """Three are wanted at most, two fit."""
+    train = config.denoiser.train.model_copy(update={"num_workers": (1, 3), "steps": 4, "checkpoint_async": False})
+    elastic = fit(denoiser, train, cache, tmp_path, Progress.silent())
+    assert elastic.metrics["steps"] == 4
+    assert {path.name for path in tmp_path.glob("checkpoints/*/step-*")} == {"step-00000004"}
+
+
 def test_workers_lost_too_often_end_in_one_sentence(
     by_value: None, config: RunConfig, denoiser: DenoiserObjective, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
