@@ -11,7 +11,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -90,6 +90,41 @@ class PowerFunction:
     def beta(self, update: int) -> float:
         """See `Decay.beta`."""
         return float((1.0 - 1.0 / update) ** (self.gamma + 1.0))
+
+
+def reconstruction(snapshots: Sequence[tuple[int, float]], update: int, sigma_rel: float) -> list[float]:
+    """How to add up stored power-function averages so that they come nearest to an average of another width.
+
+    Least squares between profiles, whose inner products have a closed form.
+
+    Args:
+        snapshots: (update, sigma_rel) of each stored average.
+        update: at which the wanted average ends.
+        sigma_rel: its width.
+
+    Returns:
+        The factor of each snapshot.
+
+    Raises:
+        InvalidShape: no snapshots, or a width out of range.
+
+    References:
+        Karras et al. (2024), algorithm 3.
+    """
+    if not snapshots:
+        raise InvalidShape("found no snapshots, wanted at least one stored average")
+    stored = torch.tensor([(t, PowerFunction(width).gamma) for t, width in snapshots], dtype=torch.float64)
+    wanted = torch.tensor([(update, PowerFunction(sigma_rel).gamma)], dtype=torch.float64)
+    factors = torch.linalg.lstsq(_overlap(stored, stored), _overlap(stored, wanted), driver="gelsd").solution
+    return [float(factor) for factor in factors[:, 0]]
+
+
+def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of profiles given as rows (update, gamma)."""
+    t_a, gamma_a = a[:, None].unbind(-1)
+    t_b, gamma_b = b[None].unbind(-1)
+    ratio = (t_a / t_b) ** torch.where(t_a < t_b, gamma_b, -gamma_a)
+    return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * torch.maximum(t_a, t_b))
 
 
 @final

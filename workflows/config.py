@@ -11,10 +11,10 @@ import difflib
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from workflows.errors import InvalidConfig
 
@@ -104,16 +104,30 @@ class NetworkConfig(Section):
 class TrainConfig(Section):
     """The training loop: the same for denoiser and classifier."""
 
-    num_workers: PositiveInt = Field(2, description="Ray Train workers.")
-    sharding: Literal["ddp", "fsdp"] = Field("fsdp", description="`fully_shard` (FSDP2) or DDP.")
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        2, description="Ray Train workers; `[least, most]`: as many as the cluster has room for, at any time."
+    )
+    sharding: Literal["ddp", "fsdp", "hybrid"] = Field(
+        "fsdp", description="`fully_shard` (FSDP2), DDP, or hybrid: sharded in groups of `shard_size`, replicated over."
+    )
+    shard_size: PositiveInt = Field(1, description="Workers that share one copy of the weights (hybrid).")
+    activation_checkpointing: bool = Field(False, description="Compute each block again in the backward pass.")
+    cpu_offload: bool = Field(False, description="Keep sharded weights and AdamW's state in the CPU's memory.")
     steps: PositiveInt = Field(1000, description="Optimizer steps.")
     batch_size: PositiveInt = Field(64, description="Global batch: samples per optimizer step over all workers.")
     accumulate: PositiveInt = Field(1, description="Parts in which a worker computes its share of a batch, one by one.")
     learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
-    warmup_steps: int = Field(100, ge=0, description="Linear warm-up before the cosine decay.")
+    warmup_steps: int = Field(100, ge=0, description="Linear warm-up before the decay.")
+    decay: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate after the warm-up.")
     clip_norm: float = Field(1.0, gt=0, description="Global gradient-norm clip.")
     ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the exponential moving average (with warm-up).")
+    ema_widths: tuple[Annotated[float, Field(gt=0, le=0.28)], ...] = Field(
+        (), description="Relative widths of power-function averages kept beside it, such as [0.05, 0.1]."
+    )
+    snapshot_every: int = Field(
+        0, ge=0, description="Steps between stored snapshots of those averages (0: only the last step's)."
+    )
     condition_dropout: Fraction = Field(0.1, description="Share of samples trained without their condition.")
     weighting: Literal["simple", "min_snr", "p2"] = Field("simple", description="Weight of the loss over levels.")
     compile: bool = Field(False, description="`torch.compile` each block.")
@@ -122,9 +136,26 @@ class TrainConfig(Section):
     )
     checkpoint_every: PositiveInt = Field(250, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(2, ge=2, description="Checkpoints kept; fewer than two may leave a half-written one.")
+    checkpoint_async: bool = Field(True, description="Write checkpoints while training goes on.")
     max_failures: int = Field(2, ge=0, description="Restarts after a lost worker.")
+    sample_every: int = Field(0, ge=0, description="Steps between grids of pictures of the average (0: none).")
     log_every: PositiveInt = Field(25, description="Steps between logged figures.")
     seed: int = Field(0, description="Seed of weights, plan, noise and dropout.")
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers."""
+        return self.num_workers if isinstance(self.num_workers, int) else max(self.num_workers)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"num_workers {list(self.num_workers)}: wanted [least, most]")
+        if self.cpu_offload and self.sharding == "ddp":
+            raise ValueError("cpu_offload needs sharded weights: set sharding to fsdp or hybrid")
+        if self.snapshot_every and not self.ema_widths:
+            raise ValueError("snapshot_every stores power-function averages: set ema_widths, such as [0.05, 0.1]")
+        return self
 
 
 class DenoiserConfig(Section):
@@ -233,6 +264,8 @@ class ServeConfig(Section):
 
 class StorageConfig(Section):
     """Where artifacts and tracking live."""
+
+    track_training: bool = Field(True, description="Send figures and grids to MLflow while training runs.")
 
     root: FolderPath = Field(
         "runs",

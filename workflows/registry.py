@@ -20,8 +20,8 @@ from workflows.package_files import PackageCard, verify
 from workflows.progress import Progress
 from workflows.promotion.promote import CHALLENGER, Promotion, promote
 from workflows.pyfunc_logging import log_package
-from workflows.report import git_state
-from workflows.tracking import TrackedRun, tracked_run
+from workflows.report import git_commit
+from workflows.tracking import TrackedRun, config_key, job_run_file, tracked_run
 from workflows.tracking_store import reaching
 
 __all__ = ["ModelVersion", "ResolvedModel", "find_version", "promote", "register_model", "resolve"]
@@ -49,7 +49,7 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
     package = inputs["evaluate"].folder / PACKAGE
     card, _ = verify(package)
     progress.start(2, "parts")
-    with tracked_run(config, folder / "mlflow_run.json") as run:
+    with tracked_run(config, job_run_file(config), config_key(config)) as run:
         _log_run(run, config, inputs)
         progress.advance(1)
         version = _version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
@@ -100,22 +100,16 @@ def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> 
         "classifier_hash": card.parts["classifier"],
         "clip_weights_sha256": str(inputs["clip"].metrics.get("weights_sha256", "")),
         "cache_key": inputs["embed"].key,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "config": config.model_dump_json(by_alias=True),
     }
-
-
-def _git_commit() -> str:
-    """Commit of the code, with `-dirty` where it was changed; `unknown` outside a checkout."""
-    state = git_state()
-    return f"{state['commit']}{'-dirty' if state['changed'] else ''}" if state else "unknown"
 
 
 def _log_run(run: TrackedRun, config: RunConfig, inputs: dict[str, Artifact]) -> None:
     run.log_params(config.model_dump(mode="json", by_alias=True))
     run.log_metrics({name: artifact.metrics | {"seconds": artifact.seconds} for name, artifact in inputs.items()})
     for stage in _CURVES:
-        run.log_curves(stage, inputs[stage].folder / "losses.csv")
+        run.log_curves(stage, inputs[stage].folder / "losses.csv", after=run.last_step(f"{stage}.loss"))
         run.log_file(inputs[stage].folder / "losses.png", stage)
     for stage, name in _PICTURES:
         run.log_file(inputs[stage].folder / name, stage)

@@ -119,6 +119,12 @@ def git_state() -> dict[str, Any]:
         return {}
 
 
+def git_commit() -> str:
+    """Commit of the code, with `-dirty` where it was changed; `unknown` outside a checkout."""
+    state = git_state()
+    return f"{state['commit']}{'-dirty' if state['changed'] else ''}" if state else "unknown"
+
+
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

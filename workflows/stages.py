@@ -66,6 +66,11 @@ def _check_tracking(config: RunConfig) -> None:
     check_tracking(tracking_uri(config))
 
 
+def _check_training_tracked(config: RunConfig) -> None:
+    if config.storage.track_training:
+        _check_tracking(config)
+
+
 def _dump(section: Section, *without: str) -> dict[str, Any]:
     """A section as plain values, without the fields that do not change the result."""
     return section.model_dump(mode="json", exclude=set(without))
@@ -95,7 +100,14 @@ def _classifier_section(config: RunConfig) -> dict[str, Any]:
     return {"network": network, "schedule": schedule, "train": _dump(config.classifier.train, *_TRAIN_WITHOUT_EFFECT)}
 
 
-_TRAIN_WITHOUT_EFFECT: Final = ("checkpoint_every", "keep_checkpoints", "max_failures", "log_every")
+_TRAIN_WITHOUT_EFFECT: Final = (
+    "checkpoint_every",
+    "checkpoint_async",
+    "keep_checkpoints",
+    "max_failures",
+    "log_every",
+    "sample_every",
+)
 
 STAGES: Final = (
     Stage(
@@ -124,6 +136,7 @@ STAGES: Final = (
         load=_denoiser,
         sections=_denoiser_section,
         inputs=("data", "embed"),
+        checks=(_check_training_tracked,),
     ),
     Stage(
         name="classifier",
@@ -131,6 +144,7 @@ STAGES: Final = (
         load=_classifier,
         sections=_classifier_section,
         inputs=("data", "clip", "embed"),
+        checks=(_check_training_tracked,),
     ),
     Stage(
         name="evaluate",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion_core.ema import EMA, ConstantDecay, Decay, PowerFunction
+from diffusion_core.ema import EMA, ConstantDecay, Decay, PowerFunction, reconstruction
 from diffusion_core.errors import InvalidShape
 
 
@@ -70,6 +70,32 @@ def test_power_function_has_the_asked_width(sigma_rel: float) -> None:
     assert math.sqrt((eye * (time - mean) ** 2).sum()) == pytest.approx(sigma_rel, rel=2e-3)
     # Weights in proportion to t^gamma, up to a relative 1 / t.
     assert float(eye[count // 2] / eye[-1]) == pytest.approx(float(time[count // 2]) ** gamma, rel=5e-3)
+
+
+def test_any_width_is_reconstructed_from_snapshots_of_two() -> None:
+    """Against averages of those widths that were tracked directly; the nearest snapshot alone is the control."""
+    places, every = path(2000).cumsum(dim=0) / 45.0, 125
+    stored: dict[tuple[int, float], Tensor] = {}
+    for width in (0.05, 0.1):
+        network, ema = Point(), EMA(Point(), PowerFunction(width))
+        for update, place in enumerate(places, start=1):
+            with torch.no_grad():
+                network.place.copy_(place)
+            ema.update(network)
+            if update % every == 0:
+                stored[update, width] = ema.averages["place"].clone()
+    for end, width in ((2000, 0.03), (2000, 0.075), (2000, 0.15), (1500, 0.1)):
+        kept = {key: value for key, value in stored.items() if key[0] <= end}
+        factors = reconstruction(list(kept), end, width)
+        assert sum(factors) == pytest.approx(1.0, abs=0.02)
+        found = sum((factor * value for factor, value in zip(factors, kept.values(), strict=True)), torch.zeros(3))
+        wanted = follow(PowerFunction(width), places[:end]).averages["place"]
+        error = float((found - wanted).norm())
+        nearest = min(float((value - wanted).norm()) for (update, _), value in kept.items() if update == end)
+        assert error < 0.02, (end, width)
+        assert error < 0.25 * nearest or nearest == 0.0, (end, width, nearest)
+    with pytest.raises(InvalidShape, match="no snapshots"):
+        reconstruction([], 10, 0.1)
 
 
 def test_power_function_follows_its_betas() -> None:

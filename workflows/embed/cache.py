@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,8 @@ from torch import Tensor
 from workflows.data.dataset import SplitName
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
+
+_SHARDS_AHEAD: Final = 2
 
 
 @final
@@ -144,7 +148,7 @@ class EmbeddingCache:
     @cached_property
     def captions(self) -> CachedCaptions:
         """All captions."""
-        tables = [self._read(path) for path in self.manifest.paths("captions")]
+        tables = list(self._read_ahead(self.manifest.paths("captions")))
         tokens = torch.cat([_tensor(table["tokens"]) for table in tables])
         return CachedCaptions(
             text=tuple(text for table in tables for text in table["caption"].to_pylist()),
@@ -180,11 +184,11 @@ class EmbeddingCache:
         )
 
     def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
-        """Fills one tensor shard by shard, so that at most one shard is in memory twice."""
+        """Fills one tensor shard by shard, so that few shards are in memory twice."""
         images = torch.empty((count, *self.shape), dtype=torch.uint8)
         start = 0
-        for path in paths:
-            for chunk in self._read(path, ["image"])["image"].chunks:
+        for table in self._read_ahead(paths, ["image"]):
+            for chunk in table["image"].chunks:
                 images[start : start + len(chunk)] = torch.from_numpy(np.array(chunk.to_numpy_ndarray()))
                 start += len(chunk)
         return images
@@ -196,6 +200,17 @@ class EmbeddingCache:
         columns = torch.arange(table.shape[1])[None] < counts[:, None]
         table[columns] = torch.tensor(flat, dtype=torch.int64)
         return table, counts
+
+    def _read_ahead(self, paths: Sequence[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The shards in order; the next ones are read by threads while one is used."""
+        with ThreadPoolExecutor(_SHARDS_AHEAD) as pool:
+            coming: deque[Future[pa.Table]] = deque()
+            for path in paths:
+                coming.append(pool.submit(self._read, path, columns))
+                if len(coming) > _SHARDS_AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
 
     def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         try:

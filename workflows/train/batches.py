@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_core import noise
 from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
-from workflows.embed.cache import EmbeddingCache
+from workflows.embed.cache import CachedCaptions, EmbeddingCache
 from workflows.train.plan import PlannedRows
 
 
@@ -67,6 +67,11 @@ class BatchReader:
 
     def __init__(self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device) -> None:
         self._cache, self._num_levels, self._seed, self._device = cache, num_levels, seed, device
+
+    @property
+    def captions(self) -> CachedCaptions:
+        """All captions of the cache."""
+        return self._cache.captions
 
     def read(self, planned: PlannedRows, share: Share) -> TrainBatch:
         """This worker's share of the planned rows."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +21,29 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from diffusion_core.errors import RaverseError
 from workflows.config import TrainConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.errors import StageFailed
+from workflows.errors import StageFailed, StorageUnwritable
 from workflows.progress import Progress
+from workflows.train.checkpoints import sweep_orphans
 from workflows.train.losslog import LOSSES_FILE, following, read_losses
 from workflows.train.objectives import Objective
 from workflows.train.worker import SETTINGS, Settings, run_worker
 
 CHECKPOINTS: Final = "checkpoints"
+_NO_SPACE: Final = os.strerror(errno.ENOSPC)
 _WITHOUT_EFFECT: Final = frozenset(
-    {"num_workers", "sharding", "checkpoint_every", "keep_checkpoints", "max_failures", "log_every"}
+    {
+        "num_workers",
+        "sharding",
+        "shard_size",
+        "activation_checkpointing",
+        "cpu_offload",
+        "checkpoint_every",
+        "checkpoint_async",
+        "keep_checkpoints",
+        "max_failures",
+        "log_every",
+        "sample_every",
+    }
 )
 
 
@@ -71,6 +87,8 @@ def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder
         checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
     )
     settings = Settings(objective, config, cache.folder, folder / LOSSES_FILE)
+    for orphan in sweep_orphans(folder / CHECKPOINTS / cast(str, run.name)):
+        progress.log(f"removed {orphan}, which an earlier try left half-written")
     checkpoint = finished_checkpoint(run, config.steps) or _run(settings, run, progress)
     with checkpoint.as_directory() as path:
         weights, ema = read_weights(objective, Path(path))
@@ -120,9 +138,10 @@ def fingerprint(objective: Objective, config: TrainConfig, cache: EmbeddingCache
 def scaling(config: TrainConfig) -> ScalingConfig:
     """One GPU per worker if the cluster has them, else an equal share of its CPUs."""
     resources = ray.cluster_resources()
-    if resources.get("GPU", 0) >= config.num_workers:
+    least = config.num_workers if isinstance(config.num_workers, int) else config.num_workers[0]
+    if resources.get("GPU", 0) >= least:
         return ScalingConfig(num_workers=config.num_workers, use_gpu=True)
-    cpus = max(1, int(resources.get("CPU", 1)) // config.num_workers)
+    cpus = max(1, int(resources.get("CPU", 1)) // config.most_workers)
     return ScalingConfig(num_workers=config.num_workers, resources_per_worker={"CPU": cpus})
 
 
@@ -158,12 +177,20 @@ def explained(error: TrainingFailedError, config: TrainConfig) -> RaverseError:
     """Our own error out of Ray's, or a sentence about lost workers."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
-        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-        if isinstance(cause, RaverseError):
+        if isinstance(cause := _cause(failure), RaverseError):
             return cause
     what = f"{type(failures[0]).__name__}: {failures[0]}" if failures else str(error)
+    if any(_NO_SPACE in text for text in (what, *map(repr, map(_cause, failures)))):
+        return StorageUnwritable(
+            f"training stopped: the disk of its checkpoints is full ({_NO_SPACE}): free space, or set storage.root "
+            f"elsewhere, and run the same command to go on from the last checkpoint"
+        )
     first = what.strip().splitlines()[-1]
     return StageFailed(
         f"training stopped after {config.max_failures} restarts ({first}): "
         f"see the worker logs, and run the same command to go on from the last checkpoint"
     )
+
+
+def _cause(failure: BaseException) -> BaseException:
+    return getattr(failure, "cause", None) or failure.__cause__ or failure

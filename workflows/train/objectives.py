@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_core.condition import NO_LABEL
+from diffusion_core.condition import NO_LABEL, Condition
 from diffusion_core.denoiser import Network, NetworkDenoiser
 from diffusion_core.networks import (
     NetworkConfig,
@@ -66,6 +66,21 @@ class Objective(Protocol):
     def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
         """The losses of this worker's rows; all workers call it together."""
         ...
+
+
+def forward_row(config: NetworkConfig, num_tokens: int) -> None:
+    """One row through a network of this size, on the default device: what is counted by `flop.py`."""
+    network, condition = kind_of(config).build(config), None
+    x, level = torch.zeros(1, *config.shape), torch.ones(1)
+    if isinstance(config, NoisyClassifierConfig):
+        network(x, level)
+        return
+    sizes = cast(Any, config)
+    if sizes.token_dim is not None:
+        condition = Condition.of(
+            torch.zeros(1, num_tokens, sizes.token_dim), torch.ones(1, num_tokens, dtype=torch.bool)
+        )
+    network(x, level, condition)
 
 
 @final

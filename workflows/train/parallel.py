@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from workflows.config import TrainConfig
+from workflows.errors import InvalidConfig
 
 
 def parallelize(network: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
@@ -27,6 +32,9 @@ def parallelize(network: nn.Module, config: TrainConfig, device: torch.device) -
     """
     network.to(device)
     blocks = cast(nn.ModuleList, network.blocks)
+    if config.activation_checkpointing:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if config.compile:
         for block in blocks:
             block.compile()
@@ -36,9 +44,27 @@ def parallelize(network: nn.Module, config: TrainConfig, device: torch.device) -
     if compute_type(config, device) is torch.bfloat16:
         # Inputs stay as they are: a level of 999 is no bfloat16.
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.cpu_offload else OffloadPolicy()
+    mesh = shard_mesh(config, device)
     for block in blocks:
-        fully_shard(block, mp_policy=policy)
-    return cast(nn.Module, fully_shard(network, mp_policy=policy))
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    return cast(nn.Module, fully_shard(network, mesh=mesh, mp_policy=policy, offload_policy=offload))
+
+
+def shard_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh:
+    """Workers in one row that shares the weights, or (hybrid) in rows of `shard_size` that each hold a copy.
+
+    Raises:
+        InvalidConfig: the number of workers is no multiple of `shard_size`.
+    """
+    size = dist.get_world_size()
+    if config.sharding != "hybrid":
+        return init_device_mesh(device.type, (size,))
+    if size % config.shard_size:
+        raise InvalidConfig(f"{size} workers do not divide into groups of shard_size {config.shard_size}")
+    return init_device_mesh(
+        device.type, (size // config.shard_size, config.shard_size), mesh_dim_names=("replicate", "shard")
+    )
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

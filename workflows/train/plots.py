@@ -26,13 +26,14 @@ def plot_losses(rows: Sequence[dict[str, float]], path: Path) -> None:
 
 
 def plot_accuracy(measured: Sequence[LevelAccuracy], path: Path) -> None:
-    """Accuracy of both heads over the noise level, and the label head's confidence."""
+    """Accuracy of both heads over the noise level, and the label head's confidence and calibration error."""
     levels = [point.level for point in measured]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(levels, [point.label for point in measured], marker="o", label="label head")
     axes.plot(levels, [point.text for point in measured], marker="s", label="text head, among the candidates")
     axes.plot(levels, [point.confidence for point in measured], linestyle="--", label="label head's confidence")
+    axes.plot(levels, [point.calibration_error for point in measured], linestyle=":", label="its calibration error")
     axes.set(xlabel="level", ylabel="share of held-out samples", ylim=(0, 1.02))
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

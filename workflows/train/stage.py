@@ -19,6 +19,7 @@ from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
 from workflows.train.plots import plot_accuracy, plot_losses
+from workflows.train.tracking import tracked_training
 from workflows.train.validation import accuracy_by_level
 
 
@@ -45,7 +46,8 @@ def train_denoiser(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         section.parameterization,
         section.train.weighting,
     )
-    trained = fit(objective, section.train, cache, folder, progress)
+    with tracked_training(config, "denoiser", _hashes(cache), folder, progress):
+        trained = fit(objective, section.train, cache, folder, progress)
     bundle = _save(objective, trained, cache, folder, section.parameterization)
     return trained.metrics | {"bundle_hash": bundle.hash}
 
@@ -62,7 +64,8 @@ def train_classifier(
         progress: told about optimizer steps.
 
     Returns:
-        As the denoiser, and `label_accuracy` and `text_accuracy` at the cleanest level measured.
+        As the denoiser, `label_accuracy` and `text_accuracy` at the cleanest level measured, and the mean
+        `calibration_error` over the levels.
 
     Raises:
         NonFinite: a loss or gradient was not finite.
@@ -73,14 +76,20 @@ def train_classifier(
     candidates = cache.captions.pooled[cache.caption_positions(dataset.info.candidate_captions)].float()
     network = classifier_network(section.network, cache, len(dataset.info.class_names), len(candidates))
     objective = ClassifierObjective(network, noise_schedule(config.denoiser.schedule), candidates)
-    trained = fit(objective, section.train, cache, folder, progress)
+    with tracked_training(config, "classifier", _hashes(cache), folder, progress):
+        trained = fit(objective, section.train, cache, folder, progress)
     bundle = _save(objective, trained, cache, folder)
     meanings = torch.from_numpy(dataset.combinations(dataset.read("held_out")))
     measured = accuracy_by_level(bundle, cache, meanings)
     plot_accuracy(measured, folder / "accuracy_by_level.png")
     figures = {"label_accuracy": measured[0].label, "text_accuracy": measured[0].text}
     by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
+    figures["calibration_error"] = sum(point.calibration_error for point in measured) / len(measured)
     return trained.metrics | figures | by_level | {"bundle_hash": bundle.hash}
+
+
+def _hashes(cache: EmbeddingCache) -> dict[str, str]:
+    return {"data_hash": cache.manifest.data_hash, "cache_key": cache.key}
 
 
 def _save(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from diffusion_core.ema import EMA, ConstantDecay
+from diffusion_core.ema import EMA, ConstantDecay, PowerFunction
 from diffusion_core.errors import NonFinite
 from workflows.config import TrainConfig
 from workflows.embed.cache import EmbeddingCache
@@ -48,6 +49,8 @@ class Trainer:
 
     Attributes:
         samples_seen: rows of all steps so far, over all workers: the only position in the plan.
+        ema: the average that becomes the model.
+        powers: power-function averages by relative width.
     """
 
     def __init__(self, objective: Objective, config: TrainConfig, cache: EmbeddingCache, device: torch.device) -> None:
@@ -56,10 +59,11 @@ class Trainer:
         self.plan = Plan(config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout)
         self.reader = BatchReader(cache, objective.schedule.num_levels, config.seed, device)
         self.figures = Figures(objective.schedule.num_levels, device)
-        self._device = device
+        self.device, self._writers = device, cast("dist.ProcessGroup | None", None)
         torch.manual_seed(config.seed)
         self.network = parallelize(objective.build(), config, device)
         self.ema = EMA(unwrapped(self.network), ConstantDecay(config.ema_decay))
+        self.powers = {width: EMA(unwrapped(self.network), PowerFunction(width)) for width in config.ema_widths}
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, _BETAS, weight_decay=config.weight_decay, fused=True
         )
@@ -90,6 +94,15 @@ class Trainer:
         """Writes this worker's part of a distributed checkpoint."""
         save(self._state(), checkpoint_id=folder)
 
+    def save_async(self, folder: Path) -> Future[Any]:
+        """As `save`, from a copy of the state that is taken now and written while training goes on.
+
+        The writers talk to each other over a process group of their own, which the first call makes.
+        """
+        if self._writers is None:
+            self._writers = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        return cast("Future[Any]", async_save(self._state(), checkpoint_id=folder, process_group=self._writers))
+
     def load(self, folder: Path) -> None:
         """Goes on from a checkpoint, of any number of workers and either kind of sharding."""
         state = self._state()
@@ -97,6 +110,8 @@ class Trainer:
         set_model_state_dict(self.network, state["network"])
         set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"])
         self.ema.load_state_dict(state["ema"])
+        for width, power in self.powers.items():
+            power.load_state_dict(state[_power(width)])
         self.samples_seen = int(state["samples_seen"])
 
     def _state(self) -> dict[str, Any]:
@@ -105,11 +120,11 @@ class Trainer:
             "optimizer": get_optimizer_state_dict(self.network, self.optimizer),
             "ema": self.ema.state_dict(),
             "samples_seen": self.samples_seen,
-        }
+        } | {_power(width): power.state_dict() for width, power in self.powers.items()}
 
     def _backward(self, batch: TrainBatch, *, last: bool) -> Tensor:
         with synchronize(self.network, last):
-            with precision(self.config, self._device):
+            with precision(self.config, self.device):
                 losses = self.objective.losses(self.network, batch)
             total = losses.loss.sum()
             # Gradients are averaged over the workers, so a worker's sum counts as often as there are workers.
@@ -128,7 +143,8 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.steps_done)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(unwrapped(self.network))
+        for average in (self.ema, *self.powers.values()):
+            average.update(unwrapped(self.network))
         return norm
 
     def _not_finite(self, seen: list[tuple[TrainBatch, Tensor]]) -> NonFinite:
@@ -145,9 +161,15 @@ class Trainer:
         )
 
 
+def _power(width: float) -> str:
+    return f"ema_power_{width:g}"
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then a cosine that ends near 0, of the step with this many before it."""
+    """Linear warm-up, then constant or a cosine that ends near 0, of the step with this many before it."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return config.learning_rate
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))

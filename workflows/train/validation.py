@@ -14,6 +14,7 @@ from diffusion_core.networks import NoisyFeatures
 from workflows.embed.cache import EmbeddingCache
 
 _LEVELS: Final = 8
+_BINS: Final = 10
 _SAMPLES: Final = 512
 _ROWS_AT_ONCE: Final = 128
 
@@ -28,12 +29,14 @@ class LevelAccuracy:
         label: share of samples whose label has the highest probability.
         text: share of samples whose own meaning has the highest similarity among the candidate captions.
         confidence: mean probability that the label head gives to its answer: equal to `label` if calibrated.
+        calibration_error: expected difference between the two among samples of like confidence.
     """
 
     level: int
     label: float
     text: float
     confidence: float
+    calibration_error: float
 
 
 @torch.no_grad()
@@ -61,6 +64,7 @@ def accuracy_by_level(bundle: ModelBundle, cache: EmbeddingCache, meanings: Tens
                 _share(answer == samples.labels),
                 _share(similarity.argmax(dim=1) == truth),
                 float(confidence.mean()),
+                calibration_error(confidence, answer == samples.labels),
             )
         )
     return measured
@@ -73,6 +77,21 @@ def _answers(network: nn.Module, x_t: Tensor, levels: Tensor) -> tuple[Tensor, T
         logits.append(cast(Tensor, features.logits))
         similarities.append(cast(Tensor, features.embedding) @ cast(Tensor, network.candidates).T)
     return torch.cat(logits), torch.cat(similarities)
+
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """`sum_bins (rows in bin / rows) |accuracy - mean confidence|`, over equal bins of confidence.
+
+    Args:
+        confidence: in [0, 1], `(n,)`.
+        right: whether each answer was, `(n,)` bool.
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks (2017), eq. 3.
+    """
+    place = (confidence.double() * _BINS).long().clamp(max=_BINS - 1)
+    gap = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, place, right.double() - confidence.double())
+    return float(gap.abs().sum() / len(confidence))
 
 
 def _share(right: Tensor) -> float:

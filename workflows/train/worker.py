@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 import torch
 from ray import train
-from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.torch import get_device
 
 from diffusion_core.errors import NonFinite
 from workflows.config import TrainConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.train.checkpoints import Checkpoints
+from workflows.train.flop import Speed
+from workflows.train.grids import draw_grid
 from workflows.train.losslog import LossLog
 from workflows.train.objectives import Objective
+from workflows.train.snapshots import write_snapshots
 from workflows.train.trainer import Trainer
 
 SETTINGS: Final = "settings"
@@ -32,7 +34,7 @@ class Settings:
         objective: what is trained.
         config: how.
         cache_folder: of the embedding cache.
-        losses: the CSV file of figures.
+        losses: the CSV file of figures; snapshots and grids lie beside it.
     """
 
     objective: Objective
@@ -49,33 +51,46 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
         the same place.
     """
     settings: Settings = arguments[SETTINGS]
-    config = settings.config
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    trainer = Trainer(settings.objective, config, EmbeddingCache.open(settings.cache_folder), get_device())
-    resumed = train.get_checkpoint()
-    if resumed is not None:
-        with resumed.as_directory() as folder:
-            trainer.load(Path(folder))
+    trainer = Trainer(settings.objective, settings.config, EmbeddingCache.open(settings.cache_folder), get_device())
+    checkpoints = Checkpoints(trainer)
+    checkpoints.resume()
     log = LossLog(settings.losses, trainer.steps_done) if trainer.share.rank == 0 else None
-    while trainer.steps_done < config.steps:
+    num_tokens = trainer.reader.captions.tokens.shape[1]
+    speed, warned = Speed.measured(settings.objective.config, num_tokens, trainer.device, trainer.share), False
+    while trainer.steps_done < settings.config.steps:
         try:
             trainer.step()
         except NonFinite as error:
-            return error
-        last = trainer.steps_done == config.steps
-        if last or trainer.steps_done % config.log_every == 0:
-            figures = trainer.figures.take()
-            if log is not None:
-                log.append(trainer.steps_done, figures)
-        if last or trainer.steps_done % config.checkpoint_every == 0:
-            save_checkpoint(trainer)
+            return checkpoints.pointing_at_last(error)
+        if _due(trainer, settings.config.log_every):
+            _log(trainer, log, speed)
+            checkpoints.poll()
+            leaving = train.get_preemption_info() is not None
+            if leaving and not warned:
+                checkpoints.save()
+            warned = leaving
+        if _due(trainer, settings.config.checkpoint_every):
+            checkpoints.save()
+        _draw(trainer, settings.losses.parent)
+    checkpoints.close()
     return None
 
 
-def save_checkpoint(trainer: Trainer) -> None:
-    """Reports a checkpoint, and returns when a worker that dies can no longer take it along."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.save(Path(folder))
-        name = f"step-{trainer.steps_done:08d}"
-        train.report({"step": trainer.steps_done}, Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-        train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+def _due(trainer: Trainer, every: int) -> bool:
+    """At every so many steps and at the last one; never if it is 0."""
+    return every > 0 and (trainer.steps_done % every == 0 or trainer.steps_done == trainer.config.steps)
+
+
+def _log(trainer: Trainer, log: LossLog | None, speed: Speed) -> None:
+    figures = trainer.figures.take()
+    if log is not None:
+        log.append(trainer.steps_done, {**figures, **speed.figures(figures["samples_per_second"])})
+
+
+def _draw(trainer: Trainer, folder: Path) -> None:
+    config = trainer.config
+    if config.ema_widths and _due(trainer, config.snapshot_every or config.steps):
+        write_snapshots(trainer, folder)
+    if _due(trainer, config.sample_every):
+        draw_grid(trainer, folder)

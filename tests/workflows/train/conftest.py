@@ -96,7 +96,9 @@ def ranks() -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """The tiny job."""
-    return tiny_config(tmp_path_factory.mktemp("runs"))
+    pictures = "denoiser.train.sample_every=6"
+    averages = ("denoiser.train.ema_widths=[0.05,0.2]", "denoiser.train.snapshot_every=4")
+    return tiny_config(tmp_path_factory.mktemp("runs"), pictures, *averages)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
+from diffusion_core.ema import EMA
 from diffusion_core.errors import RaverseError
 from workflows.config import TrainConfig
 from workflows.embed.cache import EmbeddingCache
@@ -20,14 +22,16 @@ from workflows.train.objectives import Objective
 from workflows.train.parallel import unwrapped, whole
 from workflows.train.trainer import Trainer
 
-MAX_SIZE = 3
+MAX_SIZE = 4
 
 
 @dataclass(frozen=True)
 class Job:
     """Steps to make, and checkpoints to load before and to save after.
 
-    `spoil` names a parameter that becomes NaN before the first step.
+    `spoil` names a parameter that becomes NaN before the first step. `beside` is where a checkpoint of the state
+    before the first step is written while the steps are made. `forget` is `ema` or `optimizer`, which is then not
+    loaded; `forget_rank` is a rank that loses its part of the weights after loading.
     """
 
     objective: Objective
@@ -37,6 +41,9 @@ class Job:
     load: Path | None = None
     save: Path | None = None
     spoil: str | None = None
+    beside: Path | None = None
+    forget: str | None = None
+    forget_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Ended:
     figures: dict[str, float]
     samples_seen: int
     error: RaverseError | None
+    powers: dict[float, dict[str, Tensor]]
 
 
 class Ranks:
@@ -80,19 +88,43 @@ def _rank(rank: int, size: int, store: str, job: Job) -> Ended:
 
 def _run(trainer: Trainer, job: Job) -> Ended:
     if job.load is not None:
-        trainer.load(job.load)
+        load(trainer, job)
     if job.spoil is not None:
         with torch.no_grad():
             dict(unwrapped(trainer.network).named_parameters())[job.spoil].fill_(float("nan"))
     error, figures = None, {}
+    writing = trainer.save_async(job.beside) if job.beside is not None else None
     try:
         for _ in range(job.steps):
             trainer.step()
         figures = dict(trainer.figures.take())
     except RaverseError as caught:
         error = caught
+    if writing is not None:
+        writing.result()
     if job.save is not None:
         trainer.save(job.save)
     weights = get_model_state_dict(trainer.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    averages = {name: whole(value).clone() for name, value in trainer.ema.averages.items()}
-    return Ended({k: v.clone() for k, v in weights.items()}, averages, figures, trainer.samples_seen, error)
+    averages = gathered(trainer.ema)
+    powers = {width: gathered(average) for width, average in trainer.powers.items()}
+    return Ended({k: v.clone() for k, v in weights.items()}, averages, figures, trainer.samples_seen, error, powers)
+
+
+def gathered(average: EMA) -> dict[str, Tensor]:
+    return {name: whole(value).clone() for name, value in average.averages.items()}
+
+
+def load(trainer: Trainer, job: Job) -> None:
+    """Loads the checkpoint, or all of it but a part: what a faulty resume would do."""
+    kept = trainer.ema.state_dict() if job.forget == "ema" else None
+    before = {name: value.clone() for name, value in kept["averages"].items()} if kept else {}
+    trainer.load(job.load)
+    if kept is not None:
+        trainer.ema.load_state_dict({"num_updates": 0, "averages": before})
+    if job.forget == "optimizer":
+        trainer.optimizer.state.clear()
+    if job.forget_rank == trainer.share.rank:
+        with torch.no_grad():
+            for parameter in trainer.network.parameters():
+                local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+                local.zero_()

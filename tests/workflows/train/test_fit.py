@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+from pydantic import ValidationError
 from ray.train import WorkerGroupError
 
+from diffusion_core.networks import NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config import RunConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.errors import InvalidData, StageFailed
+from workflows.errors import InvalidData, StageFailed, StorageUnwritable
+from workflows.train.checkpoints import checkpoint_name, sweep_orphans
 from workflows.train.fit import explained, fingerprint
+from workflows.train.flop import flop_per_sample
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 
 EFFECTIVE = {
@@ -22,6 +30,9 @@ EFFECTIVE = {
     "warmup_steps": 3,
     "clip_norm": 0.5,
     "ema_decay": 0.5,
+    "ema_widths": (0.1,),
+    "snapshot_every": 3,
+    "decay": "constant",
     "condition_dropout": 0.5,
     "weighting": "p2",
     "compile": True,
@@ -33,8 +44,13 @@ WITHOUT_EFFECT = {
     "sharding": "ddp",
     "checkpoint_every": 1,
     "keep_checkpoints": 9,
+    "checkpoint_async": False,
     "max_failures": 9,
     "log_every": 9,
+    "shard_size": 2,
+    "activation_checkpointing": True,
+    "cpu_offload": True,
+    "sample_every": 4,
 }
 
 
@@ -65,7 +81,48 @@ def test_an_error_of_ours_comes_out_of_rays() -> None:
 
 
 def test_a_lost_worker_becomes_one_sentence() -> None:
-    told = explained(WorkerGroupError("", {1: OSError(28, "No space left on device")}), TrainConfig(max_failures=3))
+    told = explained(WorkerGroupError("", {1: OSError(5, "Input/output error")}), TrainConfig(max_failures=3))
     assert isinstance(told, StageFailed)
-    assert "after 3 restarts (OSError: [Errno 28] No space left on device)" in str(told)
+    assert "after 3 restarts (OSError: [Errno 5] Input/output error)" in str(told)
     assert "\n" not in str(told)
+
+
+def test_a_full_disk_is_told_as_such() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    wrapped = RuntimeError("CheckpointException ranks:dict_keys([0])")
+    wrapped.__cause__ = full
+    for failure in (full, wrapped):
+        told = explained(WorkerGroupError("", {0: failure}), TrainConfig())
+        assert isinstance(told, StorageUnwritable)
+        assert "free space" in str(told)
+
+
+def test_only_recorded_checkpoints_survive_a_sweep(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        (tmp_path / checkpoint_name(step)).mkdir()
+    (tmp_path / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_dir_name": "step-00000008"}')
+    assert sweep_orphans(tmp_path) == ["step-00000004", "step-00000012"]
+    assert {path.name for path in tmp_path.glob("step-*")} == {"step-00000008"}
+    assert sweep_orphans(tmp_path) == []
+
+
+def test_settings_that_do_not_fit_together_are_refused() -> None:
+    for values, told in (
+        ({"num_workers": (3, 2)}, "least, most"),
+        ({"sharding": "ddp", "cpu_offload": True}, "sharded weights"),
+        ({"snapshot_every": 5}, "set ema_widths"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            TrainConfig(**values)
+    assert TrainConfig(num_workers=(1, 4)).most_workers == 4
+
+
+def test_operations_are_counted_as_by_hand() -> None:
+    """A label head alone: patches, one block of attention and feed-forward, and modulations."""
+    width, elements = 32, 4
+    config = NoisyClassifierConfig((1, 8, 8), patch=4, width=width, depth=1, num_heads=2, num_classes=10)
+    deeper = replace(config, depth=2)
+    block = 2 * elements * width**2 * (4 + 2 * 4) + 4 * elements**2 * width
+    modulation = 2 * width * 6 * width
+    found = flop_per_sample(deeper, 0) - flop_per_sample(config, 0)
+    assert found == pytest.approx(3 * (block + modulation), rel=0.02)

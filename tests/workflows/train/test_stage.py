@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
@@ -20,12 +22,15 @@ from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
-from workflows.errors import StageFailed
+from workflows.errors import MissingArtifact, StageFailed
 from workflows.progress import Progress
+from workflows.tracking import MORE_FOLLOWS, job_run_file
+from workflows.tracking_store import open_client, tracking_uri
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import read_losses
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.plan import Plan
+from workflows.train.snapshots import list_snapshots, reconstruct
 from workflows.train.stage import train_classifier, train_denoiser
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -75,6 +80,7 @@ def test_the_denoiser_stage_writes_a_bundle_and_curves(
         assert {"step", "seconds", "loss", "grad_norm", "data_wait", "loss_level_3"} <= set(next(csv.reader(file)))
     with Image.open(folder / "losses.png") as picture:
         assert picture.width > 300
+    assert all(0 < row["mfu"] < 1.5 for row in rows)
     kept = {path.name for path in folder.glob("checkpoints/*/step-*")}
     assert kept == {"step-00000008", "step-00000012"}
 
@@ -91,6 +97,46 @@ def test_a_finished_run_is_taken_up_without_workers(
     assert (folder / "losses.csv").read_bytes() == before
     assert again.metrics["loss"] == metrics["loss"]
     assert same(again, ModelBundle.load(folder / "bundle"))
+
+
+def test_the_run_of_a_trained_stage_holds_curves_pictures_and_hashes(
+    trained: tuple[Path, dict[str, Any]], config: RunConfig, cache: EmbeddingCache
+) -> None:
+    folder, _ = trained
+    client = open_client(tracking_uri(config))
+    run = client.get_run(json.loads(job_run_file(config).read_text())["run_id"])
+    assert run.info.status == MORE_FOLLOWS
+    assert {name: run.data.tags[name] for name in ("cache_key", "data_hash")} == {
+        "cache_key": cache.key,
+        "data_hash": cache.manifest.data_hash,
+    }
+    assert run.data.tags["git_commit"]
+    assert run.data.params["denoiser.train.steps"] == str(config.denoiser.train.steps)
+    for name in ("loss", "loss_level_0", "grad_norm", "samples_per_second", "data_wait", "mfu"):
+        points = client.get_metric_history(run.info.run_id, f"denoiser.{name}")
+        assert [point.step for point in points] == [2, 4, 6, 8, 10, 12], name
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    stored = {file.path for file in client.list_artifacts(run.info.run_id, "denoiser/grids")}
+    assert stored == {"denoiser/grids/step-00000006.png", "denoiser/grids/step-00000012.png"}
+    with Image.open(folder / "grids" / "step-00000012.png") as picture:
+        assert picture.width > 100
+
+
+def test_snapshots_give_an_average_of_another_width(trained: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = trained
+    assert [(one.update, one.width) for one in list_snapshots(folder)] == [
+        (update, width) for update in (4, 8, 12) for width in (0.05, 0.2)
+    ]
+    bundle = ModelBundle.load(folder / "bundle")
+    average = reconstruct(folder, 0.1)
+    parameters = dict(bundle.network(ema=False).named_parameters())
+    assert average.keys() == parameters.keys()
+    last = load_file(list_snapshots(folder)[-2].path)
+    same_width = reconstruct(folder, 0.05)
+    assert max(float((same_width[name] - last[name]).abs().max()) for name in last) < 1e-5
+    assert max(float((average[name] - last[name]).abs().max()) for name in last) > 1e-4
+    with pytest.raises(MissingArtifact, match="ema_widths"):
+        reconstruct(folder / "bundle", 0.1)
 
 
 def test_a_killed_worker_does_not_change_the_result(
@@ -116,10 +162,23 @@ def test_a_loss_that_is_not_finite_names_step_and_sample_and_is_not_tried_again(
     train = config.denoiser.train
     planned = Plan(train.seed, cache.num_samples("train"), train.batch_size).batch(5 * train.batch_size)
     culprit = int(cache.batch("train", planned.samples).sample_ids[3])
-    with pytest.raises(NonFinite, match=rf"step 6: the loss of samples \[{culprit}\] is not finite") as caught:
+    told = (
+        rf"step 6: the loss of samples \[{culprit}\] is not finite.*last good checkpoint is {tmp_path}.*step-00000004$"
+    )
+    with pytest.raises(NonFinite, match=told) as caught:
         fit(Troubled(denoiser, 5, spoil=3), train, cache, tmp_path, Progress.silent())
     assert caught.value.rows == (culprit,)
     assert [row["step"] for row in read_losses(tmp_path / "losses.csv")] == [2, 4]
+
+
+def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
+    config: RunConfig, denoiser: DenoiserObjective, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    """Three are wanted at most, two fit."""
+    train = config.denoiser.train.model_copy(update={"num_workers": (1, 3), "steps": 4, "checkpoint_async": False})
+    elastic = fit(denoiser, train, cache, tmp_path, Progress.silent())
+    assert elastic.metrics["steps"] == 4
+    assert {path.name for path in tmp_path.glob("checkpoints/*/step-*")} == {"step-00000004"}
 
 
 def test_workers_lost_too_often_end_in_one_sentence(
@@ -140,6 +199,7 @@ def test_the_classifier_stage_measures_both_heads(
     rows = read_losses(tmp_path / "losses.csv")
     assert all(row["loss"] == pytest.approx(row["label_loss"] + row["text_loss"], rel=1e-4) for row in rows)
     assert 0.0 <= metrics["label_accuracy"] <= 1.0
+    assert 0.0 <= metrics["calibration_error"] <= 1.0
     assert sum(name.startswith("accuracy_at_") for name in metrics) == 9
     with Image.open(tmp_path / "accuracy_by_level.png") as picture:
         assert picture.width > 300

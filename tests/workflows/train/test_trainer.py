@@ -13,16 +13,18 @@ from diffusion_core.errors import NonFinite
 from tests.workflows.train.ranks import Job, Ranks
 from workflows.config import RunConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.errors import InvalidConfig
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
 from workflows.train.trainer import learning_rate
 
-STEPS = 12
+STEPS = 20
 
 
 @pytest.fixture(params=["denoiser", "classifier"])
 def job(request: pytest.FixtureRequest, config: RunConfig, cache: EmbeddingCache) -> Job:
     objective: Objective = request.getfixturevalue(request.param)
-    return Job(objective, config.denoiser.train, cache.folder, STEPS)
+    train = config.denoiser.train.model_copy(update={"steps": STEPS})
+    return Job(objective, train, cache.folder, STEPS)
 
 
 def changed(job: Job, **values: object) -> Job:
@@ -34,6 +36,18 @@ def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+def effective(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the biases of self-attention's keys: they shift all scores of a query alike, which changes nothing.
+
+    So their gradient is rounding alone, and AdamW makes steps of the usual size out of it.
+    """
+    found = {name: value.clone() for name, value in weights.items()}
+    for name, value in found.items():
+        if name.endswith("attention.qkv.bias"):
+            value.view(3, -1)[1] = 0.0
+    return found
+
+
 def moved(job: Job, weights: dict[str, Tensor]) -> float:
     torch.manual_seed(job.config.seed)
     return difference(job.objective.build().state_dict(), weights)
@@ -43,8 +57,10 @@ def test_sharded_and_replicated_training_agree(ranks: Ranks, job: Job) -> None:
     ddp = ranks.run(2, changed(job, sharding="ddp"))[0]
     fsdp = ranks.run(2, changed(job, sharding="fsdp"))[0]
     assert moved(job, ddp.weights) > 1e-3
-    assert difference(ddp.weights, fsdp.weights) <= 1e-6
-    assert difference(ddp.ema, fsdp.ema) <= 1e-6
+    assert difference(effective(ddp.weights), effective(fsdp.weights)) <= 1e-6
+    assert difference(effective(ddp.ema), effective(fsdp.ema)) <= 1e-6
+    other = ranks.run(2, changed(job, sharding="fsdp", seed=1))[0]
+    assert difference(effective(ddp.weights), effective(other.weights)) > 1e-3
     assert ddp.figures["loss"] == pytest.approx(fsdp.figures["loss"], rel=1e-6)
 
 
@@ -79,8 +95,55 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
     assert resumed.samples_seen == whole.samples_seen
     assert difference(whole.weights, resumed.weights) == 0
     assert difference(whole.ema, resumed.ema) == 0
-    wrong = ranks.run(2, replace(changed(job, seed=1), steps=STEPS - 7, load=tmp_path / "seven"))[0]
+    again = replace(job, steps=STEPS - 7, load=tmp_path / "seven")
+    wrong = ranks.run(2, changed(again, seed=1))[0]
     assert difference(whole.weights, wrong.weights) > 1e-4
+    no_average = ranks.run(2, replace(again, forget="ema"))[0]
+    assert difference(whole.weights, no_average.weights) == 0
+    assert difference(whole.ema, no_average.ema) > 1e-5
+    no_moments = ranks.run(2, replace(again, forget="optimizer"))[0]
+    assert difference(whole.weights, no_moments.weights) > 1e-4
+    no_shard = ranks.run(2, replace(again, forget_rank=1))[0]
+    assert difference(whole.weights, no_shard.weights) > 1e-4
+
+
+def test_a_checkpoint_written_beside_training_is_the_state_at_its_start(ranks: Ranks, job: Job, tmp_path: Path) -> None:
+    ranks.run(2, replace(job, steps=7, save=tmp_path / "seven"))
+    on = replace(job, load=tmp_path / "seven", beside=tmp_path / "beside")
+    whole = ranks.run(2, replace(on, steps=STEPS - 7))[0]
+    resumed = ranks.run(2, replace(job, steps=STEPS - 7, load=tmp_path / "beside"))[0]
+    assert difference(whole.weights, resumed.weights) == 0
+    assert difference(whole.ema, resumed.ema) == 0
+
+
+def test_several_averages_are_kept_saved_and_sharded(ranks: Ranks, job: Job, tmp_path: Path) -> None:
+    job = changed(job, ema_widths=(0.05, 0.2))
+    whole = ranks.run(1, job)[0]
+    ranks.run(2, replace(job, steps=7, save=tmp_path / "seven"))
+    resumed = ranks.run(3, replace(job, steps=STEPS - 7, load=tmp_path / "seven"))[0]
+    for width in (0.05, 0.2):
+        assert difference(whole.powers[width], resumed.powers[width]) <= 1e-5
+        assert difference(whole.powers[width], whole.ema) > 5e-5
+    assert difference(whole.powers[0.05], whole.powers[0.2]) > 1e-4
+
+
+def test_recomputed_offloaded_and_hybrid_training_give_the_same(
+    ranks: Ranks, denoiser: DenoiserObjective, config: RunConfig, cache: EmbeddingCache
+) -> None:
+    job = Job(denoiser, config.denoiser.train, cache.folder, STEPS)
+    plain = ranks.run(2, job)[0]
+    for values in (
+        {"activation_checkpointing": True},
+        {"activation_checkpointing": True, "sharding": "ddp"},
+        {"cpu_offload": True},
+        {"sharding": "hybrid", "shard_size": 2},
+        {"sharding": "hybrid", "shard_size": 1},
+    ):
+        assert difference(plain.weights, ranks.run(2, changed(job, **values))[0].weights) <= 1e-6, values
+    four = ranks.run(4, changed(job, sharding="hybrid", shard_size=2))[0]
+    assert difference(plain.weights, four.weights) <= 1e-5
+    with pytest.raises(InvalidConfig, match="3 workers do not divide into groups of shard_size 2"):
+        ranks.run(3, changed(job, sharding="hybrid", shard_size=2))
 
 
 def test_a_checkpoint_loads_at_another_world_size_and_sharding(ranks: Ranks, job: Job, tmp_path: Path) -> None:
@@ -116,6 +179,8 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0)
     assert 0 < rates[-1] < 1e-3
+    constant = config.model_copy(update={"decay": "constant"})
+    assert [learning_rate(constant, step) for step in (4, 9, 50, 99)] == [1.0, 2.0, 2.0, 2.0]
 
 
 def test_compiled_blocks_and_bfloat16_train(

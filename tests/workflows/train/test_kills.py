@@ -1,0 +1,93 @@
+"""Five kills at random moments, of workers and of the driver: the end is bit for bit that of a run left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from workflows.embed.cache import EmbeddingCache
+from workflows.train.losslog import read_losses
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "train_job.py"
+ROOT = Path(__file__).parents[3]
+STEPS = 300
+KILLS = ("worker", "driver", "worker", "driver", "worker")
+
+
+@contextmanager
+def training(cache: EmbeddingCache, folder: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The program, ended with its Ray at the end of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    with (folder / "output.log").open("a") as log:
+        command = [sys.executable, str(PROGRAM), str(cache.folder), str(folder), str(STEPS)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        descendants: list[psutil.Process] = []
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                descendants = psutil.Process(process.pid).children(recursive=True)
+                process.kill()
+            process.wait()
+            psutil.wait_procs(descendants, timeout=20)
+
+
+def kill(process: subprocess.Popen[bytes], who: str) -> None:
+    """Of the training's workers the first, or the driver; a dead driver's Ray is gone when it returns."""
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    if who == "driver":
+        process.kill()
+        _, left = psutil.wait_procs(descendants, timeout=60)
+        assert left == []
+        return
+    workers = [one for one in descendants if "TrainWorker" in " ".join(one.cmdline())]
+    assert workers
+    workers[0].kill()
+
+
+def wait_until(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
+    """Training has logged this step."""
+    deadline = time.monotonic() + 180
+    while not (rows := read_losses(folder / "losses.csv")) or rows[-1]["step"] < step:
+        assert process.poll() is None, (folder / "output.log").read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_was_killed_five_times_ends_like_one_that_was_not(cache: EmbeddingCache, tmp_path: Path) -> None:
+    with training(cache, tmp_path / "whole", tmp_path) as process:
+        assert process.wait() == 0, (tmp_path / "whole" / "output.log").read_text()[-3000:]
+    folder, draws = tmp_path / "killed", random.Random(0)
+    moments = sorted(draws.sample(range(20, STEPS - 30), len(KILLS)))
+    done: list[str] = []
+    while (folder / "weights.safetensors").exists() is False:
+        with training(cache, folder, tmp_path) as process:
+            while len(done) < len(KILLS) and process.poll() is None:
+                wait_until(process, folder, moments[len(done)])
+                kill(process, KILLS[len(done)])
+                done.append(KILLS[len(done)])
+                time.sleep(1.0)
+            assert process.wait() == (-9 if done[-1] == "driver" and len(done) < len(KILLS) else 0)
+    assert tuple(done) == KILLS
+    whole, killed = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    assert [name for name in whole if not torch.equal(whole[name], killed[name])] == []
+    rows = [
+        [(row["step"], row["loss"]) for row in read_losses(tmp_path / name / "losses.csv")]
+        for name in ("whole", "killed")
+    ]
+    assert rows[0] == rows[1]

@@ -1,0 +1,61 @@
+"""Grids of pictures of the averaged weights, with the same captions and seeds every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from diffusion_core.condition import Condition
+from diffusion_core.denoiser import NetworkDenoiser
+from diffusion_core.sampler import ddim
+from diffusion_core.spacing import trailing
+from diffusion_core.trajectory import sample
+from workflows.embed.cache import CachedCaptions
+from workflows.train.objectives import DenoiserObjective
+from workflows.train.parallel import unwrapped, whole
+from workflows.train.trainer import Trainer
+
+GRIDS: Final = "grids"
+_PICTURES, _COLUMNS, _STEPS, _ZOOM = 16, 4, 20, 4
+
+
+def draw_grid(trainer: Trainer, folder: Path) -> None:
+    """The first worker draws `grids/step-*.png`; every worker must call it, and waits. Only denoisers draw."""
+    objective = trainer.objective
+    if not isinstance(objective, DenoiserObjective):
+        return
+    network = unwrapped(trainer.network)
+    weights = {name: whole(value).cpu() for name, value in trainer.ema.weights(network).items()}
+    if trainer.share.rank == 0:
+        pictures = draw(objective, weights, trainer.reader.captions)
+        (folder / GRIDS).mkdir(parents=True, exist_ok=True)
+        write_grid(pictures, folder / GRIDS / f"step-{trainer.steps_done:08d}.png")
+
+
+@torch.no_grad()
+def draw(objective: DenoiserObjective, weights: dict[str, Tensor], captions: CachedCaptions) -> Tensor:
+    """Pictures in [-1, 1] of captions spread over all of them, seeds 0, 1, ..., on the CPU."""
+    with torch.random.fork_rng():
+        network = objective.build()
+    network.load_state_dict(weights)
+    rows = torch.linspace(0, len(captions) - 1, _PICTURES).long()
+    denoiser = NetworkDenoiser(network.eval(), objective.schedule, objective.parameterization)
+    plan = ddim(objective.schedule, trailing(objective.schedule, min(_STEPS, objective.schedule.num_levels)))
+    condition = Condition.of(*captions.take(rows))
+    return sample(denoiser, plan, condition, seeds=range(_PICTURES), shape=objective.config.shape)
+
+
+def write_grid(pictures: Tensor, path: Path) -> None:
+    """Rows of pictures, enlarged without smoothing; renamed into place, since the driver watches the folder."""
+    from PIL import Image
+
+    grid = make_grid((pictures.clamp(-1, 1) + 1) / 2, _COLUMNS)[:3]
+    pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels)
+    partial = path.with_suffix(".partial")
+    image.resize((image.width * _ZOOM, image.height * _ZOOM), Image.Resampling.NEAREST).save(partial, format="PNG")
+    partial.replace(path)
