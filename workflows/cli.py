@@ -21,6 +21,8 @@ import typer
 from rich.console import Console
 
 from workflows.config import RunConfig, load_config
+from workflows.data.commands import data_app
+from workflows.embed.commands import cache_app
 from workflows.failure import explain
 from workflows.pipeline import plan_job, run_job, run_one
 from workflows.preflight import check_port, exclusive_storage
@@ -39,6 +41,7 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
+GroupConfigOption = Annotated[str | None, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as serve.port=8001.")
 ]
@@ -97,7 +100,22 @@ def _add_stage(name: str, help_text: str) -> None:
             state = "already done, skipped" if outcome.skipped else "done"
             command.console.print(f"{name}: {state}: {outcome.artifact.folder}", soft_wrap=True, highlight=False)
 
-    app.command(name, help=help_text)(stage)
+    def group(context: typer.Context, config: GroupConfigOption = None, overrides: SetOption = None) -> None:
+        if context.invoked_subcommand is None:
+            if config is None:
+                raise typer.BadParameter("missing: give digits, shapes, or a YAML file", param_hint="--config")
+            stage(config, overrides)
+
+    if name in _GROUPS:
+        _GROUPS[name].callback(invoke_without_command=True, help=help_text)(group)
+        app.add_typer(_GROUPS[name], name=name)
+    else:
+        app.command(name, help=help_text)(stage)
+
+
+_GROUPS: Final = {"data": data_app}
+"""Stages that have commands of their own below them."""
+app.add_typer(cache_app, name="cache")
 
 
 for _stage in STAGES:

@@ -62,7 +62,7 @@ def train_classifier(
         progress: told about optimizer steps.
 
     Returns:
-        As the denoiser, and `label_accuracy` and `text_accuracy` at the cleanest level measured.
+        As the denoiser, and `label_accuracy` (with classes) and `text_accuracy` at the cleanest level measured.
 
     Raises:
         NonFinite: a loss or gradient was not finite.
@@ -78,8 +78,11 @@ def train_classifier(
     meanings = torch.from_numpy(dataset.combinations(dataset.read("held_out")))
     measured = accuracy_by_level(bundle, cache, meanings)
     plot_accuracy(measured, folder / "accuracy_by_level.png")
-    figures = {"label_accuracy": measured[0].label, "text_accuracy": measured[0].text}
-    by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
+    figures = {"text_accuracy": measured[0].text} if measured else {}
+    by_level: dict[str, float] = {}
+    if dataset.info.class_names:
+        figures = {"label_accuracy": measured[0].label} | figures
+        by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
     return trained.metrics | figures | by_level | {"bundle_hash": bundle.hash}
 
 
