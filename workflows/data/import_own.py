@@ -36,15 +36,19 @@ REJECTED_FILE: Final = "rejected.parquet"
 _PARTS: Final = "parts"
 _MAX_CANDIDATES: Final = 256
 _SHOWN: Final = 3
+_LEAST_CLASSES: Final = 2
 
 
-def import_own(config: DataConfig, folder: Path, progress: Progress) -> DataInfo:
+def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[DataInfo, int]:
     """Imports `data.path` and writes `train.parquet`, `held_out.parquet`, `rejected.parquet` and `data.json`.
 
     Args:
         config: source, path, columns, sizes and limits.
         folder: of the artifact; parts that an earlier run has made there are kept.
         progress: told about finished pieces.
+
+    Returns:
+        What was written, and how many records were refused.
 
     Raises:
         InvalidData: nothing usable, too much of it broken, or files of another format.
@@ -68,7 +72,9 @@ def import_own(config: DataConfig, folder: Path, progress: Progress) -> DataInfo
     _check_share(config, summary, num_rejected, folder / REJECTED_FILE)
     info = _write_splits(config, source, parts, summary, folder)
     shutil.rmtree(importer.folder)
-    return info
+    if num_rejected:
+        progress.log(f"{num_rejected} records refused, each with its reason in {folder / REJECTED_FILE}")
+    return info, num_rejected
 
 
 def importer_of(config: DataConfig, source: str, location: Location, folder: Path) -> PieceImporter:
@@ -104,7 +110,7 @@ class _Summary:
 
     Attributes:
         digests: (n,) 16 bytes each, of the pixels.
-        class_names: labels in order; none where a sample has none.
+        class_names: labels in order; none where a sample has none, or all have the same.
         captions: how often each first caption occurs, by label.
         content: hash over all parts, in order.
     """
@@ -126,7 +132,11 @@ class _Summary:
                 content.update(json.dumps([rows["captions"], rows["label"]]).encode() + b"".join(rows["digest"]))
                 for label, texts in zip(rows["label"], rows["captions"], strict=True):
                     captions[label][texts[0]] += 1
-        names = () if None in captions else tuple(sorted((str(name) for name in captions), key=_natural))
+        names = (
+            ()
+            if None in captions or len(captions) < _LEAST_CLASSES
+            else tuple(sorted((str(name) for name in captions), key=_natural))
+        )
         return _Summary(np.array(digests, "V16"), names, dict(captions), content.hexdigest())
 
     def held_out(self, fraction: float, seed: int) -> NDArray[np.bool_]:

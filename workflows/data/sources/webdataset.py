@@ -83,7 +83,7 @@ def _has_end(tar: tarfile.TarFile) -> bool:
     """Whether a block of zeros marks the end, as it does unless the file was cut off between two members."""
     file: Any = tar.fileobj
     file.seek(tar.offset)
-    return bool(file.read(1))
+    return bool(file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE))
 
 
 def _record(tar: tarfile.TarFile, where: str, members: Members, columns: Columns) -> Record:
