@@ -104,7 +104,7 @@ def test_too_many_broken_records_stop_the_job(tmp_path: Path) -> None:
     source = samples.write_sidecar(tmp_path / "source", 20)
     for number in range(2):
         (source / f"{number:04d}.png").write_bytes(b"")
-    with pytest.raises(InvalidData, match=r"2 of 20 records .* max_bad_fraction 0\.05 .*rejected\.parquet; 0000\.png"):
+    with pytest.raises(InvalidData, match=r"2 of 20 records .*max_bad_fraction 0\.05 .*rejected\.parquet; 0000\.png"):
         build(tmp_path / "data", source)
     assert pq.read_table(tmp_path / "data/rejected.parquet").num_rows == 2
     assert build(tmp_path / "data", source, "data.max_bad_fraction=0.1")["num_rejected"] == 2
