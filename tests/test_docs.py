@@ -66,6 +66,8 @@ def test_commands_of_the_documents_are_real(words: list[str]) -> None:
 
 
 def check_configured(options: dict[str, Any]) -> None:
+    if not options.get("config"):
+        return  # a command below a group, such as `data check`
     load_config(options["config"], options["overrides"])
 
 

@@ -23,6 +23,8 @@ from rich.console import Console
 
 from workflows import model_commands
 from workflows.config import RunConfig, load_config
+from workflows.data.commands import data_app
+from workflows.embed.commands import cache_app
 from workflows.failure import explain
 from workflows.pipeline import plan_job, run_job, run_one
 from workflows.preflight import check_port, exclusive_storage
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 
 ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
+GroupConfigOption = Annotated[str | None, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as serve.port=8001.")
 ]
@@ -104,7 +107,22 @@ def _add_stage(name: str, help_text: str) -> None:
     def stage(config: ConfigOption, overrides: SetOption = None) -> None:
         _run_stage(name, config, overrides)
 
-    app.command(name, help=help_text)(stage)
+    def group(context: typer.Context, config: GroupConfigOption = None, overrides: SetOption = None) -> None:
+        if context.invoked_subcommand is None:
+            if config is None:
+                raise typer.BadParameter("missing: give digits, shapes, or a YAML file", param_hint="--config")
+            stage(config, overrides)
+
+    if name in _GROUPS:
+        _GROUPS[name].callback(invoke_without_command=True, help=help_text)(group)
+        app.add_typer(_GROUPS[name], name=name)
+    else:
+        app.command(name, help=help_text)(stage)
+
+
+_GROUPS: Final = {"data": data_app}
+"""Stages that have commands of their own below them."""
+app.add_typer(cache_app, name="cache")
 
 
 app.command("api-key")(api_key)

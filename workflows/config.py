@@ -23,6 +23,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Absolute from the start: Ray's workers change directory.
 FolderPath = Annotated[str, AfterValidator(os.path.abspath)]
 
+DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
+BUILT_IN_DATA: Final = ("digits", "shapes")
+
 RESERVED_NAMES: Final = ("artifacts", "mlartifacts", "mlflow.db")
 
 
@@ -41,13 +44,35 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which captioned images to build or read, and how they are split."""
 
-    source: Literal["digits", "shapes"] = Field(description="A built-in data set.")
+    source: Literal["digits", "shapes", "auto", "folder", "sidecar", "webdataset", "parquet", "hf_parquet"] = Field(
+        description="A built-in data set, or the format of your own at `path` (auto: found out)."
+    )
+    path: DataPath | None = Field(None, description="Folder, file or URL of your own captioned images.")
+    image_column: str | None = Field(None, description="Column or key of images or file names; default: the usual.")
+    caption_column: str | None = Field(None, description="Column or key of captions; default: the usual ones.")
+    label_column: str | None = Field(None, description="Column or key of the class; then every record needs one.")
+    image_size: PositiveInt = Field(32, description="Pixels of each side after resizing and cropping (your own).")
+    channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB (your own).")
+    max_pixels: PositiveInt = Field(64_000_000, description="Pictures with more are refused undecoded (your own).")
+    max_caption_chars: PositiveInt = Field(2000, description="Longer captions are cut (your own).")
+    max_bad_fraction: Fraction = Field(0.05, description="Share of unusable records that stops the job (your own).")
     num_samples: PositiveInt = Field(12_000, description="Pictures to generate (shapes; digits has 1,797 scans).")
     held_out: Fraction = Field(0.2, description="Fraction of samples kept out of training.")
     unseen_combinations: Fraction = Field(
         0.1, description="Fraction of attribute combinations never trained on (shapes)."
     )
     seed: int = Field(0, description="Seed of generation, wording and split.")
+
+    @model_validator(mode="after")
+    def _path_goes_with_its_source(self) -> DataConfig:
+        own = self.source not in BUILT_IN_DATA
+        if own and self.path is None:
+            raise ValueError(f"data.source {self.source} needs data.path: a folder, a file or a URL")
+        if not own and self.path is not None:
+            raise ValueError(
+                f"data.path goes with your own data, not with the built-in {self.source}: set data.source=auto"
+            )
+        return self
 
 
 class ClipConfig(Section):
@@ -78,6 +103,7 @@ class EmbedConfig(Section):
         "float32", description="Storage type of the token embeddings."
     )
     rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
+    share_captions: bool = Field(True, description="Keep encoded captions under `storage.root`/cache for later runs.")
 
 
 class ScheduleConfig(Section):

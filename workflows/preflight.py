@@ -26,7 +26,17 @@ def exclusive_storage(config: RunConfig) -> Iterator[None]:
     Raises:
         StorageUnwritable: the folder cannot be written, is full, or another run works in it.
     """
-    folder = config.root_folder
+    with exclusive_folder(config.root_folder):
+        yield
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """As `exclusive_storage`, for a storage folder given by its path.
+
+    Raises:
+        StorageUnwritable: the folder cannot be written, is full, or another run works in it.
+    """
     check_writable(folder)
     with (folder / ".lock").open("a+") as lock:
         try:

@@ -112,7 +112,8 @@ def _log_run(run: TrackedRun, config: RunConfig, inputs: dict[str, Artifact]) ->
         run.log_curves(stage, inputs[stage].folder / "losses.csv", after=run.last_step(f"{stage}.loss"))
         run.log_file(inputs[stage].folder / "losses.png", stage)
     for stage, name in _PICTURES:
-        run.log_file(inputs[stage].folder / name, stage)
+        if (file := inputs[stage].folder / name).is_file():
+            run.log_file(file, stage)
 
 
 def _version(run: TrackedRun, name: str, tags: dict[str, str], package: Path, card: PackageCard) -> ModelVersion:

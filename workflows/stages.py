@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from workflows.config import RunConfig, Section
+from workflows.config import BUILT_IN_DATA, RunConfig, Section
 from workflows.pipeline import Stage, StageFunction
 from workflows.preflight import check_port
 from workflows.tracking_store import check_tracking, tracking_uri
@@ -76,6 +76,18 @@ def _dump(section: Section, *without: str) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude=set(without))
 
 
+def _data_section(config: RunConfig) -> dict[str, Any]:
+    """A user's own files may change under the same path; what concerns them is no part of a built-in set's key."""
+    if config.data.source in BUILT_IN_DATA:
+        return config.data.model_dump(mode="json", include=set(_BUILT_IN_FIELDS))
+    from workflows.data.sources.location import Location
+
+    return {"data": _dump(config.data, "max_bad_fraction"), "files": Location(config.data.path or "").stamp()}
+
+
+_BUILT_IN_FIELDS: Final = ("source", "num_samples", "held_out", "unseen_combinations", "seed")
+
+
 def _clip_section(config: RunConfig) -> dict[str, Any]:
     folder = config.clip.source.removeprefix("local-dir:")
     files = _stamps(Path(folder)) if folder != config.clip.source else {}
@@ -114,7 +126,7 @@ STAGES: Final = (
         name="data",
         help="Builds the captioned images and splits them into training and held-out.",
         load=_data,
-        sections=lambda config: _dump(config.data),
+        sections=_data_section,
     ),
     Stage(
         name="clip",
@@ -127,7 +139,7 @@ STAGES: Final = (
         name="embed",
         help="Writes images and cached CLIP embeddings to Parquet with Ray Data.",
         load=_embed,
-        sections=lambda config: _dump(config.embed, "batch_size", "workers"),
+        sections=lambda config: _dump(config.embed, "batch_size", "workers", "share_captions"),
         inputs=("data", "clip"),
     ),
     Stage(

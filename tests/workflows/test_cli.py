@@ -63,8 +63,10 @@ def test_commands_and_options_are_the_golden_ones() -> None:
     group = typer.main.get_command(cli.app)
     lines = []
     for name, command in sorted(vars(group)["commands"].items()):
-        options = sorted(option for parameter in command.params for option in parameter.opts)
-        lines.append(" ".join((name, *options)))
+        below = {f"{name} {key}": value for key, value in sorted(getattr(command, "commands", {}).items())}
+        for key, value in ({name: command} | below).items():
+            options = sorted(option for parameter in value.params for option in parameter.opts)
+            lines.append(" ".join((key, *options)))
     assert "\n".join(lines) + "\n" == (GOLDEN / "commands.txt").read_text()
 
 

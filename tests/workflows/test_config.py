@@ -74,7 +74,7 @@ def test_a_file_is_read_and_paths_are_absolute(tmp_path: Path, monkeypatch: pyte
         (["sevre.port=5"], ["sevre", "did you mean serve?"]),
         (["denoiser.train.steps=0"], ["denoiser.train.steps", "greater than 0", "found 0"]),
         (["denoiser.train.steps=many"], ["denoiser.train.steps", "integer", "'many'"]),
-        (["data.source=photos"], ["data.source", "'digits' or 'shapes'"]),
+        (["data.source=photos"], ["data.source", "'digits', 'shapes', 'auto'"]),
         (["serve.port=70000"], ["serve.port", "65535"]),
         (["denoiser.train.keep_checkpoints=1"], ["keep_checkpoints"]),
         (["name=../elsewhere"], ["name"]),

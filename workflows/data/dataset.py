@@ -49,14 +49,15 @@ class DataInfo:
     """What a data artifact holds; written as `data.json`.
 
     Attributes:
-        source: name of the built-in set.
+        source: name of the built-in set, or the format of the user's own.
         shape: (c, h, w) of every image.
         class_names: names of the labels: the values of the first attribute.
-        attributes: attribute name -> its values, in order.
+        attributes: attribute name -> its values, in order; none where samples have no label.
         num_train: samples to train on.
         num_held_out: samples kept out of training.
         data_hash: SHA-256 over pixels, captions, labels, attributes and split.
-        candidate_captions: one canonical caption per combination of attribute values.
+        candidate_captions: one canonical caption per combination of attribute values; without attributes, the most
+            frequent captions.
         unseen_combinations: indices into `candidate_captions` that no training sample shows.
     """
 
@@ -191,7 +192,13 @@ class Dataset:
         return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)))
 
     def combinations(self, split: Split) -> NDArray[np.int64]:
-        """(n,) index of each sample's combination in `candidate_captions`."""
+        """(n,) index of each sample's combination in `candidate_captions`.
+
+        Without attributes: of its first caption, -1 where that is no candidate.
+        """
+        if not self.info.attributes:
+            index = {text: number for number, text in enumerate(self.info.candidate_captions)}
+            return np.array([index.get(texts[0], -1) for texts in split.captions], np.int64)
         return np.array([self.info.combination(values) for values in split.attributes], np.int64)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workflows.artifact import Artifact
-from workflows.config import DataConfig, RunConfig
+from workflows.config import BUILT_IN_DATA, DataConfig, RunConfig
 from workflows.data import digits, shapes
 from workflows.data.dataset import DataInfo, Split, write_split
 from workflows.data.wording import product
@@ -31,11 +31,16 @@ def build_data(
         progress: told about written samples.
 
     Returns:
-        `num_train`, `num_held_out`, `num_unseen_combinations`, `data_hash`.
+        `num_train`, `num_held_out`, `num_unseen_combinations`, `data_hash`; with own data also `num_rejected`.
 
     Raises:
-        InvalidData: fractions that leave nothing to train on or nothing to hold out.
+        InvalidData: fractions that leave nothing to train on or nothing to hold out, or own data that cannot be used.
     """
+    if config.data.source not in BUILT_IN_DATA:
+        from workflows.data.import_own import import_own
+
+        info, num_rejected = import_own(config.data, folder, progress)
+        return _figures(info) | {"num_rejected": num_rejected}
     train, held_out, info = _build(config.data)
     if not len(train) or not len(held_out):
         raise InvalidData(
@@ -47,6 +52,10 @@ def build_data(
     write_split(held_out, folder / "held_out.parquet")
     progress.advance(len(train) + len(held_out))
     info.save(folder)
+    return _figures(info)
+
+
+def _figures(info: DataInfo) -> dict[str, Any]:
     return {
         "num_train": info.num_train,
         "num_held_out": info.num_held_out,

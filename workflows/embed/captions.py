@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from workflows.embed.manifest import caption_id, normalise
 from workflows.embed.shards import write_shard
+from workflows.embed.store import CaptionStore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +53,21 @@ class CaptionShardWriter:
         encoder: key of the text tower.
         dtype: storage type of the tokens.
         batch_size: captions per call of the tower.
+        store: of captions that are encoded already; None: there is none.
         num_gpus: how many this actor has been given.
     """
 
     def __init__(
-        self, clip_folder: Path, folder: Path, encoder: str, dtype: str, batch_size: int, num_gpus: int
+        self,
+        clip_folder: Path,
+        folder: Path,
+        encoder: str,
+        dtype: str,
+        batch_size: int,
+        store: CaptionStore | None,
+        num_gpus: int,
     ) -> None:
-        self._clip_folder, self._folder, self._num_gpus = clip_folder, folder, num_gpus
+        self._clip_folder, self._folder, self._num_gpus, self._store = clip_folder, folder, num_gpus, store
         self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size
 
     @cached_property
@@ -72,7 +81,9 @@ class CaptionShardWriter:
         return load_clip(self._clip_folder, "cuda" if self._num_gpus and torch.cuda.is_available() else "cpu").text
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Writes the shard of each work item in the block (`path`, `key`, `captions`); returns what was written.
+        """Writes the shard of each work item in the block; returns what was written, and how many were `encoded`.
+
+        An item has `path`, `key`, `captions`, and the names of the `parts` of the store that hold some of them.
 
         Raises:
             InvalidClip: towers that do not load.
@@ -81,10 +92,24 @@ class CaptionShardWriter:
         return pa.Table.from_pylist([self._write(item) for item in block.to_pylist()])
 
     def _write(self, item: dict[str, Any]) -> dict[str, Any]:
-        captions: list[str] = item["captions"]
-        ids = [caption_id(self._encoder, text) for text in captions]
-        table = caption_table(ids, captions, self._encode(captions), self._dtype)
-        return asdict(write_shard(self._folder, item["path"], table, item["key"]))
+        captions = {caption_id(self._encoder, text): text for text in item["captions"]}
+        known = self._store.take(item["parts"], list(captions)) if self._store and item["parts"] else None
+        tables = [] if known is None else [known]
+        missing = captions.keys() - set(() if known is None else known["caption_id"].to_pylist())
+        if missing:
+            tables.append(self._encoded({key: text for key, text in captions.items() if key in missing}))
+        table = pa.concat_tables(tables).combine_chunks()
+        places = pc.index_in(pa.array(list(captions)), value_set=table["caption_id"].combine_chunks())
+        shard = write_shard(self._folder, item["path"], table.take(places).combine_chunks(), item["key"])
+        return asdict(shard) | {"encoded": len(missing)}
+
+    def _encoded(self, captions: dict[str, str]) -> pa.Table:
+        """New captions, which the store has from now on."""
+        texts = list(captions.values())
+        table = caption_table(list(captions), texts, self._encode(texts), self._dtype)
+        if self._store is not None:
+            self._store.add(table)
+        return table
 
     def _encode(self, captions: list[str]) -> EncodedText:
         import torch

@@ -8,27 +8,27 @@ workers writes the same cache, and a run that was killed goes on with the shards
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.data import Dataset as RayDataset
-from ray.exceptions import RayError
 
-from diffusion_core.errors import RaverseError
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
-from workflows.embed.manifest import discard_damaged
-from workflows.embed.plan import Item, plan_shards
+from workflows.embed.manifest import caption_id, discard_damaged
+from workflows.embed.plan import plan_shards
 from workflows.embed.shards import Shard, remove_partial
+from workflows.embed.store import CaptionStore
 from workflows.progress import Progress
+from workflows.shard_pass import run_pass
 
 
 def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
@@ -60,20 +60,35 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     )
     progress.start(len(plan.captions) + len(plan.images), "shards")
     progress.advance(len(shards))
-    encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size)
+    store = CaptionStore.of(config.root_folder, plan.encoder) if config.embed.share_captions else None
+    captions = with_parts(captions, store, plan.encoder)
+    encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size, store)
     workers = _num_workers(config.embed.workers, len(captions))
+    encoded = 0
     write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
     for pass_items, build in (
         (captions, lambda rows: _encoded(rows, encode, workers)),
         (images, lambda rows: rows.map(write_image)),
     ):
-        for shard in _run(pass_items, build):
-            shards[shard.path] = shard
+        for row in run_pass(pass_items, build):
+            encoded += row.pop("encoded", 0)
+            shards[row["path"]] = Shard(**row)
             progress.advance(len(shards))
     plan.manifest(dataset, identity, config.embed.dtype, shards.values()).save(folder)
-    encoded = sum(len(item["captions"]) for item in captions)
+    if store is not None:
+        store.describe(asdict(identity), config.embed.dtype)
     counts = {f"num_{name}": count for name, count in plan.rows.items()}
     return counts | {"encoded_captions": encoded, "cache_key": plan.key}
+
+
+def with_parts(items: Sequence[dict[str, Any]], store: CaptionStore | None, encoder: str) -> list[dict[str, Any]]:
+    """Work items of captions with the names of the parts of the store that hold some of them."""
+    index = store.index() if store is not None and items else {}
+    return [
+        item
+        | {"parts": sorted({index[key] for text in item["captions"] if (key := caption_id(encoder, text)) in index})}
+        for item in items
+    ]
 
 
 def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int) -> RayDataset:
@@ -96,27 +111,3 @@ def _num_workers(wanted: int, num_shards: int) -> int:
 
 def _total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0))
-
-
-def _run(items: Sequence[Item], build: Callable[[RayDataset], RayDataset]) -> Iterator[Shard]:
-    """Runs one pass over work items, one block each; yields shards as they are finished."""
-    if not items:
-        return
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Our own errors would otherwise arrive inside Ray Data's.
-    context.raise_original_map_exception = True
-    failure = None
-    with DataContext.current(context):
-        try:
-            for row in build(ray.data.from_items(list(items), override_num_blocks=len(items))).iter_rows():
-                yield Shard(**row)
-        except RayError as error:
-            cause = getattr(error, "cause", None)
-            failure = cause if isinstance(cause, RaverseError) else error
-    if failure is not None:
-        # Ray Data's actors live as long as a reference to them, and the error's frames hold some in a cycle.
-        failure = failure.with_traceback(None)
-        gc.collect()
-        raise failure

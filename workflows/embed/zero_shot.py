@@ -24,15 +24,17 @@ def zero_shot(clip: Clip, dataset: Dataset, device: torch.device) -> dict[str, f
         device: where the towers run.
 
     Returns:
-        `zero_shot`: all attributes right. With several attributes also `zero_shot_ATTRIBUTE` for each, and
+        `zero_shot`: all attributes right; without attributes, the caption right, of the samples whose caption is a
+        candidate (left out if none is). With several attributes also `zero_shot_ATTRIBUTE` for each, and
         `zero_shot_unseen` over combinations that were never trained on, when there are some.
     """
     info, held_out = dataset.info, dataset.read("held_out")
     candidates = clip.text.encode(info.candidate_captions).pooled
     pictures = torch.from_numpy(held_out.images)
     chosen = torch.cat([_closest(clip, rows.to(device), candidates) for rows in pictures.split(_BATCH)]).numpy()
-    right = chosen == dataset.combinations(held_out)
-    figures = {"zero_shot": float(right.mean())}
+    wanted = dataset.combinations(held_out)
+    right, known = chosen == wanted, wanted >= 0
+    figures = {"zero_shot": float(right[known].mean())} if known.any() else {}
     if len(info.attributes) > 1:
         values = np.array([info.values_of(int(index)) for index in chosen])
         truth = np.array(held_out.attributes)

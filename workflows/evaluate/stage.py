@@ -44,7 +44,7 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
         progress: told about finished pictures.
 
     Returns:
-        The figures of `workflows.evaluate.measure.measure`.
+        The figures of `workflows.evaluate.measure.measure`; without labels, those of `evaluate_unlabelled`.
 
     Raises:
         InvalidBundle: parts that do not belong together.
@@ -52,6 +52,10 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
     """
     assemble_package(config, inputs, folder / PACKAGE)
     dataset = Dataset.open(inputs["data"].folder)
+    if not dataset.info.attributes:
+        from workflows.evaluate.unlabelled import evaluate_unlabelled
+
+        return evaluate_unlabelled(config.evaluate, dataset, inputs["clip"].folder, folder, progress)
     jobs = plan_jobs(config.evaluate, ask(dataset, config.evaluate.num_prompts, config.evaluate.seed))
     training = ray.remote(num_cpus=1)(_train_judge).remote(inputs["data"].folder, config.evaluate.seed)
     asked = config.evaluate

@@ -86,16 +86,17 @@ def requests_for(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Args:
         card: an entry of `GET /v1/models`.
     """
-    prompt, label = card["example_prompts"][-1], card["classes"][-1]
+    prompt, classes = card["example_prompts"][-1], card["classes"]
     limits = {sampler: min(steps, card["max_steps"]) for sampler, steps in _STEPS.items()}
     kinds: dict[str, dict[str, Any]] = {
         "unconditional": {"prompt": "", "guidance": "none"},
         "direct": {"prompt": prompt, "guidance": "direct"},
         "classifier-free": {"prompt": prompt, "guidance": "classifier_free"},
-        "classifier-by-class": {"prompt": "", "guidance": "classifier", "label": label},
         "classifier-by-prompt": {"prompt": prompt, "guidance": "classifier"},
         "clip": {"prompt": prompt, "guidance": "clip"},
     }
+    if classes:
+        kinds["classifier-by-class"] = {"prompt": "", "guidance": "classifier", "label": classes[-1]}
     return {
         f"{kind}-{sampler}": fields | {"sampler": sampler, "num_inference_steps": steps, "seed": _SEED}
         for kind, fields in kinds.items()

@@ -36,7 +36,7 @@ def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkC
 def classifier_network(
     section: NetworkSection, cache: EmbeddingCache, num_classes: int, num_candidates: int
 ) -> NoisyClassifierConfig:
-    """A noisy-image classifier with a label head and a text head."""
+    """A noisy-image classifier with a text head, and a label head where there are classes."""
     return NoisyClassifierConfig(
         cache.shape,
         patch=section.patch_size,
@@ -44,7 +44,7 @@ def classifier_network(
         depth=section.depth,
         num_heads=section.num_heads,
         mlp_ratio=section.mlp_ratio,
-        num_classes=num_classes,
+        num_classes=num_classes or None,
         embed_dim=cache.captions.pooled.shape[1],
         num_candidates=num_candidates,
     )

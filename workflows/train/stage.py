@@ -64,8 +64,8 @@ def train_classifier(
         progress: told about optimizer steps.
 
     Returns:
-        As the denoiser, `label_accuracy` and `text_accuracy` at the cleanest level measured, and the mean
-        `calibration_error` over the levels.
+        As the denoiser, `label_accuracy` (with classes) and `text_accuracy` at the cleanest level measured, and the
+        mean `calibration_error` over the levels (with classes).
 
     Raises:
         NonFinite: a loss or gradient was not finite.
@@ -82,9 +82,12 @@ def train_classifier(
     meanings = torch.from_numpy(dataset.combinations(dataset.read("held_out")))
     measured = accuracy_by_level(bundle, cache, meanings)
     plot_accuracy(measured, folder / "accuracy_by_level.png")
-    figures = {"label_accuracy": measured[0].label, "text_accuracy": measured[0].text}
-    by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
-    figures["calibration_error"] = sum(point.calibration_error for point in measured) / len(measured)
+    figures = {"text_accuracy": measured[0].text} if measured else {}
+    by_level: dict[str, float] = {}
+    if dataset.info.class_names and measured:
+        figures = {"label_accuracy": measured[0].label} | figures
+        figures["calibration_error"] = sum(point.calibration_error for point in measured) / len(measured)
+        by_level = {f"accuracy_at_{point.level}": point.label for point in measured}
     return trained.metrics | figures | by_level | {"bundle_hash": bundle.hash}
 
 

@@ -26,7 +26,7 @@ class LevelAccuracy:
 
     Attributes:
         level: in 1 .. T.
-        label: share of samples whose label has the highest probability.
+        label: share of samples whose label has the highest probability; NaN without a label head, as `confidence`.
         text: share of samples whose own meaning has the highest similarity among the candidate captions.
         confidence: mean probability that the label head gives to its answer: equal to `label` if calibrated.
         calibration_error: expected difference between the two among samples of like confidence.
@@ -46,10 +46,16 @@ def accuracy_by_level(bundle: ModelBundle, cache: EmbeddingCache, meanings: Tens
     Args:
         bundle: of the classifier.
         cache: whose held-out samples are judged.
-        meanings: index of each held-out sample's candidate caption, `(n,)`.
+        meanings: index of each held-out sample's candidate caption, `(n,)`; -1: it has none and is left out.
+
+    Returns:
+        One entry per level; none where no sample has a candidate caption.
     """
     network, last = bundle.network(), bundle.schedule.num_levels
-    rows = torch.arange(0, len(meanings), max(1, len(meanings) // _SAMPLES))
+    known = (meanings >= 0).nonzero().flatten()
+    if not len(known):
+        return []
+    rows = known[:: max(1, len(known) // _SAMPLES)]
     samples, truth = cache.batch("held_out", rows), meanings[rows]
     x0 = samples.images.float() / 127.5 - 1.0
     eps = noise.normal(0, noise.TRAIN_NOISE, rows, x0.shape[1:])
@@ -74,7 +80,7 @@ def _answers(network: nn.Module, x_t: Tensor, levels: Tensor) -> tuple[Tensor, T
     logits, similarities = [], []
     for x, level in zip(x_t.split(_ROWS_AT_ONCE), levels.split(_ROWS_AT_ONCE), strict=True):
         features: NoisyFeatures = network(x, level.float())
-        logits.append(cast(Tensor, features.logits))
+        logits.append(torch.full((len(x), 1), torch.nan) if features.logits is None else features.logits)
         similarities.append(cast(Tensor, features.embedding) @ cast(Tensor, network.candidates).T)
     return torch.cat(logits), torch.cat(similarities)
 
@@ -89,7 +95,7 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     References:
         Guo et al., On Calibration of Modern Neural Networks (2017), eq. 3.
     """
-    place = (confidence.double() * _BINS).long().clamp(max=_BINS - 1)
+    place = (confidence.double().nan_to_num() * _BINS).long().clamp(max=_BINS - 1)
     gap = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, place, right.double() - confidence.double())
     return float(gap.abs().sum() / len(confidence))
 

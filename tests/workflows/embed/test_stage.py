@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
 from workflows.artifact import Artifact
 from workflows.config import RunConfig, load_config
@@ -29,9 +32,11 @@ def configure(**settings: object) -> RunConfig:
     return load_config("digits", ["data.held_out=0.8", *(f"embed.{name}={value}" for name, value in settings.items())])
 
 
-def run(config: RunConfig, inputs: dict[str, Artifact], folder: Path) -> dict[str, object]:
+def run(config: RunConfig, inputs: dict[str, Artifact], folder: Path, root: Path | None = None) -> dict[str, object]:
+    """Runs the stage; other runs' captions are known under `root` only, by default this cache's own."""
     folder.mkdir(exist_ok=True)
-    return embed(config, inputs, folder, Progress.silent())
+    storage = config.storage.model_copy(update={"root": str(root or folder.with_name(f"{folder.name}-root"))})
+    return embed(config.model_copy(update={"storage": storage}), inputs, folder, Progress.silent())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -92,7 +97,49 @@ def test_lost_and_damaged_shards_alone_are_made_again(
     (folder / "held_out/images/shard-00001.parquet.0123.partial").write_bytes(b"half")
     assert run(configure(rows_per_shard=30), inputs, folder)["encoded_captions"] == 30
     assert contents(folder) == contents(finished)
+    damaged.write_bytes(data)
+    assert run(configure(rows_per_shard=30), inputs, folder)["encoded_captions"] == 0, "the store has them"
+    assert contents(folder) == contents(finished)
     assert kept.stat().st_mtime_ns == stamp
+
+
+def test_captions_of_other_runs_are_not_encoded_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    """One caption of 81 is new, so one is encoded; the cache is that of a run which encoded them all."""
+    import shutil
+
+    root, more = tmp_path / "root", tmp_path / "data"
+    run(configure(rows_per_shard=30), inputs, tmp_path / "first", root)
+    shutil.copytree(inputs["data"].folder, more)
+    table = pq.read_table(more / "train.parquet")
+    captions = table["captions"].to_pylist()
+    captions[0] = ["an entirely new caption", *captions[0]]
+    place = table.schema.get_field_index("captions")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(captions)), more / "train.parquet")
+    changed = inputs | {"data": Artifact("data", "5" * 64, more)}
+    figures = run(configure(rows_per_shard=30), changed, tmp_path / "second", root)
+    assert (figures["num_captions"], figures["encoded_captions"]) == (81, 1)
+    alone = run(configure(rows_per_shard=30, share_captions=False), changed, tmp_path / "third", root)
+    assert alone["encoded_captions"] == 81
+    second, third = (EmbeddingCache.open(tmp_path / name).captions for name in ("second", "third"))
+    assert second.ids == third.ids
+    torch.testing.assert_close(second.tokens, third.tokens, rtol=1e-5, atol=1e-6)
+    assert torch.equal(second.mask, third.mask)
+    EmbeddingCache.open(tmp_path / "second").verify()
+    half = run(configure(rows_per_shard=30, dtype="float16"), changed, tmp_path / "half", root)
+    assert half["encoded_captions"] == 81, "another storage type is another encoder"
+
+
+def test_a_damaged_part_of_the_store_is_found_and_made_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    run(configure(rows_per_shard=30), inputs, tmp_path / "first", root)
+    part = min((root / "cache/captions").glob("*/*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 255
+    part.write_bytes(data)
+    rows = pq.read_metadata(part).num_rows
+    assert run(configure(rows_per_shard=30), inputs, tmp_path / "second", root)["encoded_captions"] == rows
+    assert contents(tmp_path / "second") == contents(tmp_path / "first")
+    assert file_sha256(part) == part.stem
 
 
 def test_other_towers_make_another_cache_in_the_same_folder(
@@ -146,7 +193,7 @@ def test_a_run_killed_half_way_goes_on_to_the_same_bytes(
 ) -> None:
     from tests.workflows.embed.conftest import write_tiny
 
-    settings = ["data.num_samples=1200", "embed.rows_per_shard=30"]
+    settings = ["data.num_samples=1200", "embed.rows_per_shard=30", f"storage.root={tmp_path / 'killed-root'}"]
     config = load_config("shapes", settings)
     data, clip = tmp_path / "data", write_tiny(tmp_path / "clip", image_size=32)
     data.mkdir()

@@ -1,0 +1,193 @@
+"""A user's own data become a data artifact: the same bytes whoever writes them, with nothing lost or silent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from tests.workflows.data import samples_own as samples
+from tests.workflows.data.test_picture import bomb
+from workflows.config import RunConfig, load_config
+from workflows.data.dataset import Dataset
+from workflows.data.stage import build_data
+from workflows.embed.shards import file_sha256
+from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable
+from workflows.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def configure(path: Path | str, *more: str) -> RunConfig:
+    return load_config("digits", ["data.source=auto", f"data.path={path}", "data.image_size=8", *more])
+
+
+def build(folder: Path, path: Path | str, *more: str) -> dict[str, object]:
+    folder.mkdir(exist_ok=True, parents=True)
+    return build_data(configure(path, *more), {}, folder, Progress.silent())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): file_sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", samples.WRITERS)
+def test_each_format_becomes_a_data_artifact(name: str, tmp_path: Path) -> None:
+    source = samples.WRITERS[name](tmp_path / "source", 30)
+    figures = build(tmp_path / "data", source)
+    assert (figures["num_train"], figures["num_held_out"], figures["num_rejected"]) == (24, 6, 0)
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.info.shape == (3, 8, 8)
+    assert dataset.info.source == name
+    assert set(dataset.info.class_names) == set(samples.COLORS)
+    train, held_out = dataset.read("train"), dataset.read("held_out")
+    ids = np.concatenate([train.sample_ids, held_out.sample_ids])
+    assert sorted(ids.tolist()) == list(range(30))
+    for split in (train, held_out):
+        for number, texts, label in zip(split.sample_ids, split.captions, split.labels, strict=True):
+            assert texts[0] == samples.caption(int(number))
+            assert dataset.info.class_names[label] == samples.label(int(number))
+    assert dataset.combinations(held_out).tolist() == held_out.labels.tolist()
+    assert len(set(dataset.info.candidate_captions)) == 3
+    assert set(contents(tmp_path / "data")) == {
+        "train.parquet", "held_out.parquet", "rejected.parquet", "data.json",
+    }  # fmt: skip
+
+
+def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
+    build(tmp_path / "data", samples.write_folder(tmp_path / "source", 30, labels=False))
+    dataset = Dataset.open(tmp_path / "data")
+    assert (dataset.info.class_names, dataset.info.attributes) == ((), {})
+    assert sorted(dataset.info.candidate_captions) == sorted(samples.caption(number) for number in range(6))
+    split = dataset.read("train")
+    assert set(split.labels.tolist()) == {-1}
+    chosen = [dataset.info.candidate_captions[i] for i in dataset.combinations(split)]
+    assert chosen == [texts[0] for texts in split.captions]
+
+
+def test_broken_records_are_refused_with_their_reasons(tmp_path: Path) -> None:
+    source = samples.write_sidecar(tmp_path / "source", 40)
+    jpeg = samples.picture(1, (64, 64), "JPEG")
+    (source / "0001.png").write_bytes(jpeg[: len(jpeg) // 2])
+    (source / "0002.png").write_bytes(bomb())
+    (source / "0003.png").write_bytes(b"")
+    (source / "0004.txt").write_text("  \n\n")
+    (source / "0005.txt").write_text("a\0b")
+    (source / "0006.txt").write_text("word " * 200_000)
+    (source / "0007.txt").unlink()
+    figures = build(tmp_path / "data", source, "data.max_bad_fraction=0.2")
+    assert figures["num_rejected"] == 5
+    assert int(str(figures["num_train"])) + int(str(figures["num_held_out"])) == 35
+    rows = pq.read_table(tmp_path / "data/rejected.parquet").to_pylist()
+    reasons = {row["name"]: row["reason"] for row in rows if not row["kept"]}
+    assert set(reasons) == {"0001.png", "0002.png", "0003.png", "0004.png", "0007.png"}
+    assert "cannot be decoded" in reasons["0001.png"]
+    assert "20000" in reasons["0002.png"] or "bomb" in reasons["0002.png"]
+    assert reasons["0003.png"] == "the image is empty: 0 bytes"
+    assert reasons["0004.png"] == "every caption is empty"
+    assert reasons["0007.png"] == "no .txt of this name beside it"
+    kept = [(row["name"], row["reason"]) for row in rows if row["kept"]]
+    assert ("0005.png", "NUL removed from a caption") in kept
+    assert ("0006.png", "a caption of 999999 characters cut to 2000") in kept
+
+
+def test_too_many_broken_records_stop_the_job(tmp_path: Path) -> None:
+    source = samples.write_sidecar(tmp_path / "source", 20)
+    for number in range(2):
+        (source / f"{number:04d}.png").write_bytes(b"")
+    with pytest.raises(InvalidData, match=r"2 of 20 records .*max_bad_fraction 0\.05 .*rejected\.parquet; 0000\.png"):
+        build(tmp_path / "data", source)
+    assert pq.read_table(tmp_path / "data/rejected.parquet").num_rows == 2
+    assert build(tmp_path / "data", source, "data.max_bad_fraction=0.1")["num_rejected"] == 2
+
+
+def test_a_wanted_label_that_is_missing_is_a_reason(tmp_path: Path) -> None:
+    source = samples.write_folder(tmp_path / "source", 20, labels=False)
+    with pytest.raises(InvalidData, match=r"no label, though data\.label_column is set"):
+        build(tmp_path / "data", source, "data.label_column=label")
+
+
+def test_damaged_files_and_missing_folders_arrive_as_themselves(tmp_path: Path) -> None:
+    source = samples.write_webdataset(tmp_path / "source", 10)
+    (source / "00001.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(InvalidData, match=r"00001\.tar .* is no tar file"):
+        build(tmp_path / "data", source)
+    with pytest.raises(InvalidData, match="nothing at"):
+        build(tmp_path / "data", tmp_path / "nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/parts").write_text("a file where a folder should be")
+    with pytest.raises(StorageUnwritable, match="part-000000"):
+        build(tmp_path / "full", samples.write_sidecar(tmp_path / "more", 10))
+    with pytest.raises(InvalidConfig, match=r"data\.source folder needs data\.path"):
+        load_config("digits", ["data.source=folder"])
+    with pytest.raises(InvalidConfig, match=r"not with the built-in digits"):
+        load_config("digits", ["data.path=x"])
+
+
+def test_equal_pictures_land_in_one_split_and_new_ones_move_few(tmp_path: Path) -> None:
+    source = samples.write_sidecar(tmp_path / "source", 60)
+    for number in range(60, 90):
+        (source / f"{number:04d}.png").write_bytes(samples.picture(number - 60))
+        (source / f"{number:04d}.txt").write_text("a second caption of the same picture")
+    build(tmp_path / "data", source)
+    dataset = Dataset.open(tmp_path / "data")
+    train, held_out = ({image.tobytes() for image in dataset.read(name).images} for name in ("train", "held_out"))
+    assert not train & held_out
+    (source / "9999.png").write_bytes(samples.picture(100))
+    (source / "9999.txt").write_text("one more")
+    build(tmp_path / "more", source)
+    after = {image.tobytes() for image in Dataset.open(tmp_path / "more").read("held_out").images}
+    assert len(held_out - after) <= 1
+
+
+def test_the_same_input_gives_the_same_bytes_whatever_was_there(tmp_path: Path) -> None:
+    source = samples.write_sidecar(tmp_path / "source", 1100)
+    build(tmp_path / "one", source)
+    build(tmp_path / "two", source)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    (source / "0700.txt").write_text("another caption")
+    build(tmp_path / "two", source)
+    assert contents(tmp_path / "one") != contents(tmp_path / "two")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import ray
+from tests.workflows.data.test_import_own import build
+address, folder, source = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+build(Path(folder), source)
+"""
+
+
+def test_an_import_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source = samples.write_parquet(tmp_path / "source", 3)
+    for number in range(24):
+        samples.write_parquet(source / f"{number:02d}", 600)
+    folder = tmp_path / "killed"
+    address = ray.get_runtime_context().gcs_address
+    arguments = [sys.executable, "-c", KILLED, address, str(folder), str(source)]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("parts/part-??????.parquet"))) < 3 and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("parts/part-??????.parquet")}
+    assert len(stamps) >= 3
+    assert not (folder / "data.json").exists()
+    build(folder, source)
+    build(tmp_path / "whole", source)
+    assert contents(folder) == contents(tmp_path / "whole")
+    counts = Counter(Dataset.open(folder).read("train").captions)
+    assert counts[(samples.caption(2), "another wording of 2")] > 0

@@ -1,0 +1,204 @@
+"""Looks through a user's captioned images and says what is wrong with them, without Ray and without training."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Final, final
+
+import numpy as np
+from PIL import Image
+
+from workflows.data.own import Rules, Usable, use
+from workflows.data.sources import SOURCES, detect
+from workflows.data.sources.location import Location
+from workflows.data.sources.record import Columns, Record
+from workflows.errors import InvalidData
+
+_GOLDEN: Final = 0.6180339887498949
+_EXAMPLES: Final = 20
+_THUMBNAILS: Final = 24
+_MOST: Final = 10
+_TILE: Final = 96
+
+
+@final
+@dataclass
+class Check:
+    """What has been seen so far; `report` turns it into values for JSON.
+
+    Attributes:
+        rules: for every record, as the import would apply them.
+        context_length: tokens that a caption may have, with start and end.
+    """
+
+    rules: Rules
+    context_length: int
+    records: int = 0
+    usable: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    broken: list[dict[str, str]] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    images: Counter[bytes] = field(default_factory=Counter)
+    captions: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    thumbnails: list[dict[str, str]] = field(default_factory=list)
+
+    def see(self, record: Record) -> None:
+        """Counts one record."""
+        self.records += 1
+        try:
+            usable = use(record, self.rules)
+        except InvalidData as error:
+            self.faults[_kind(str(error))] += 1
+            if len(self.broken) < _EXAMPLES:
+                self.broken.append({"name": record.name, "reason": str(error)})
+            return
+        self._count(usable)
+
+    def _count(self, usable: Usable) -> None:
+        self.usable += 1
+        found = usable.found
+        self.modes[found.mode] += 1
+        self.formats[found.format] += 1
+        self.widths.append(found.width)
+        self.heights.append(found.height)
+        self.images[hashlib.sha256(usable.record.image).digest()[:16]] += 1
+        self.captions.update(usable.captions)
+        self.labels["(none)" if usable.record.label is None else usable.record.label] += 1
+        self.changes.update(_kind(change) for change in usable.changes)
+        if len(self.thumbnails) < _THUMBNAILS:
+            self.thumbnails.append({"caption": usable.captions[0][:120], "image": _thumbnail(usable)})
+
+    def report(self) -> dict[str, Any]:
+        """Everything that was counted."""
+        counts = self.captions.values()
+        return {
+            "records": self.records,
+            "usable": self.usable,
+            "unusable": dict(self.faults.most_common()),
+            "unusable_examples": self.broken,
+            "changed": dict(self.changes.most_common()),
+            "formats": dict(self.formats.most_common()),
+            "modes": dict(self.modes.most_common()),
+            "width": _spread(self.widths),
+            "height": _spread(self.heights),
+            "aspect_ratio": _spread([w / h for w, h in zip(self.widths, self.heights, strict=True)]),
+            "smaller_than_wanted": sum(
+                min(size) < self.rules.shape.size for size in zip(self.widths, self.heights, strict=True)
+            ),
+            "captions": {
+                "total": sum(counts),
+                "distinct": len(self.captions),
+                "duplicates": sum(counts) - len(self.captions),
+                "over_context_length": sum(self.captions[text] for text in self._too_long()),
+                "context_length": self.context_length,
+                "most_common": dict(self.captions.most_common(_MOST)),
+            },
+            "duplicate_images": sum(self.images.values()) - len(self.images),
+            "labels": dict(self.labels.most_common()) if set(self.labels) - {"(none)"} else {},
+        }
+
+    def _too_long(self) -> list[str]:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        tokenizer = SimpleTokenizer()
+        return [text for text in self.captions if len(tokenizer.encode(text)) + 2 > self.context_length]
+
+
+def check_data(
+    path: str, source: str, columns: Columns, rules: Rules, limit: int | None, context_length: int = 77
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Reads records, spread evenly over the pieces, and reports on them.
+
+    Args:
+        path: folder, file or URL.
+        source: a name of `SOURCES`, or `auto`.
+        columns: of the source.
+        rules: as the import would apply them.
+        limit: records to look at; None: all.
+        context_length: tokens that a caption may have.
+
+    Returns:
+        The report, and thumbnails of the first usable records.
+
+    Raises:
+        InvalidData: there is nothing, or none of a known format.
+    """
+    location = Location(path)
+    name = detect(location) if source == "auto" else source
+    pieces = list(SOURCES[name].pieces(location, columns))
+    check = Check(rules, context_length)
+    seen = 0
+    for number in _spread_out(len(pieces)):
+        if limit is not None and check.records >= limit:
+            break
+        seen += 1
+        for record in _at_most(SOURCES[name].read(location, pieces[number], columns), limit, check):
+            check.see(record)
+    head = {"path": path, "format": name, "pieces": len(pieces), "pieces_read": seen}
+    report = head | check.report()
+    report["complete"] = seen == len(pieces) and (limit is None or check.records < limit)
+    report["next"] = next_command(path, name, columns, rules)
+    return report, check.thumbnails
+
+
+def next_command(path: str, source: str, columns: Columns, rules: Rules) -> str:
+    """The command that runs the whole job on these data."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(path.rstrip("/")).stem).strip("-.") or "mine"
+    settings = {
+        "name": name,
+        "register.model_name": f"raverse-{name}",
+        "data.source": source,
+        "data.path": path,
+        "data.image_size": rules.shape.size,
+        "data.channels": rules.shape.channels,
+        "data.image_column": columns.image,
+        "data.caption_column": columns.caption,
+        "data.label_column": columns.label,
+    }
+    options = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items() if value is not None]
+    return " ".join(["raverse run --config shapes", *options])
+
+
+def _at_most(records: Iterator[Record], limit: int | None, check: Check) -> Iterator[Record]:
+    for record in records:
+        if limit is not None and check.records >= limit:
+            return
+        yield record
+
+
+def _spread_out(count: int) -> list[int]:
+    """0 .. count-1 in an order whose beginnings are spread evenly: by the fractions of golden multiples."""
+    return sorted(range(count), key=lambda number: (number * _GOLDEN) % 1.0)
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to one file."""
+    return re.sub(r"\d+", "N", reason.split(" (", maxsplit=1)[0])
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    low, median, high = np.quantile(values, [0.0, 0.5, 1.0])
+    return {"min": round(float(low), 3), "median": round(float(median), 3), "max": round(float(high), 3)}
+
+
+def _thumbnail(usable: Usable) -> str:
+    """A picture as the model would see it, as a data URL."""
+    pixels, buffer = usable.pixels, io.BytesIO()
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    picture.resize((_TILE, _TILE), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,109 @@
+"""`raverse data check`: looks through captioned images before any job runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from workflows.config import DataConfig
+
+data_app = typer.Typer(add_completion=False)
+
+_DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.items()}
+
+
+@data_app.command("check")
+def check(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Folder, file or URL of captioned images.")],
+    source: Annotated[str, typer.Option(help="Format, as data.source; auto: found out.")] = "auto",
+    image_column: Annotated[str | None, typer.Option(help="As data.image_column.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="As data.caption_column.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="As data.label_column.")] = None,
+    image_size: Annotated[int, typer.Option(min=1, help="As data.image_size.")] = _DEFAULTS["image_size"],
+    channels: Annotated[int, typer.Option(min=1, max=3, help="As data.channels.")] = _DEFAULTS["channels"],
+    max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="As data.max_bad_fraction.")] = _DEFAULTS[
+        "max_bad_fraction"
+    ],
+    context_length: Annotated[int, typer.Option(min=3, help="Tokens that a caption may have.")] = 77,
+    sample: Annotated[int, typer.Option(min=1, help="Records to look at.")] = 2000,
+    every: Annotated[bool, typer.Option("--all", help="Look at every record.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for report.json and report.html.")] = Path("data-check"),
+) -> None:
+    """Says what is in captioned images and what is wrong with them.
+
+    Exit status: 0 they can be used; 1 they cannot, or more than --max-bad-fraction of them.
+
+    Example: raverse data check photos/
+    """
+    from diffusion_core.errors import RaverseError
+    from workflows.failure import explain
+
+    try:
+        usable = _check(
+            DataConfig(
+                source=_known(source),
+                path=path,
+                image_column=image_column,
+                caption_column=caption_column,
+                label_column=label_column,
+                image_size=image_size,
+                channels=3 if channels == 3 else 1,
+                max_bad_fraction=max_bad_fraction,
+            ),
+            context_length,
+            None if every else sample,
+            out,
+        )
+    except (RaverseError, OSError) as error:
+        typer.echo(f"raverse: {explain(error) or error}", err=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if usable else 1)
+
+
+def _known(source: str) -> str:
+    from workflows.data.sources import SOURCES
+
+    if source != "auto" and source not in SOURCES:
+        raise typer.BadParameter(f"{source!r}: give auto or one of {', '.join(SOURCES)}", param_hint="--source")
+    return source
+
+
+def _check(config: DataConfig, context_length: int, limit: int | None, out: Path) -> bool:
+    from workflows.data.check import check_data
+    from workflows.data.check_page import page
+    from workflows.data.own import rules_of
+    from workflows.data.sources.record import Columns
+
+    columns = Columns(config.image_column, config.caption_column, config.label_column)
+    path = config.path or ""
+    report, thumbnails = check_data(path, config.source, columns, rules_of(config), limit, context_length)
+    bad = report["records"] - report["usable"]
+    usable = bool(report["usable"]) and bad <= config.max_bad_fraction * report["records"]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(report | {"ok": usable}, indent=2, ensure_ascii=False))
+    (out / "report.html").write_text(page(report, thumbnails, usable=usable))
+    _show(report, out, usable=usable)
+    return usable
+
+
+def _show(report: dict[str, object], out: Path, *, usable: bool) -> None:
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    table = Table("what", "found", title=None)
+    for name, value in report.items():
+        if name not in ("next", "unusable_examples", "path"):
+            shown = ", ".join(f"{k}: {v}" for k, v in list(value.items())[:8]) if isinstance(value, dict) else value
+            table.add_row(name.replace("_", " "), str(shown)[:300])
+    console.print(table)
+    examples = report["unusable_examples"]
+    for row in examples if isinstance(examples, list) else ():
+        console.print(f"  {row['name']}: {row['reason']}")
+    console.print(f"see {out / 'report.html'} and {out / 'report.json'}")
+    if usable:
+        console.print(f"next: {report['next']}")
+    else:
+        console.print("these data cannot be used as they are: mend them, or raise data.max_bad_fraction")

@@ -1,0 +1,185 @@
+"""One piece of a user's data: records are checked and decoded, and what can be used is written to a part.
+
+A part is a Parquet file that later runs find again, so an import that was killed goes on with the missing parts.
+Beside it lie the records that were refused, or kept with a change, each with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from workflows.config import DataConfig
+from workflows.data.picture import Found, PictureShape, prepare
+from workflows.data.sources import SOURCES
+from workflows.data.sources.location import Location
+from workflows.data.sources.record import Columns, Record
+from workflows.embed.shards import write_shard
+from workflows.errors import InvalidData
+
+PART: Final = pa.schema(
+    {
+        "name": pa.string(),
+        "image": pa.binary(),
+        "captions": pa.list_(pa.string()),
+        "label": pa.string(),
+        "digest": pa.binary(16),
+    }
+)
+REJECTED: Final = pa.schema({"name": pa.string(), "kept": pa.bool_(), "reason": pa.string()})
+_LONGEST_NAME: Final = 500
+
+
+@final
+@dataclass(frozen=True)
+class Rules:
+    """What a record must be to be used.
+
+    Attributes:
+        shape: of every picture.
+        max_caption_chars: longer captions are cut.
+        needs_label: whether a record without a label is refused.
+    """
+
+    shape: PictureShape
+    max_caption_chars: int
+    needs_label: bool = False
+
+
+def rules_of(config: DataConfig) -> Rules:
+    """What a configuration asks of each record."""
+    shape = PictureShape(config.image_size, config.channels, config.max_pixels)
+    return Rules(shape, config.max_caption_chars, needs_label=config.label_column is not None)
+
+
+@final
+@dataclass(frozen=True)
+class Usable:
+    """A record that can be used: pixels, cleaned captions, and what had to be changed."""
+
+    record: Record
+    pixels: NDArray[np.uint8]
+    captions: tuple[str, ...]
+    found: Found
+    changes: tuple[str, ...]
+
+
+def use(record: Record, rules: Rules) -> Usable:
+    """Checks and decodes a record.
+
+    Raises:
+        InvalidData: why it cannot be used.
+    """
+    if record.fault is not None:
+        raise InvalidData(record.fault)
+    captions, changes = clean_captions(record.captions, rules.max_caption_chars)
+    if not captions:
+        raise InvalidData("no caption" if not record.captions else "every caption is empty")
+    if rules.needs_label and record.label is None:
+        raise InvalidData("no label, though data.label_column is set")
+    pixels, found = prepare(record.image, rules.shape)
+    if found.frames > 1:
+        changes = (*changes, f"animated: the first of {found.frames} frames is used")
+    return Usable(record, pixels, captions, found, changes)
+
+
+def clean_captions(captions: Iterable[str], max_chars: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Captions that any tool can read, each once, and what was done to them."""
+    cleaned: list[str] = []
+    changes: dict[str, None] = {}
+    for caption in captions:
+        text = caption.encode("utf-8", "replace").decode()
+        readable = "".join(" " if ord(char) < 32 or ord(char) == 127 else char for char in text).strip()
+        if "\0" in text:
+            changes["NUL removed from a caption"] = None
+        if text != caption:
+            changes["lone surrogates replaced in a caption"] = None
+        if len(readable) > max_chars:
+            changes[f"a caption of {len(readable)} characters cut to {max_chars}"] = None
+            readable = readable[:max_chars].strip()
+        if readable and readable not in cleaned:
+            cleaned.append(readable)
+        elif not readable:
+            changes["an empty caption left out"] = None
+    return tuple(cleaned), tuple(changes)
+
+
+@final
+@dataclass(frozen=True)
+class PieceImporter:
+    """Writes the parts of work items; a stateless function for Ray Data's `map`.
+
+    Attributes:
+        source: name of the format.
+        location: of the data.
+        columns: of the source.
+        rules: for every record.
+        folder: where parts go.
+    """
+
+    source: str
+    location: Location
+    columns: Columns
+    rules: Rules
+    folder: Path
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Writes the part and the rejects of one work item (`piece`, `path`, `key`); returns the part's shard.
+
+        Raises:
+            InvalidData: a file that cannot be read at all.
+            StorageUnwritable: the folder is full or read-only.
+        """
+        rows: list[dict[str, Any]] = []
+        rejected: list[dict[str, Any]] = []
+        for record in self._records(item["piece"]):
+            try:
+                usable = use(record, self.rules)
+            except InvalidData as error:
+                rejected.append(_remark(record, str(error), kept=False))
+                continue
+            rows.append(_row(usable))
+            rejected.extend(_remark(record, change, kept=True) for change in usable.changes)
+        # The part comes last: a later run takes it as the sign that both are whole.
+        rejects = pa.Table.from_pylist(rejected, schema=REJECTED)
+        write_shard(self.folder, rejected_path(item["path"]), rejects, item["key"])
+        part = write_shard(self.folder, item["path"], pa.Table.from_pylist(rows, schema=PART), item["key"])
+        return asdict(part)
+
+    def _records(self, piece: dict[str, Any]) -> Iterator[Record]:
+        return SOURCES[self.source].read(self.location, piece, self.columns)
+
+
+def rejected_path(path: str) -> str:
+    """Where the rejects of a part lie."""
+    return path.replace(".parquet", ".rejected.parquet")
+
+
+def _row(usable: Usable) -> dict[str, Any]:
+    return {
+        "name": usable.record.name.encode("utf-8", "replace").decode(),
+        "image": _png(usable.pixels),
+        "captions": list(usable.captions),
+        "label": usable.record.label,
+        "digest": hashlib.sha256(usable.pixels.tobytes()).digest()[:16],
+    }
+
+
+def _remark(record: Record, reason: str, *, kept: bool) -> dict[str, Any]:
+    name = record.name.encode("utf-8", "replace").decode()[:_LONGEST_NAME]
+    return {"name": name, "kept": kept, "reason": reason.encode("utf-8", "replace").decode()}
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

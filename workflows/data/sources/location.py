@@ -1,0 +1,111 @@
+"""A folder or file on a local disk, or behind any URL that pyarrow or fsspec knows."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, final
+
+import pyarrow as pa
+from pyarrow import fs
+
+from workflows.errors import InvalidData
+
+
+class Entry(NamedTuple):
+    """A file: its path relative to the location, bytes, and modification time in ns (0 where unknown)."""
+
+    path: str
+    size: int
+    mtime: int
+
+
+@final
+@dataclass(frozen=True)
+class Location:
+    """Where a user's data are; opens files by their path relative to it.
+
+    Attributes:
+        url: a local path, or a URL such as `s3://bucket/folder`.
+    """
+
+    url: str
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        if "://" not in self.url:
+            return fs.LocalFileSystem(), str(Path(self.url).absolute())
+        try:
+            filesystem, path = fs.FileSystem.from_uri(self.url)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+            filesystem, path = _fsspec(self.url)
+        return filesystem, path.rstrip("/")
+
+    @cached_property
+    def _is_file(self) -> bool:
+        filesystem, path = self._opened
+        try:
+            kind = filesystem.get_file_info([path])[0].type
+        except OSError as error:
+            raise InvalidData(f"cannot look at {self.url} ({error}): check data.path and access") from None
+        if kind == fs.FileType.NotFound:
+            raise InvalidData(f"nothing at {self.url}: set data.path to a folder, a file, or a URL of one")
+        return bool(kind == fs.FileType.File)
+
+    def entries(self) -> list[Entry]:
+        """Every file, in order of paths; hidden ones are left out.
+
+        Raises:
+            InvalidData: nothing is there, or it cannot be listed.
+        """
+        filesystem, path = self._opened
+        try:
+            infos = filesystem.get_file_info([path] if self._is_file else fs.FileSelector(path, recursive=True))
+        except OSError as error:
+            raise InvalidData(f"cannot list {self.url} ({error}): check data.path and access") from None
+        found = [
+            Entry(self._relative(info.path), int(info.size or 0), int(info.mtime_ns or 0))
+            for info in infos
+            if info.type == fs.FileType.File
+        ]
+        return sorted(entry for entry in found if not any(part.startswith(".") for part in entry.path.split("/")))
+
+    def open(self, path: str) -> Any:
+        """A seekable pyarrow file.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        filesystem, root = self._opened
+        return filesystem.open_input_file(root if self._is_file else f"{root}/{path}")
+
+    def read(self, path: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with self.open(path) as file:
+            return bytes(file.read())
+
+    def stamp(self) -> str:
+        """Hash over paths, sizes and modification times: changes when the data do."""
+        return hashlib.sha256(repr([tuple(entry) for entry in self.entries()]).encode("utf-8", "replace")).hexdigest()
+
+    def _relative(self, path: str) -> str:
+        root = self._opened[1]
+        return PurePosixPath(path).name if self._is_file else path[len(root) :].lstrip("/")
+
+
+def _fsspec(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError:
+        raise InvalidData(f"{url} needs fsspec: pip install fsspec and what its protocol wants") from None
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError, OSError) as error:
+        raise InvalidData(f"cannot open {url} ({error}): check data.path") from None
+    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

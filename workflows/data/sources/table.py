@@ -1,0 +1,155 @@
+"""Parquet files with a caption column and an image column: bytes, or Hugging Face's `{bytes, path}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflows.data.sources.location import Entry, Location
+from workflows.data.sources.record import (
+    CAPTION_NAMES,
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    Columns,
+    Record,
+    captions_of,
+    label_of,
+)
+from workflows.errors import InvalidData
+
+_ROWS_AT_ONCE: Final = 64
+_ROWS_PER_PIECE: Final = 512
+
+
+def detect(location: Location, entries: list[Entry]) -> bool:  # noqa: ARG001 -- a source's signature
+    """Whether there is a Parquet file."""
+    return any(entry.path.endswith(".parquet") for entry in entries)
+
+
+def detect_hf(location: Location, entries: list[Entry]) -> bool:
+    """Whether the first Parquet file has a struct with `bytes`."""
+    first = next((entry.path for entry in entries if entry.path.endswith(".parquet")), None)
+    if first is None:
+        return False
+    schema = _file(location, first).schema_arrow
+    return any(pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema)
+
+
+def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:
+    """Stretches of row groups.
+
+    Raises:
+        InvalidData: no Parquet file, one that cannot be read, or one that lacks a column.
+    """
+    names = [entry.path for entry in location.entries() if entry.path.endswith(".parquet")]
+    if not names:
+        raise InvalidData(f"no .parquet in {location.url}: set data.path to one, or choose another data.source")
+    for name in names:
+        file = _file(location, name)
+        found = resolve(file.schema_arrow, columns, f"{name} in {location.url}")
+        start, groups, rows = 0, [], 0
+        for group in range(file.num_row_groups):
+            groups.append(group)
+            rows += file.metadata.row_group(group).num_rows
+            if rows >= _ROWS_PER_PIECE or group == file.num_row_groups - 1:
+                yield {"file": name, "groups": groups, "first": start, "columns": list(found)}
+                start, groups, rows = start + rows, [], 0
+
+
+def resolve(schema: Any, columns: Columns, where: str) -> tuple[str, str, str | None]:
+    """Names of the image, caption and label columns.
+
+    Raises:
+        InvalidData: one is missing, or of another type.
+    """
+    image = _column(schema, columns.image, IMAGE_NAMES, "image", where)
+    caption = _column(schema, columns.caption, CAPTION_NAMES, "caption", where)
+    kind = schema.field(image).type
+    if not (_is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        raise InvalidData(
+            f"column {image!r} of {where} is {kind}, wanted bytes or a struct with bytes: set data.image_column"
+        )
+    kind = schema.field(caption).type
+    text = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+    if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_null(text)):
+        raise InvalidData(
+            f"column {caption!r} of {where} is {kind}, wanted text or lists of it: set data.caption_column"
+        )
+    if columns.label is not None:
+        return image, caption, _column(schema, columns.label, (), "label", where)
+    return image, caption, next((name for name in LABEL_NAMES if name in schema.names), None)
+
+
+def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterator[Record]:  # noqa: ARG001
+    """The records of some row groups.
+
+    Raises:
+        InvalidData: the file is damaged.
+    """
+    image, caption, label = piece["columns"]
+    name, number = piece["file"], piece["first"]
+    file = _file(location, name)
+    names = _class_names(file.schema_arrow, label)
+    wanted = [column for column in (image, caption, label) if column is not None]
+    try:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=list(piece["groups"]), columns=wanted):
+            for row in batch.to_pylist():
+                yield _record(location, f"{name}:{number}", row[image], row[caption], _named(row.get(label), names))
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidData(
+            f"{name} in {location.url} is damaged at row {number} ({error}): repair or remove it"
+        ) from None
+
+
+def _record(location: Location, where: str, image: Any, caption: Any, label: str | None) -> Record:
+    try:
+        data = image
+        if isinstance(image, dict):
+            data = image["bytes"]
+            if data is None and image.get("path"):
+                data = location.read(image["path"])
+        return Record(where, b"" if data is None else bytes(data), captions_of(caption), label)
+    except (OSError, ValueError) as error:
+        return Record(where, fault=str(error))
+
+
+def _file(location: Location, name: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(location.open(name))
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidData(f"{name} in {location.url} is no readable Parquet ({error}): repair or remove it") from None
+
+
+def _column(schema: Any, wanted: str | None, usual: Sequence[str], what: str, where: str) -> str:
+    names = usual if wanted is None else (wanted,)
+    for name in names:
+        if name in schema.names:
+            return name
+    raise InvalidData(
+        f"no {what} column ({', '.join(names)}) in {where}, which has {', '.join(schema.names)}: set data.{what}_column"
+    )
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _class_names(schema: Any, label: str | None) -> list[str] | None:
+    """Names of a Hugging Face ClassLabel column."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return list(names)
+
+
+def _named(value: Any, names: list[str] | None) -> str | None:
+    if names is not None and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    return label_of(value)

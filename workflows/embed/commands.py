@@ -1,0 +1,67 @@
+"""`raverse cache`: what the embedding caches of a storage folder hold, whether they are whole, and what may go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+cache_app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Lists, verifies and prunes the embedding caches."
+)
+
+RootOption = Annotated[Path, typer.Option("--root", help="The storage folder, as storage.root.")]
+
+
+@cache_app.command("list")
+def list_caches(root: RootOption = Path("runs")) -> None:
+    """Lists the caches of finished jobs and the encoded captions that all jobs share."""
+    from workflows.embed.inventory import inventory
+
+    table = Table("cache", "rows", "MiB", "towers", "used by")
+    table.columns[0].overflow = "fold"
+    for item in inventory(root):
+        used = "-" if item.used_by is None else str(len(item.used_by))
+        table.add_row(item.name, str(item.rows), f"{item.size / 2**20:.1f}", item.towers, used)
+    Console(soft_wrap=True).print(table)
+
+
+@cache_app.command("verify")
+def verify(root: RootOption = Path("runs")) -> None:
+    """Compares every shard with its hash.
+
+    Exit status: 0 all are whole; 1 some are missing or changed, which the next job makes again.
+    """
+    from workflows.embed.inventory import damaged_files
+
+    found = damaged_files(root)
+    for path, reason in found:
+        typer.echo(f"{path}: {reason}")
+    typer.echo(f"{len(found)} damaged" if found else "every shard is whole")
+    raise typer.Exit(1 if found else 0)
+
+
+@cache_app.command("prune")
+def prune(
+    root: RootOption = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Removes half-written files, damaged parts, and captions of towers that no finished job uses."""
+    from diffusion_core.errors import RaverseError
+    from workflows.embed.inventory import prunable, remove
+    from workflows.preflight import exclusive_folder
+
+    try:
+        with exclusive_folder(root.absolute()):
+            found = prunable(root)
+            for path, reason in found:
+                typer.echo(f"{'would remove' if dry_run else 'removed'} {path}: {reason}")
+                if not dry_run:
+                    remove(path)
+    except RaverseError as error:
+        typer.echo(f"raverse: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{len(found)} {'to remove' if dry_run else 'removed'}")

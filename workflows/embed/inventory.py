@@ -1,0 +1,139 @@
+"""The embedding caches under a storage folder: what there is, what is damaged, what nothing needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflows.artifact import find_artifact
+from workflows.embed.manifest import MANIFEST_FILE, Manifest
+from workflows.embed.store import ENCODER_FILE, STORE, CaptionStore, is_intact
+from workflows.errors import InvalidData, MissingArtifact
+
+Finding = tuple[Path, str]
+
+
+@final
+@dataclass(frozen=True)
+class Item:
+    """One line of `raverse cache list`.
+
+    Attributes:
+        name: path relative to the storage folder.
+        rows: samples and captions, or encoded captions.
+        size: bytes.
+        towers: model and storage type.
+        used_by: caches of finished jobs that use these captions; None: it is such a cache itself.
+    """
+
+    name: str
+    rows: int
+    size: int
+    towers: str
+    used_by: tuple[str, ...] | None
+
+
+def inventory(root: Path) -> list[Item]:
+    """Caches of jobs, then shared captions."""
+    manifests = dict(_manifests(root))
+    caches = [
+        Item(
+            str(folder.relative_to(root)),
+            sum(manifest.rows.values()),
+            _size(folder),
+            f"{manifest.clip.get('model')} {manifest.dtype}",
+            None,
+        )
+        for folder, manifest in manifests.items()
+    ]
+    stores = [
+        Item(str(store.folder.relative_to(root)), _rows(store), _size(store.folder), _towers(store), used)
+        for store in _stores(root)
+        for used in [_users(root, store, manifests)]
+    ]
+    return caches + stores
+
+
+def damaged_files(root: Path) -> list[Finding]:
+    """Shards of caches and parts of stores whose bytes are not what their hash says."""
+    found: list[Finding] = []
+    for file in sorted(root.glob(f"artifacts/embed/*/{MANIFEST_FILE}")):
+        try:
+            manifest = Manifest.load(file.parent)
+        except InvalidData as error:
+            found.append((file, str(error)))
+            continue
+        found += [(file.parent / path, "missing or changed") for path in manifest.damaged(file.parent)]
+    for store in _stores(root):
+        found += [(part, "its bytes are not those of its name") for part in store.parts() if not is_intact(part)]
+    return found
+
+
+def prunable(root: Path) -> list[Finding]:
+    """What nothing needs: half-written files, damaged parts, stores of towers that no finished job uses."""
+    manifests = dict(_manifests(root))
+    found: list[Finding] = [(path, "half written") for path in sorted((root / STORE).rglob("*.partial"))]
+    for store in _stores(root):
+        if not _users(root, store, manifests):
+            found.append((store.folder, "no finished job uses these towers"))
+        else:
+            found += [(part, "damaged") for part in store.parts() if not is_intact(part)]
+    return found
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _manifests(root: Path) -> Iterator[tuple[Path, Manifest]]:
+    for folder in sorted((root / "artifacts" / "embed").glob("*")):
+        if find_artifact(folder) is not None:
+            try:
+                yield folder, Manifest.load(folder)
+            except (InvalidData, MissingArtifact):
+                continue
+
+
+def _stores(root: Path) -> list[CaptionStore]:
+    return [CaptionStore(folder) for folder in sorted((root / STORE).glob("*")) if folder.is_dir()]
+
+
+def _users(root: Path, store: CaptionStore, manifests: dict[Path, Manifest]) -> tuple[str, ...]:
+    return tuple(
+        str(folder.relative_to(root))
+        for folder, manifest in manifests.items()
+        if CaptionStore.of(root, manifest.encoder_key).folder == store.folder
+    )
+
+
+def _rows(store: CaptionStore) -> int:
+    rows = 0
+    for part in store.parts():
+        try:
+            rows += int(pq.read_metadata(part).num_rows)
+        except (OSError, pa.ArrowException):
+            continue
+    return rows
+
+
+def _towers(store: CaptionStore) -> str:
+    try:
+        values: dict[str, Any] = json.loads((store.folder / ENCODER_FILE).read_text())
+        return f"{values['clip']['model']} {values['dtype']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?"
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,114 @@
+"""Encoded captions of all runs in one storage folder, so that a caption is encoded once.
+
+    <storage.root>/cache/captions/<first 16 digits of the encoder key>/
+        encoder.json            which towers and storage type
+        <sha256>.parquet        a part: rows of `captions.caption_table`, under the hash of its own bytes
+
+Parts are only ever added. A part whose bytes are not those of its name is as good as none.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from workflows.embed.shards import file_sha256
+from workflows.errors import StorageUnwritable
+
+STORE: Final = "cache/captions"
+ENCODER_FILE: Final = "encoder.json"
+_DIGITS: Final = 16
+_PARTIAL: Final = ".partial"
+
+
+@final
+@dataclass(frozen=True)
+class CaptionStore:
+    """The captions that one encoder has encoded.
+
+    Attributes:
+        folder: of the encoder.
+    """
+
+    folder: Path
+
+    @staticmethod
+    def of(root: Path, encoder: str) -> CaptionStore:
+        """The store of an encoder key under a storage folder."""
+        return CaptionStore(root / STORE / encoder[:_DIGITS])
+
+    def parts(self) -> list[Path]:
+        """Every part, in order of names."""
+        return sorted(self.folder.glob("*.parquet"))
+
+    def index(self) -> dict[str, str]:
+        """Caption id -> name of a part that holds it; parts that cannot be read are left out."""
+        found: dict[str, str] = {}
+        for part in self.parts():
+            try:
+                ids = pq.read_table(part, columns=["caption_id"])["caption_id"].to_pylist()
+            except (OSError, pa.ArrowException):
+                continue
+            for key in ids:
+                found.setdefault(key, part.name)
+        return found
+
+    def take(self, names: Iterable[str], ids: list[str]) -> pa.Table | None:
+        """The rows of some captions, of those that intact parts hold; None: of none. Damaged parts are removed."""
+        wanted = pa.array(ids)
+        tables = []
+        for name in names:
+            part = self.folder / name
+            if not is_intact(part):
+                part.unlink(missing_ok=True)
+                continue
+            table = pq.read_table(part)
+            tables.append(table.filter(pc.is_in(table["caption_id"], value_set=wanted)))
+        return pa.concat_tables(tables) if tables else None
+
+    def add(self, table: pa.Table) -> Path:
+        """Writes a part under the hash of its bytes, atomically.
+
+        Raises:
+            StorageUnwritable: the folder is full or read-only.
+        """
+        partial = self.folder / f"{uuid.uuid4().hex}{_PARTIAL}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, partial, compression="zstd")
+            part = self.folder / f"{file_sha256(partial)}.parquet"
+            partial.replace(part)
+        except OSError as error:
+            raise StorageUnwritable(
+                f"cannot write into {self.folder} ({error}): free space, or set storage.root elsewhere"
+            ) from None
+        return part
+
+    def describe(self, clip: dict[str, Any], dtype: str) -> None:
+        """Writes `encoder.json`, for `raverse cache list`.
+
+        Raises:
+            StorageUnwritable: the folder is full or read-only.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / f"{ENCODER_FILE}.{uuid.uuid4().hex}{_PARTIAL}"
+            partial.write_text(json.dumps({"clip": clip, "dtype": dtype}, indent=2))
+            partial.replace(self.folder / ENCODER_FILE)
+        except OSError as error:
+            raise StorageUnwritable(
+                f"cannot write into {self.folder} ({error}): free space, or set storage.root elsewhere"
+            ) from None
+
+
+def is_intact(part: Path) -> bool:
+    """Whether a part is there and its bytes are those of its name."""
+    return part.is_file() and file_sha256(part) == part.stem
