@@ -130,10 +130,15 @@ def caption_table(ids: list[str], captions: list[str], encoded: EncodedText, dty
             "caption_id": pa.array(ids, pa.string()),
             "caption": pa.array(captions, pa.string()),
             "tokens": pa.FixedShapeTensorArray.from_numpy_ndarray(_stored(encoded.tokens, dtype)),
-            "mask": pa.FixedSizeListArray.from_arrays(mask, encoded.mask.shape[1]),
-            "pooled": pa.FixedSizeListArray.from_arrays(pooled, encoded.pooled.shape[1]),
+            "mask": _fixed_lists(mask, encoded.mask.shape[1]),
+            "pooled": _fixed_lists(pooled, encoded.pooled.shape[1]),
         }
     )
+
+
+def _fixed_lists(values: pa.Array, size: int) -> pa.Array:
+    """Lists whose elements are named as Parquet names them, so that rows read back are written to the same bytes."""
+    return pa.FixedSizeListArray.from_arrays(values, type=pa.list_(pa.field("element", values.type), size))
 
 
 def _stored(tokens: Tensor, dtype: str) -> NDArray[Any]:
