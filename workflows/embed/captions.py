@@ -53,8 +53,8 @@ class CaptionShardWriter:
         encoder: key of the text tower.
         dtype: storage type of the tokens.
         batch_size: captions per call of the tower.
-        store: of captions that are encoded already; None: there is none.
         num_gpus: how many this actor has been given.
+        store: of captions that are encoded already; None: there is none.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class CaptionShardWriter:
         encoder: str,
         dtype: str,
         batch_size: int,
-        store: CaptionStore | None,
         num_gpus: int,
+        store: CaptionStore | None = None,
     ) -> None:
         self._clip_folder, self._folder, self._num_gpus, self._store = clip_folder, folder, num_gpus, store
         self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size

@@ -62,12 +62,12 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     progress.advance(len(shards))
     store = CaptionStore.of(config.root_folder, plan.encoder) if config.embed.share_captions else None
     captions = with_parts(captions, store, plan.encoder)
-    encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size, store)
+    encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size)
     workers = _num_workers(config.embed.workers, len(captions))
     encoded = 0
     write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
     for pass_items, build in (
-        (captions, lambda rows: _encoded(rows, encode, workers)),
+        (captions, lambda rows: _encoded(rows, encode, workers, store)),
         (images, lambda rows: rows.map(write_image)),
     ):
         for row in run_pass(pass_items, build):
@@ -91,11 +91,11 @@ def with_parts(items: Sequence[dict[str, Any]], store: CaptionStore | None, enco
     ]
 
 
-def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int) -> RayDataset:
+def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int, store: CaptionStore | None) -> RayDataset:
     num_gpus = 1 if _total("GPU") >= workers else 0
     return items.map_batches(
         CaptionShardWriter,
-        fn_constructor_args=(*arguments, num_gpus),
+        fn_constructor_args=(*arguments, num_gpus, store),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers),

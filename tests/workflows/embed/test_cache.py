@@ -31,7 +31,9 @@ def write(inputs: dict[str, Artifact], folder: Path, dtype: str = "float32") -> 
     plan = plan_shards(dataset, identity, EmbedConfig(dtype=dtype, rows_per_shard=50))
     write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
     writer = CaptionShardWriter(towers, folder, plan.encoder, dtype, batch_size=16, num_gpus=0)
-    shards = [Shard(**write_image(item)) for item in plan.images] + [Shard(**writer._write(i)) for i in plan.captions]
+    written = [writer._write(item) for item in plan.captions]
+    assert [row.pop("encoded") for row in written] == [len(item["captions"]) for item in plan.captions]
+    shards = [Shard(**row) for row in [*map(write_image, plan.images), *written]]
     plan.manifest(dataset, identity, dtype, shards).save(folder)
     return EmbeddingCache.open(folder)
 
