@@ -108,7 +108,7 @@ def test_captions_of_other_runs_are_not_encoded_again(inputs: dict[str, Artifact
     import shutil
 
     root, more = tmp_path / "root", tmp_path / "data"
-    run(configure(rows_per_shard=30), inputs, tmp_path / "first", root)
+    run(configure(rows_per_shard=60), inputs, tmp_path / "first", root)
     shutil.copytree(inputs["data"].folder, more)
     table = pq.read_table(more / "train.parquet")
     captions = table["captions"].to_pylist()
@@ -116,28 +116,28 @@ def test_captions_of_other_runs_are_not_encoded_again(inputs: dict[str, Artifact
     place = table.schema.get_field_index("captions")
     pq.write_table(table.set_column(place, table.schema.field(place), pa.array(captions)), more / "train.parquet")
     changed = inputs | {"data": Artifact("data", "5" * 64, more)}
-    figures = run(configure(rows_per_shard=30), changed, tmp_path / "second", root)
+    figures = run(configure(rows_per_shard=60), changed, tmp_path / "second", root)
     assert (figures["num_captions"], figures["encoded_captions"]) == (81, 1)
-    alone = run(configure(rows_per_shard=30, share_captions=False), changed, tmp_path / "third", root)
+    alone = run(configure(share_captions=False), changed, tmp_path / "third", root)
     assert alone["encoded_captions"] == 81
     second, third = (EmbeddingCache.open(tmp_path / name).captions for name in ("second", "third"))
     assert second.ids == third.ids
     torch.testing.assert_close(second.tokens, third.tokens, rtol=1e-5, atol=1e-6)
     assert torch.equal(second.mask, third.mask)
     EmbeddingCache.open(tmp_path / "second").verify()
-    half = run(configure(rows_per_shard=30, dtype="float16"), changed, tmp_path / "half", root)
+    half = run(configure(dtype="float16"), changed, tmp_path / "half", root)
     assert half["encoded_captions"] == 81, "another storage type is another encoder"
 
 
 def test_a_damaged_part_of_the_store_is_found_and_made_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     root = tmp_path / "root"
-    run(configure(rows_per_shard=30), inputs, tmp_path / "first", root)
+    run(configure(rows_per_shard=70), inputs, tmp_path / "first", root)
     part = min((root / "cache/captions").glob("*/*.parquet"))
     data = bytearray(part.read_bytes())
     data[len(data) // 3] ^= 255
     part.write_bytes(data)
     rows = pq.read_metadata(part).num_rows
-    assert run(configure(rows_per_shard=30), inputs, tmp_path / "second", root)["encoded_captions"] == rows
+    assert run(configure(rows_per_shard=70), inputs, tmp_path / "second", root)["encoded_captions"] == rows
     assert contents(tmp_path / "second") == contents(tmp_path / "first")
     assert file_sha256(part) == part.stem
 
