@@ -41,18 +41,6 @@ class Counting:
 
 
 @pytest.fixture
-def oracle() -> OracleDenoiser:
-    generator = torch.Generator().manual_seed(0)
-    mixture = GaussianMixture(
-        weights=torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=F64),
-        means=torch.randn(4, 12, generator=generator, dtype=F64),
-        deviations=torch.tensor([0.3, 0.2, 0.4, 0.25], dtype=F64),
-        classes=torch.tensor([0, 0, 1, 2]),
-    )
-    return OracleDenoiser(mixture, NoiseSchedule.cosine())
-
-
-@pytest.fixture
 def rows():
     x = torch.randn(6, 12, generator=torch.Generator().manual_seed(1), dtype=F64)
     return x, torch.tensor([1, 50, 300, 600, 900, 990]), torch.tensor([0, 1, 2, 0, 1, 2])

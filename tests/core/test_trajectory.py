@@ -12,24 +12,12 @@ from diffusion_core import noise, spacing
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.errors import InvalidCondition, InvalidGuidance, InvalidPlan, InvalidSeed, InvalidShape
-from diffusion_core.oracle import GaussianMixture, OracleDenoiser
+from diffusion_core.oracle import GaussianMixture, OracleDenoiser, energy_distance
 from diffusion_core.sampler import ddim, ddpm, dpm_solver, estimate_x0_variance
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import Trajectory, image_to_image, inpaint, interpolate, invert, run, sample
 
 F64 = torch.float64
-
-
-@pytest.fixture(scope="module")
-def oracle() -> OracleDenoiser:
-    generator = torch.Generator().manual_seed(0)
-    mixture = GaussianMixture(
-        weights=torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=F64),
-        means=torch.randn(4, 12, generator=generator, dtype=F64),
-        deviations=torch.tensor([0.3, 0.2, 0.4, 0.25], dtype=F64),
-        classes=torch.tensor([0, 0, 1, 2]),
-    )
-    return OracleDenoiser(mixture, NoiseSchedule.cosine())
 
 
 def sampled(oracle, plan, num_rows=16, condition=None):
@@ -53,15 +41,6 @@ def test_order_of_convergence(oracle, make, rate):
         for n in (100, 200)
     ]
     assert errors[0] / errors[1] > rate
-
-
-def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """2 E|a - b| - E|a - a'| - E|b - b'|, without the diagonal."""
-
-    def within(x):
-        return float(torch.cdist(x, x).sum()) / (len(x) * (len(x) - 1))
-
-    return 2 * float(torch.cdist(a, b).mean()) - within(a) - within(b)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -173,6 +173,17 @@ def test_errors_arrive_as_themselves(inputs: dict[str, Artifact], tmp_path: Path
         run(configure(), inputs | {"data": Artifact("data", "3" * 64, tmp_path / "data")}, tmp_path / "c")
 
 
+def test_a_failed_pass_gives_its_processors_back(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    (tmp_path / "captions").write_text("a file where a folder should be")
+    before = ray.cluster_resources()["CPU"]
+    with pytest.raises(StorageUnwritable):
+        run(configure(), inputs, tmp_path)
+    deadline = time.monotonic() + 20
+    while (free := ray.available_resources().get("CPU", 0)) < before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert free == before, "an actor of the failed pass still holds a processor"
+
+
 KILLED = """
 import sys
 from pathlib import Path
