@@ -78,8 +78,10 @@ def register_package(config: RunConfig, package: Path) -> str:
     with tracked_run(config, config.root_folder / "run.json") as run:
         if not run.client.search_registered_models(f"name = '{name}'"):
             run.client.create_registered_model(name)
-        uri, model_id = log_package(run, package, PackageCard.load(package))
-        made = run.client.create_model_version(name, uri, run.run_id, model_id=model_id)
+        card = PackageCard.load(package)
+        uri, model_id = log_package(run, package, card)
+        tags = {"package_hash": card.hash}
+        made = run.client.create_model_version(name, uri, run.run_id, tags, model_id=model_id)
         run.client.set_registered_model_alias(name, config.register_.alias, made.version)
     return str(made.version)
 
