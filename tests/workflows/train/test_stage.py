@@ -171,6 +171,7 @@ def test_a_loss_that_is_not_finite_names_step_and_sample_and_is_not_tried_again(
     assert [row["step"] for row in read_losses(tmp_path / "losses.csv")] == [2, 4]
 
 
+@pytest.mark.slow
 def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
     config: RunConfig, denoiser: DenoiserObjective, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_an_elastic_run_takes_the_workers_that_there_is_room_for(
     assert {path.name for path in tmp_path.glob("checkpoints/*/step-*")} == {"step-00000004"}
 
 
+@pytest.mark.slow
 def test_workers_lost_too_often_end_in_one_sentence(
     by_value: None, config: RunConfig, denoiser: DenoiserObjective, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
