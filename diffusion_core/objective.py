@@ -29,7 +29,7 @@ from diffusion_core.prediction import Parameterization, Prediction
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.types import Data, Levels, RowMask, Rows
 
-Weighting: TypeAlias = Literal["simple", "min_snr", "p2"]
+Weighting: TypeAlias = Literal["simple", "min_snr", "snr_plus_one", "p2"]
 Column: TypeAlias = Float64[Tensor, "steps"]
 
 
@@ -138,26 +138,32 @@ def level_weight(
 ) -> Rows:
     """Weight of the squared error at each level, so that one weighting means the same on eps, x0 and v.
 
-    `min_snr`: min(snr, gamma) on x0. `p2`: 1 / (1 + snr)^gamma on eps. With the same x_t, squared errors of x0, eps
-    and v are as 1 : snr : snr + 1. `simple`: 1, whatever is predicted.
+    `min_snr`: min(snr, gamma) on x0. `snr_plus_one`: min(snr + 1, gamma) on x0, which is 1 on v until gamma caps it:
+    with it, a network that predicts x0 learns from the error of v. `p2`: 1 / (1 + snr)^gamma on eps. With the same
+    x_t, squared errors of x0, eps and v are as 1 : snr : snr + 1. `simple`: 1, whatever is predicted.
 
     Args:
         schedule: gives the signal-to-noise ratio.
         level: in 1 .. T, `(b,)`.
         parameterization: what the squared error is of.
         weighting: which.
-        gamma: default 5 for `min_snr`, 1 for `p2`.
+        gamma: default 5 for `min_snr`, 25 for `snr_plus_one`, 1 for `p2`.
+
+    References:
+        Hang et al. (2023), min-SNR; Salimans & Ho, Progressive Distillation (2022), section 4; Choi et al. (2022), P2.
     """
     snr = schedule.snr(level)
     if weighting == "simple":
         return torch.ones_like(snr)
     if weighting == "min_snr":
-        capped = snr.clamp(max=5.0 if gamma is None else gamma)
-        on_eps = torch.where(snr > 0, capped / snr, 1.0)
+        on_x0 = snr.clamp(max=5.0 if gamma is None else gamma)
+    elif weighting == "snr_plus_one":
+        on_x0 = (snr + 1.0).clamp(max=25.0 if gamma is None else gamma)
     else:
-        on_eps = (1.0 + snr) ** -(1.0 if gamma is None else gamma)
-        capped = snr * on_eps
-    return {"x0": capped, "eps": on_eps, "v": capped / (snr + 1.0)}[parameterization]
+        on_x0 = snr * (1.0 + snr) ** -(1.0 if gamma is None else gamma)
+    if parameterization == "eps":
+        return torch.where(snr > 0, on_x0 / snr, 1.0)
+    return on_x0 if parameterization == "x0" else on_x0 / (snr + 1.0)
 
 
 def simple_loss(prediction: Prediction, x0: Data, eps: Data, parameterization: Parameterization) -> Rows:

@@ -155,7 +155,12 @@ class TrainConfig(Section):
         0, ge=0, description="Steps between stored snapshots of those averages (0: only the last step's)."
     )
     condition_dropout: Fraction = Field(0.1, description="Share of samples trained without their condition.")
-    weighting: Literal["simple", "min_snr", "p2"] = Field("simple", description="Weight of the loss over levels.")
+    weighting: Literal["simple", "min_snr", "snr_plus_one", "p2"] = Field(
+        "simple", description="Weight of the loss over levels; snr_plus_one lets x0 learn from the error of v."
+    )
+    level_shift: float = Field(
+        1.0, gt=0, description="Trains more on noisy levels above 1, on clean ones below; the median is s / (1 + s)."
+    )
     compile: bool = Field(False, description="`torch.compile` each block.")
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="Precision of matrix products; auto: bf16 on a GPU or a CPU with AMX, else fp32."

@@ -77,7 +77,7 @@ def test_the_gradient_is_that_of_the_network(kind):
     assert float(network.gain.grad) == pytest.approx(float(wanted), rel=1e-8)
 
 
-@given(st.floats(1e-3, 1e3), st.sampled_from(["min_snr", "p2"]), st.floats(0.5, 10.0))
+@given(st.floats(1e-3, 1e3), st.sampled_from(["min_snr", "snr_plus_one", "p2"]), st.floats(0.5, 10.0))
 def test_one_weighting_means_the_same_on_every_parameterization(snr, weighting, gamma):
     """With the same x_t, squared errors of x0, eps and v are as 1 : snr : snr + 1."""
     schedule = NoiseSchedule(torch.tensor([1.0, snr / (1 + snr)], dtype=F64))
@@ -85,7 +85,7 @@ def test_one_weighting_means_the_same_on_every_parameterization(snr, weighting, 
     on = {kind: float(level_weight(schedule, level, kind, weighting, gamma)) for kind in KINDS}
     assert on["x0"] == pytest.approx(on["eps"] * snr, rel=1e-9)
     assert on["x0"] == pytest.approx(on["v"] * (snr + 1), rel=1e-9)
-    truth = min(snr, gamma) if weighting == "min_snr" else snr / (1 + snr) ** gamma
+    truth = {"min_snr": min(snr, gamma), "snr_plus_one": min(snr + 1, gamma), "p2": snr / (1 + snr) ** gamma}[weighting]
     assert on["x0"] == pytest.approx(truth, rel=1e-9)
 
 
@@ -99,7 +99,7 @@ def test_published_weights():
     torch.testing.assert_close(level_weight(SCHEDULE, level, "eps", "p2"), 1 / (1 + snr))
 
 
-@pytest.mark.parametrize("weighting", ["simple", "min_snr", "p2"])
+@pytest.mark.parametrize("weighting", ["simple", "min_snr", "snr_plus_one", "p2"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_finite_at_zero_terminal_snr(kind, weighting):
     weight = level_weight(SCHEDULE.with_zero_terminal_snr(), torch.tensor([1, 1000]), kind, weighting)

@@ -56,7 +56,9 @@ class Trainer:
     def __init__(self, objective: Objective, config: TrainConfig, cache: EmbeddingCache, device: torch.device) -> None:
         self.objective, self.config, self.samples_seen = objective, config, 0
         self.share = Share(dist.get_rank(), dist.get_world_size())
-        self.plan = Plan(config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout)
+        self.plan = Plan(
+            config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout, config.level_shift
+        )
         self.reader = BatchReader(cache, objective.schedule.num_levels, config.seed, device)
         self.figures = Figures(objective.schedule.num_levels, device)
         self.device, self._writers = device, cast("dist.ProcessGroup | None", None)

@@ -54,6 +54,15 @@ def test_levels_cover_the_schedule_evenly_in_every_batch() -> None:
     assert independent.min() < 6 or independent.max() > 10
 
 
+@pytest.mark.parametrize("shift", [1 / 3, 1.0, 3.0])
+def test_the_shift_moves_levels_as_its_formula_says(shift: float) -> None:
+    """P(place <= p) = p / (shift - (shift - 1) p), the inverse of the formula at uniform u."""
+    place = Plan(seed=0, num_samples=10, batch_size=20_000, level_shift=shift).batch(0).level_draws
+    assert float(place.min()) >= 0.0 and float(place.max()) < 1.0
+    for p in (0.1, 0.5, 0.9):
+        assert float((place <= p).double().mean()) == pytest.approx(p / (shift - (shift - 1.0) * p), abs=2e-3)
+
+
 def test_the_share_of_hidden_conditions_is_the_wanted_one() -> None:
     dropped = Plan(seed=0, num_samples=10, batch_size=20_000, condition_dropout=0.1).batch(0).dropped
     assert abs(float(dropped.float().mean()) - 0.1) < 0.01
