@@ -1,4 +1,4 @@
-"""One pass of Ray Data over work items that write a shard each: the items' results as they are finished."""
+"""One pass of Ray Data over work items, shards to write or pictures to draw: their results as they are finished."""
 
 from __future__ import annotations
 

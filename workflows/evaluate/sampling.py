@@ -7,7 +7,7 @@ the number of workers, and a lost task is drawn again.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.data import DataContext, TaskPoolStrategy
-from ray.exceptions import RayError
+from ray.data import TaskPoolStrategy
 
-from diffusion_core.errors import NonFinite, RaverseError
+from diffusion_core.errors import NonFinite
 from workflows.evaluate.prompts import Prompts
 from workflows.package_files import PackageCard
 from workflows.progress import Progress
+from workflows.shard_pass import run_pass
 
 if TYPE_CHECKING:
     from workflows.model import ModelPackage
@@ -88,7 +88,8 @@ def sample_jobs(
     ]
     drawn: dict[int, NDArray[np.uint8]] = {}
     progress.start(sum(len(job.prompts) for job in jobs), "pictures")
-    for row in _rows(items, workers):
+    compute = TaskPoolStrategy(size=workers or None)
+    for row in run_pass(items, lambda rows: rows.map(_draw_item, compute=compute, **_resources())):
         drawn[row["place"]] = np.frombuffer(row["pixels"], np.uint8).reshape(-1, *shape)
         progress.advance(sum(len(part) for part in drawn.values()))
     return [
@@ -100,23 +101,6 @@ def sample_jobs(
 def _draw_item(item: dict[str, Any]) -> dict[str, Any]:
     job: SampleJob = pickle.loads(item["job"])  # noqa: S301 - made by this process, a moment ago
     return {"place": item["place"], "pixels": draw(item["package"], job).tobytes()}
-
-
-def _rows(items: Sequence[dict[str, Any]], workers: int) -> Iterator[dict[str, Any]]:
-    """Runs the items, one block each, on the present Ray session."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Our own errors would otherwise arrive inside Ray Data's.
-    context.raise_original_map_exception = True
-    with DataContext.current(context):
-        blocks = ray.data.from_items(list(items), override_num_blocks=len(items))
-        work = blocks.map(_draw_item, compute=TaskPoolStrategy(size=workers or None), **_resources())
-        try:
-            yield from work.iter_rows()
-        except RayError as error:
-            cause = getattr(error, "cause", None)
-            raise cause if isinstance(cause, RaverseError) else error from None
 
 
 def draw(package: str, job: SampleJob) -> NDArray[np.uint8]:
