@@ -22,7 +22,8 @@ import typer
 from rich.console import Console
 
 from workflows import model_commands
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.data.commands import data_app
 from workflows.embed.commands import cache_app
 from workflows.failure import explain

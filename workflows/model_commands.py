@@ -163,8 +163,8 @@ def _add_sweep(app: typer.Typer, open_command: OpenCommand) -> None:
         """
         with open_command(config, overrides) as command, exclusive_storage(command.config):
             from workflows.data.dataset import Dataset
-            from workflows.evaluate.sweep import run_sweep
             from workflows.model_source import find_model
+            from workflows.sweep.run import run_sweep
 
             source = find_model(command.config, model)
             dataset = Dataset.open(data_folder(command.config))

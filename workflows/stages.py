@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from workflows.config import BUILT_IN_DATA, RunConfig, Section
+from workflows.config import BUILT_IN_DATA, TRAINING_UNSEEN, RunConfig, Section
 from workflows.pipeline import Stage, StageFunction
 from workflows.preflight import check_port
 from workflows.tracking_store import check_tracking, tracking_uri
@@ -102,24 +102,15 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 def _denoiser_section(config: RunConfig) -> dict[str, Any]:
     network, schedule = _dump(config.denoiser.network), _dump(config.denoiser.schedule)
-    train = _dump(config.denoiser.train, *_TRAIN_WITHOUT_EFFECT)
+    train = _dump(config.denoiser.train, *TRAINING_UNSEEN)
     return {"network": network, "schedule": schedule, "target": config.denoiser.parameterization, "train": train}
 
 
 def _classifier_section(config: RunConfig) -> dict[str, Any]:
     """The classifier judges the denoiser's x_t, so it depends on the denoiser's schedule too."""
     network, schedule = _dump(config.classifier.network), _dump(config.denoiser.schedule)
-    return {"network": network, "schedule": schedule, "train": _dump(config.classifier.train, *_TRAIN_WITHOUT_EFFECT)}
+    return {"network": network, "schedule": schedule, "train": _dump(config.classifier.train, *TRAINING_UNSEEN)}
 
-
-_TRAIN_WITHOUT_EFFECT: Final = (
-    "checkpoint_every",
-    "checkpoint_async",
-    "keep_checkpoints",
-    "max_failures",
-    "log_every",
-    "sample_every",
-)
 
 STAGES: Final = (
     Stage(

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from workflows.artifact import Artifact
-from workflows.config import ClipConfig, load_config
+from workflows.config import ClipConfig
+from workflows.config_file import load_config
 from workflows.data.dataset import DataInfo, Split, write_split
 from workflows.embed.clip import load_clip
 from workflows.embed.clip_files import save_clip

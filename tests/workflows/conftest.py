@@ -13,7 +13,8 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
 from workflows.artifact import Artifact
-from workflows.config import ClipConfig, load_config
+from workflows.config import ClipConfig
+from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_training import build_model, model_config

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from workflows.artifact import Artifact
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.errors import AddressInUse, MissingArtifact
 from workflows.pipeline import Stage, plan_job, run_job, run_one
 from workflows.progress import Progress

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from workflows.artifact import Artifact
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.pipeline import JobResult, Outcome
 from workflows.report import git_state, next_lines, stage_table, write_report
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.errors import TrackingUnreachable
 from workflows.tracking import flatten, tracked_run
 from workflows.tracking_store import artifact_location, check_tracking, open_client, tracking_uri

@@ -27,10 +27,10 @@ from workflows.data.own import REJECTED, PieceImporter, rejected_path, rules_of
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns
-from workflows.embed.shards import Shard, find_shard, remove_partial
 from workflows.errors import InvalidData
 from workflows.progress import Progress
 from workflows.shard_pass import run_pass
+from workflows.shards import Shard, find_shard, remove_partial
 
 REJECTED_FILE: Final = "rejected.parquet"
 _PARTS: Final = "parts"

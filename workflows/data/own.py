@@ -23,8 +23,8 @@ from workflows.data.picture import Found, PictureShape, prepare
 from workflows.data.sources import SOURCES
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
-from workflows.embed.shards import write_shard
 from workflows.errors import InvalidData
+from workflows.shards import write_shard
 
 PART: Final = pa.schema(
     {

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.embed.manifest import caption_id, normalise
-from workflows.embed.shards import write_shard
 from workflows.embed.store import CaptionStore
+from workflows.shards import write_shard
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from workflows.embed.shards import Shard, file_sha256
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.shards import Shard, file_sha256
 
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT_VERSION: Final = 1

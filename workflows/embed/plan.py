@@ -17,7 +17,7 @@ from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
-from workflows.embed.shards import Shard, find_shard
+from workflows.shards import Shard, find_shard
 
 Item: TypeAlias = dict[str, Any]
 

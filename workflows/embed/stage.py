@@ -25,10 +25,10 @@ from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
-from workflows.embed.shards import Shard, remove_partial
 from workflows.embed.store import CaptionStore
 from workflows.progress import Progress
 from workflows.shard_pass import run_pass
+from workflows.shards import Shard, remove_partial
 
 
 def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:

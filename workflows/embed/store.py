@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from workflows.embed.shards import file_sha256
 from workflows.errors import StorageUnwritable
+from workflows.shards import file_sha256
 
 STORE: Final = "cache/captions"
 ENCODER_FILE: Final = "encoder.json"

@@ -12,19 +12,19 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from workflows.config import EvaluateConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip, load_clip
-from workflows.evaluate.measure import Drawn, spread
+from workflows.evaluate.jobs import compared_scales, grid, plan_jobs
+from workflows.evaluate.measure import Drawn, image_vectors, spread
 from workflows.evaluate.metrics import clip_score, diversity
-from workflows.evaluate.pictures import Column, draw_grid
+from workflows.evaluate.pictures import draw_grid
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import sample_jobs
+from workflows.model_reference import PACKAGE
 from workflows.progress import Progress
 
-_GRID_ROWS: Final = 10
 _LEFT_OUT: Final = "classifier_label"
 
 
@@ -45,12 +45,10 @@ def evaluate_unlabelled(
         `clip_score_real` and `retrieval_real` of held-out pictures, `clip_score_KIND`, `clip_score_at_scale`,
         `diversity_at_scale`, and `judged`: false.
     """
-    from workflows.evaluate.stage import PACKAGE, compared_scales, plan_jobs
-
     jobs = plan_jobs(asked, ask_captions(dataset, asked.num_prompts, asked.seed))
     jobs.pop(_LEFT_OUT)
     progress.log("no labels: pictures are scored by CLIP, not judged")
-    images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress)
+    images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
     clip = load_clip(clip_folder)
     drawn = {
         name: Drawn(job, part, np.zeros((len(part), 0), np.int64))
@@ -67,7 +65,8 @@ def evaluate_unlabelled(
     figures["diversity_at_scale"] = {f"{w:g}": spread(found, clip) for w, found in scales.items()}
     figures["judged"] = False
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
-    _draw(asked, drawn, folder / "samples.png")
+    caption = f"DDIM, {asked.num_steps} steps, one seed per row. Not judged: the data have no labels."
+    draw_grid(folder / "samples.png", *grid(asked, drawn, judged=False), caption)
     return figures
 
 
@@ -94,14 +93,8 @@ def _real(dataset: Dataset, clip: Clip, limit: int) -> dict[str, float]:
     score, retrieval = _fit(split.images, texts, clip)
     numbers = {text: number for number, text in enumerate(texts)}
     figures = {"clip_score_real": score, "retrieval_real": retrieval}
-    spread_real = diversity(_vectors(split.images, clip), [numbers[text] for text in texts])
+    spread_real = diversity(image_vectors(split.images, clip), [numbers[text] for text in texts])
     return figures if np.isnan(spread_real) else figures | {"diversity_real": spread_real}
-
-
-@torch.no_grad()
-def _vectors(images: Any, clip: Clip) -> Tensor:
-    parts = torch.from_numpy(images).split(256)
-    return torch.cat([clip.image.encode(part.float() / 127.5 - 1.0) for part in parts])
 
 
 def _fit(images: Any, texts: tuple[str, ...], clip: Clip) -> tuple[float, float]:
@@ -109,26 +102,10 @@ def _fit(images: Any, texts: tuple[str, ...], clip: Clip) -> tuple[float, float]
     distinct = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     encoded = torch.cat([clip.text.encode(part).pooled for part in _chunks(list(distinct))])
     own = torch.tensor([distinct[text] for text in texts])
-    vectors = _vectors(images, clip)
+    vectors = image_vectors(images, clip)
     right = (vectors @ encoded.T).argmax(dim=1) == own
     return clip_score(vectors, encoded[own]), float(right.float().mean())
 
 
 def _chunks(texts: list[str]) -> list[list[str]]:
     return [texts[start : start + 256] for start in range(0, len(texts), 256)]
-
-
-def _draw(asked: EvaluateConfig, drawn: dict[str, Drawn], path: Path) -> None:
-    shown = drawn["classifier_prompt"].job.prompts.first(_GRID_ROWS)
-    headline = drawn["classifier_free"]
-    aligned = drawn | {"classifier_free": headline.rows(headline.job.prompts.comparable(asked.num_prompts_per_scale))}
-    titles = {
-        "none": "unconditional",
-        "direct": "direct",
-        "classifier_free": f"classifier-free\nw = {asked.guidance_scale:g}",
-        "classifier_prompt": "classifier\nby prompt",
-        "clip": "CLIP\nguidance",
-    }
-    columns = [Column(title, aligned[name].images[: len(shown)]) for name, title in titles.items()]
-    caption = f"DDIM, {asked.num_steps} steps, one seed per row. Not judged: the data have no labels."
-    draw_grid(path, shown.texts, columns, caption)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from diffusion_core.errors import RaverseError
-from workflows.config import TrainConfig
+from workflows.config import TRAINING_UNSEEN, TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import StageFailed, StorageUnwritable
 from workflows.progress import Progress
@@ -30,21 +30,10 @@ from workflows.train.worker import SETTINGS, Settings, run_worker
 
 CHECKPOINTS: Final = "checkpoints"
 _NO_SPACE: Final = os.strerror(errno.ENOSPC)
-_WITHOUT_EFFECT: Final = frozenset(
-    {
-        "num_workers",
-        "sharding",
-        "shard_size",
-        "activation_checkpointing",
-        "cpu_offload",
-        "checkpoint_every",
-        "checkpoint_async",
-        "keep_checkpoints",
-        "max_failures",
-        "log_every",
-        "sample_every",
-    }
+_MAY_CHANGE: Final = frozenset(
+    {*TRAINING_UNSEEN, "num_workers", "sharding", "shard_size", "activation_checkpointing", "cpu_offload"}
 )
+"""Settings with which a started run may go on."""
 
 
 @final
@@ -129,7 +118,7 @@ def fingerprint(objective: Objective, config: TrainConfig, cache: EmbeddingCache
     """A name for everything that determines the result."""
     values = {
         "objective": objective.describe(),
-        "train": config.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT)),
+        "train": config.model_dump(mode="json", exclude=set(_MAY_CHANGE)),
         "cache": cache.key,
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

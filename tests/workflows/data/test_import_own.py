@@ -17,12 +17,13 @@ import ray
 
 from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_picture import bomb
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
-from workflows.embed.shards import file_sha256
 from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable
 from workflows.progress import Progress
+from workflows.shards import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from workflows.artifact import Artifact
-from workflows.config import ClipConfig, RunConfig, load_config
+from workflows.config import ClipConfig, RunConfig
+from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_training import build_model, model_config

@@ -8,8 +8,8 @@ import pytest
 
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.manifest import Manifest, cache_key, caption_id, discard_damaged, encoder_key, normalise
-from workflows.embed.shards import write_shard
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.shards import write_shard
 
 
 @pytest.fixture

@@ -16,14 +16,15 @@ import ray
 import torch
 
 from workflows.artifact import Artifact
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.manifest import Manifest
-from workflows.embed.shards import file_sha256
 from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
 from workflows.progress import Progress
+from workflows.shards import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -189,7 +190,7 @@ import sys
 from pathlib import Path
 import ray
 from workflows.artifact import Artifact
-from workflows.config import load_config
+from workflows.config_file import load_config
 from workflows.embed.stage import embed
 from workflows.progress import Progress
 address, data, clip, folder, *settings = sys.argv[1:]

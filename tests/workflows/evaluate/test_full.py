@@ -11,15 +11,16 @@ import pytest
 from PIL import Image
 
 from workflows.artifact import Artifact
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.errors import InvalidData, TrackingUnreachable
 from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.evaluate.sweep import plan_tables, run_sweep
 from workflows.model_source import ModelSource, find_model
 from workflows.progress import Progress
+from workflows.sweep.run import plan_tables, run_sweep
 
 SMALL = [
     "evaluate.num_prompts=30",

@@ -12,11 +12,13 @@ from PIL import Image
 
 from diffusion_core.errors import NonFinite
 from workflows.artifact import Artifact
-from workflows.config import EvaluateConfig, RunConfig, load_config
+from workflows.config import EvaluateConfig, RunConfig
+from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
+from workflows.evaluate.jobs import compared_scales, plan_jobs
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, draw, sample_jobs
-from workflows.evaluate.stage import compared_scales, evaluate, plan_jobs
+from workflows.evaluate.stage import evaluate
 from workflows.model import ModelPackage
 from workflows.progress import Progress
 

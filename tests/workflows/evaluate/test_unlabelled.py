@@ -13,7 +13,7 @@ from workflows.config import EvaluateConfig
 from workflows.data.dataset import DataInfo, Dataset, Split, write_split
 from workflows.embed.clip import Clip, load_clip
 from workflows.embed.zero_shot import zero_shot
-from workflows.evaluate.stage import plan_jobs
+from workflows.evaluate.jobs import plan_jobs
 from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
 from workflows.progress import Progress
 from workflows.serve.check import requests_for

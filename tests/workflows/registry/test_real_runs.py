@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.model_reference import find_version
 from workflows.pipeline import plan_job, run_job
 from workflows.progress import Progress

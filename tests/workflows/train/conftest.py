@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from tests.workflows.train.ranks import Ranks
-from workflows.config import RunConfig, load_config
+from workflows.config import RunConfig
+from workflows.config_file import load_config
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
@@ -18,8 +19,8 @@ from workflows.embed.captions import caption_table, distinct_captions
 from workflows.embed.clip import EncodedText
 from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
-from workflows.embed.shards import Shard, write_shard
 from workflows.progress import Progress
+from workflows.shards import Shard, write_shard
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 

@@ -29,11 +29,11 @@ from workflows.evaluate.measure import Drawn, image_vectors, spread, text_vector
 from workflows.evaluate.metrics import clip_score
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.evaluate.sweep_plots import draw_guidance, draw_spacings, draw_steps_eta
-from workflows.evaluate.sweep_schedules import train_schedules
 from workflows.model import ModelPackage
 from workflows.model_source import ModelSource
 from workflows.progress import Progress
+from workflows.sweep.plots import draw_guidance, draw_spacings, draw_steps_eta
+from workflows.sweep.schedules import train_schedules
 
 _KINDS: Final = ("classifier_free", "classifier", "clip")
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workflows.embed.shards import Shard, file_sha256, find_shard, remove_partial, write_shard
 from workflows.errors import StorageUnwritable
+from workflows.shards import Shard, file_sha256, find_shard, remove_partial, write_shard
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
