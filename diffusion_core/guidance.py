@@ -89,7 +89,9 @@ class ClassifierFreeGuidance:
         say = {name: condition.setting(name, default) for name, default in self._defaults.items()}
         _require_finite(say["guidance_scale"], "guidance_scale")
         sigma = self.schedule.sigma(level).cpu()
-        inside = (sigma >= say["guidance_sigma_min"]) & (sigma < say["guidance_sigma_max"])
+        # At zero terminal SNR sigma is infinite: an interval without an upper end holds it.
+        below = (sigma < say["guidance_sigma_max"]) | say["guidance_sigma_max"].isinf()
+        inside = (sigma >= say["guidance_sigma_min"]) & below
         scale = torch.where(inside, say["guidance_scale"], 1.0)
         plus_plus = (say["cfg_plus_plus"] > 0) & inside
         single = ((scale == 0) | (scale == 1)) & ~plus_plus

@@ -245,6 +245,17 @@ def test_zero_terminal_snr_keeps_guided_rows_finite():
     assert bool(torch.isfinite(found.x0).all() and torch.isfinite(found.eps).all())
 
 
+@pytest.mark.parametrize(("sigma_max", "scale"), [(math.inf, 3.0), (1e9, 1.0)])
+def test_guidance_without_an_upper_end_reaches_zero_terminal_snr(sigma_max, scale):
+    """sigma is infinite there, so x0 = x0_n + w (x0_c - x0_n) only where the interval has no end."""
+    schedule = NoiseSchedule.linear().with_zero_terminal_snr()
+    denoiser = NetworkDenoiser(lambda x, level, seen: torch.tanh(x) * (1 + seen.present[:, None]), schedule, "x0")
+    x, level = torch.randn(2, 5, dtype=F64, generator=torch.Generator().manual_seed(0)), torch.tensor([1000, 1000])
+    asked = Condition.of(label=[0, 1]).with_settings(guidance_scale=3.0, guidance_sigma_max=sigma_max)
+    found = ClassifierFreeGuidance(denoiser)(x, level, asked)
+    torch.testing.assert_close(found.x0, torch.tanh(x) * (1 + scale), rtol=1e-12, atol=1e-12)
+
+
 def check_consistent(prediction) -> None:
     """x_t = alpha x0 + sigma eps."""
     alpha, sigma = prediction.alpha_bar.sqrt()[:, None], (1 - prediction.alpha_bar).sqrt()[:, None]
