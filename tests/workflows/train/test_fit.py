@@ -35,6 +35,7 @@ EFFECTIVE = {
     "decay": "constant",
     "condition_dropout": 0.5,
     "weighting": "p2",
+    "level_shift": 0.5,
     "compile": True,
     "precision": "bf16",
     "seed": 7,
