@@ -40,7 +40,7 @@ from workflows.model import ModelPackage  # noqa: E402
 from workflows.serve.app import build  # noqa: E402
 from workflows.serve.order import Menu, take_order  # noqa: E402
 from workflows.serve.pictures import Generated, images_of  # noqa: E402
-from workflows.serve.rows import pixels_of, trajectories  # noqa: E402
+from workflows.serve.rows import previews_of, trajectories  # noqa: E402
 from workflows.serve.schema import GenerationRequest  # noqa: E402
 from workflows.serve.warming import buckets_of, warm  # noqa: E402
 from workflows.session import set_environment, start_ray, stop_ray  # noqa: E402
@@ -94,7 +94,8 @@ class Baseline:
         return [
             {
                 "data": [
-                    image.model_dump() for image in images_of(Generated(order.settings, pixels_of([one])), "b64_json")
+                    image.model_dump()
+                    for image in images_of(Generated(order.settings, previews_of(self.package, [one])), "b64_json")
                 ]
             }
             for order, one in zip(orders, samples, strict=True)

@@ -99,9 +99,9 @@ def check_shape(package: ModelPackage, dataset: Dataset) -> None:
     Raises:
         InvalidData: they differ.
     """
-    if tuple(package.shape) != tuple(dataset.info.shape):
+    if tuple(package.picture_shape) != tuple(dataset.info.shape):
         raise InvalidData(
-            f"the model draws pictures of shape {tuple(package.shape)}, {dataset.info.source} holds "
+            f"the model draws pictures of shape {tuple(package.picture_shape)}, {dataset.info.source} holds "
             f"{tuple(dataset.info.shape)}: give the --config that the model was trained with"
         )
 

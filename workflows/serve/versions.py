@@ -14,9 +14,11 @@ from workflows.errors import ModelNotFound
 from workflows.model import ModelPackage
 from workflows.model_reference import find_version, parse_reference, resolve
 from workflows.serve.calls import CHALLENGER, Call
+from workflows.serve.decoding import Decoder
 from workflows.serve.engine_thread import EngineThread
 from workflows.serve.jobs import Limits
 from workflows.serve.order import Menu
+from workflows.serve.schema import Guidance
 from workflows.serve.settings import ServeArgs
 from workflows.serve.warming import buckets_of, device_of, warm
 
@@ -33,6 +35,7 @@ class Served:
     loaded: int
     package: ModelPackage
     engine: EngineThread
+    decoder: Decoder
 
 
 @final
@@ -140,23 +143,27 @@ def load_served(args: ServeArgs, reference: str) -> Served:
     """
     found, buckets = resolve(args.tracking_uri, reference), buckets_of(args.max_rows)
     package = ModelPackage.load(found.folder, device_of(args.device), buckets=buckets)
-    _, height, width = package.shape
+    _, height, width = package.picture_shape
     longest = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
+    scales: dict[Guidance, float] = {
+        "classifier_free": defaults.guidance_scale,
+        "classifier": defaults.classifier_scale,
+        "clip": defaults.clip_scale,
+    }
     menu = Menu(
         model=found.version.name,
         version=found.version.version,
         size=(width, height),
         class_names=package.class_names,
-        scales={
-            "classifier_free": defaults.guidance_scale,
-            "classifier": defaults.classifier_scale,
-            "clip": defaults.clip_scale,
-        },
+        scales={kind: scale for kind, scale in scales.items() if kind in package.guidance},
+        conditions=package.conditions,
         num_steps=min(args.num_steps, longest),
         max_steps=longest,
     )
     warm(package, buckets)
     engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
     limits = Limits(args.max_waiting_rows, args.max_waiting_seconds)
-    return Served(menu, int(time.time()), package, EngineThread(engine, limits, args.max_rows, buckets))
+    return Served(
+        menu, int(time.time()), package, EngineThread(engine, limits, args.max_rows, buckets), Decoder(package)
+    )
