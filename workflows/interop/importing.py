@@ -69,7 +69,7 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
     source = open_pipeline(path)
     config = source.config(source.network)
     latent, learned = source.latent, _learned_variance(source, config)
-    read = read_scheduler(source.config("scheduler"), latent=latent, learned_variance=learned)
+    read = read_scheduler(_scheduler(source), latent=latent, learned_variance=learned)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.parts.") as temporary:
         parts = Path(temporary)
@@ -107,6 +107,12 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
             link=True,
         )
     return Imported(card, read.differences)
+
+
+def _scheduler(source: PipelineFolder) -> dict[str, Any]:
+    """Its configuration as the pipeline's class takes it: that of Stable Diffusion overwrites two values."""
+    own = source.config("scheduler")
+    return own | {"steps_offset": 1, "clip_sample": False} if source.reads_text else own
 
 
 def _network_config(

@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from workflows.embed.clip import Clip, EncodedText
 from workflows.embed.identity import ClipIdentity
-from workflows.embed.shards import file_sha256
 from workflows.errors import InvalidCheckpoint, InvalidClip
+from workflows.shards import file_sha256
 
 TEXT_ENCODER: Final = "text_encoder"
 TOKENIZER: Final = "tokenizer"

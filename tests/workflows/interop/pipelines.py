@@ -39,7 +39,7 @@ def tokenizer_files(folder: Path, pad: str = "<|endoftext|>") -> Any:
 
 
 def stable_diffusion(folder: Path, scheduler: dict[str, Any], *, seed: int = 0, penultimate: bool = False) -> Any:
-    """A text pipeline on 8 x 8 latents, 16 x 16 pictures; saved, and returned as diffusers has it."""
+    """A text pipeline on 8 x 8 latents, 16 x 16 pictures; saved, and returned as diffusers loads it."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -83,9 +83,15 @@ def stable_diffusion(folder: Path, scheduler: dict[str, Any], *, seed: int = 0, 
     )
     # The pipeline class changes some values as it is made; those of the test count.
     pipe.scheduler = DDIMScheduler(**(STABLE | scheduler))
-    pipe.set_progress_bar_config(disable=True)
+    return _saved(pipe, folder)
+
+
+def _saved(pipe: Any, folder: Path) -> Any:
+    """Saves it and loads it anew: a scheduler in memory drops which values were left to their defaults."""
     pipe.save_pretrained(folder)
-    return pipe
+    loaded = type(pipe).from_pretrained(folder, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
 
 
 STABLE: dict[str, Any] = {
@@ -119,10 +125,7 @@ def ddpm_pixels(folder: Path, *, seed: int = 0, pipeline: str = "DDPMPipeline", 
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
     kind = diffusers.DDPMScheduler if pipeline == "DDPMPipeline" else diffusers.DDIMScheduler
-    pipe = getattr(diffusers, pipeline)(unet=shaken(unet, seed), scheduler=kind(**scheduler))
-    pipe.set_progress_bar_config(disable=True)
-    pipe.save_pretrained(folder)
-    return pipe
+    return _saved(getattr(diffusers, pipeline)(unet=shaken(unet, seed), scheduler=kind(**scheduler)), folder)
 
 
 def dit(folder: Path, *, seed: int = 0) -> Any:
@@ -139,9 +142,8 @@ def dit(folder: Path, *, seed: int = 0) -> Any:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
-    pipe = DiTPipeline(
-        shaken(transformer, seed), shaken(vae, seed), DDIMScheduler(clip_sample=False), id2label={1: "goldfish, fish"}
-    )
-    pipe.set_progress_bar_config(disable=True)
-    pipe.save_pretrained(folder)
-    return pipe
+    loaded = _saved(DiTPipeline(shaken(transformer, seed), shaken(vae, seed), DDIMScheduler(clip_sample=False)), folder)
+    # Published checkpoints name their labels there; `save_pretrained` drops the names.
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"id2label": {"1": "goldfish, fish"}}))
+    return loaded

@@ -18,6 +18,7 @@ from tests.workflows.interop.conftest import SCHEDULES, Pair
 PROMPTS = ["a red circle", "Ünïcode — a DOG, running!"]
 NEGATIVE = ["ugly", "a blue square"]
 PEERS = {"ddim": DDIMScheduler, "dpm_solver": DPMSolverMultistepScheduler}
+FAST = ("leading-offset", "zero-v")
 MakePair = Callable[[str], Pair]
 
 
@@ -48,9 +49,11 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES]
+)
 @pytest.mark.parametrize("sampler", PEERS)
-@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize("steps", [7, pytest.param(20, marks=pytest.mark.slow)])
 def test_latents(pair: MakePair, schedule: str, sampler: str, steps: int) -> None:
     """7 does not divide 1000, and makes the last step of DPM-Solver++ first order by another rule than 20."""
     one = pair(f"sd {schedule}")
@@ -70,7 +73,7 @@ def test_pictures(pair: MakePair, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
-@pytest.mark.parametrize("steps", [5, 16])
+@pytest.mark.parametrize("steps", [5, pytest.param(16, marks=pytest.mark.slow)])
 def test_the_end_of_dpm_solver(pair: MakePair, final: str, steps: int) -> None:
     one = pair("sd leading-offset")
     from workflows.interop.scheduler import read_scheduler
