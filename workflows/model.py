@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Final, Literal, cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
-from diffusion_core.denoiser import Denoiser
+from diffusion_core.denoiser import Denoiser, NetworkDenoiser
 from diffusion_core.errors import InvalidBundle
 from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance, Thresholding
 from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
@@ -34,8 +34,10 @@ from diffusion_core.types import Data, Levels, Rows
 from workflows.codec import Codec, Pixels
 from workflows.embed.clip import Clip, load_clip
 from workflows.errors import InvalidRequest
+from workflows.interop.adapter import ADAPTER, Adapter
 from workflows.interop.sampling import Sampling
-from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble, verify
+from workflows.interop.sharing import share_weights
+from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
 from workflows.steering import GUIDANCE_KINDS, make_plan, parse_guidance, steer
 
 _BOUND: Final = 1.0
@@ -114,6 +116,8 @@ class ModelPackage:
         card, bundles = verify(folder)
         clip = load_clip(clip_folder(folder), device) if clip_folder(folder).is_dir() else None
         network = bundles["denoiser"].denoiser(device=device, buckets=buckets, autocast=autocast)
+        if (folder / PIPELINE).is_dir():
+            _adapt(network, folder, bundles["denoiser"].hash, device)
         classifier = _classifier(folder, bundles, device)
         guided: Denoiser = ClassifierFreeGuidance(network)
         if classifier is not None:
@@ -145,6 +149,13 @@ class ModelPackage:
         if self._clip is None:
             raise InvalidRequest("this model reads no text: leave the prompt out", "prompt")
         return self._clip
+
+    def scorer(self) -> Clip | None:
+        """Loads the towers that score pictures; None: there are none that look at pictures."""
+        if self._clip is not None and self._clip.image_tower is not None:
+            return self._clip
+        scorer = scorer_folder(self.folder)
+        return None if scorer is None else load_clip(scorer, self.device)
 
     @property
     def classifier(self) -> NoisyClassifier:
@@ -342,6 +353,14 @@ class ClipDensity:
         return text_density(seen, scale, condition.pooled.to(seen), self._candidates)
 
 
+def _adapt(network: NetworkDenoiser, folder: Path, bundle: str, device: torch.device | str) -> None:
+    """An imported base and its LoRA versions differ by their matrices alone: they hold its weights together."""
+    module = cast(nn.Module, network.network)
+    share_weights(module, bundle, device)
+    if (folder / ADAPTER).is_dir():
+        Adapter.load(folder / ADAPTER).apply(module, bundle)
+
+
 def _classifier(folder: Path, bundles: Mapping[str, ModelBundle], device: torch.device | str) -> NoisyClassifier | None:
     if "classifier" not in bundles:
         return None
@@ -360,5 +379,5 @@ def _codec(folder: Path, card: PackageCard, device: torch.device | str) -> Codec
 
 
 def clip_folder(folder: Path) -> Path:
-    """Where a package keeps its CLIP towers."""
+    """Where a package keeps the CLIP towers that its denoiser reads."""
     return folder / CLIP

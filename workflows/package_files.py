@@ -5,6 +5,8 @@
     clip/          an open_clip folder with `clip.json`, or a pipeline's text tower; none where no text is read
     autoencoder/   of a latent model
     pipeline/      of an imported model: how its scheduler samples, and the small files that it is exported with
+    adapter/       of a LoRA version: its matrices; the denoiser is the base's, unchanged
+    scorer/        of a fine-tuned pipeline: the CLIP that scores its pictures
     package.json   `PackageCard`: what the model draws, its defaults, and a hash of every part
 
 The folder is what is registered, downloaded and served. It holds no pickle and no code.
@@ -23,6 +25,7 @@ from typing import Any, Final, final
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
+from workflows.interop.adapter import ADAPTER
 from workflows.interop.kinds import register
 
 FORMAT_VERSION: Final = 1
@@ -32,7 +35,8 @@ BUNDLES: Final = ("denoiser", "classifier")
 CLIP: Final = "clip"
 AUTOENCODER: Final = "autoencoder"
 PIPELINE: Final = "pipeline"
-_FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE)
+SCORER: Final = "scorer"
+_FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE, SCORER, ADAPTER)
 # The marker of the stage that made a part says nothing about the part.
 _NO_PART: Final = shutil.ignore_patterns("artifact.json", ".*")
 
@@ -133,7 +137,7 @@ def assemble(
         denoiser: a bundle's folder.
         classifier: a bundle's folder; None: the package has none.
         clip: an open_clip folder with `clip.json`, or a pipeline's text tower; None: the package has none.
-        more: folders of `autoencoder` and `pipeline`.
+        more: folders of the other parts.
         link: files are linked where the file system can, not copied.
 
     Returns:
@@ -193,6 +197,13 @@ def open_bundles(folder: Path) -> dict[str, ModelBundle]:
         if one != other:
             raise InvalidBundle(f"denoiser and classifier in {folder} have another {what} each: train both with one")
     return bundles
+
+
+def scorer_folder(folder: Path) -> Path | None:
+    """Where a package keeps a CLIP that looks at pictures; None: it has none, as an imported pipeline."""
+    if (folder / SCORER).is_dir():
+        return folder / SCORER
+    return None if (folder / PIPELINE).is_dir() else folder / CLIP
 
 
 def _hashes(folder: Path, bundles: Mapping[str, ModelBundle]) -> dict[str, str]:

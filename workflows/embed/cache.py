@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import SplitName
+from workflows.embed.latents import LatentFormat
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
 
@@ -64,7 +65,7 @@ class CachedBatch:
 
     Attributes:
         sample_ids: (b,) int64.
-        images: (b, c, h, w) uint8; x = images / 127.5 - 1.
+        images: (b, c, h, w) uint8, x = images / 127.5 - 1; or latents as `LatentFormat` stores them.
         captions: (b, k) int64 positions in `CachedCaptions`, -1 after a sample's last wording.
         num_captions: (b,) int64 wordings per sample.
         labels: (b,) int64, -1 where there is none.
@@ -111,8 +112,13 @@ class EmbeddingCache:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of every image."""
+        """(c, h, w) of every image, or of its latent."""
         return self.manifest.shape
+
+    @cached_property
+    def latents(self) -> LatentFormat | None:
+        """How images are stored; None: as pixels."""
+        return None if self.manifest.latents is None else LatentFormat.of(self.manifest.latents)
 
     def num_samples(self, split: SplitName) -> int:
         """Samples of a split."""
@@ -185,7 +191,8 @@ class EmbeddingCache:
 
     def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
         """Fills one tensor shard by shard, so that few shards are in memory twice."""
-        images = torch.empty((count, *self.shape), dtype=torch.uint8)
+        shape, dtype = (self.shape, torch.uint8) if self.latents is None else (self.latents.stored, torch.float32)
+        images = torch.empty((count, *shape), dtype=dtype)
         start = 0
         for table in self._read_ahead(paths, ["image"]):
             for chunk in table["image"].chunks:

@@ -56,7 +56,9 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
     def export(
         model: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION or the folder of a package.")],
         path: Annotated[Path, typer.Argument(help="The folder or file to write.")],
-        format_: Annotated[str, typer.Option("--format", help="diffusers: a pipeline's folder.")] = "diffusers",
+        format_: Annotated[
+            str, typer.Option("--format", help="diffusers: a pipeline's folder; lora: the matrices of a LoRA version.")
+        ] = "diffusers",
         config: StoreOption = "digits",
         overrides: SetOption = None,
     ) -> None:
@@ -65,11 +67,12 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse export sd@champion exported --format diffusers
         """
         with open_command(config, overrides) as command:
-            from workflows.interop.exporting import export_diffusers
+            from workflows.interop.exporting import export_diffusers, export_lora
             from workflows.model_source import find_model
 
-            if format_ != "diffusers":
-                raise typer.BadParameter(f"{format_!r}: wanted diffusers", param_hint="--format")
+            writers = {"diffusers": export_diffusers, "lora": export_lora}
+            if format_ not in writers:
+                raise typer.BadParameter(f"{format_!r}: wanted diffusers or lora", param_hint="--format")
             source = find_model(command.config, model)
-            export_diffusers(source.folder, path.absolute())
+            writers[format_](source.folder, path.absolute())
             command.console.print(f"{path}: {source.label}", soft_wrap=True, highlight=False)

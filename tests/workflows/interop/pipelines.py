@@ -38,14 +38,23 @@ def tokenizer_files(folder: Path, pad: str = "<|endoftext|>") -> Any:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token=pad, model_max_length=77)
 
 
-def stable_diffusion(folder: Path, scheduler: dict[str, Any], *, seed: int = 0, penultimate: bool = False) -> Any:
-    """A text pipeline on 8 x 8 latents, 16 x 16 pictures; saved, and returned as diffusers loads it."""
+def stable_diffusion(
+    folder: Path,
+    scheduler: dict[str, Any],
+    *,
+    seed: int = 0,
+    penultimate: bool = False,
+    side: int = 8,
+    channels: int = 3,
+    shake: float = 0.05,
+) -> Any:
+    """A text pipeline on latents of that side, whose pictures are twice as large; saved, and as diffusers loads it."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=8,
+        sample_size=side,
         block_out_channels=(32, 64),
         layers_per_block=1,
         cross_attention_dim=32,
@@ -60,7 +69,9 @@ def stable_diffusion(folder: Path, scheduler: dict[str, Any], *, seed: int = 0, 
         norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        sample_size=16,
+        sample_size=2 * side,
+        in_channels=channels,
+        out_channels=channels,
     )
     text = CLIPTextModel(
         CLIPTextConfig(
@@ -75,7 +86,7 @@ def stable_diffusion(folder: Path, scheduler: dict[str, Any], *, seed: int = 0, 
         vae=shaken(vae, seed),
         text_encoder=shaken(text, seed + 1),
         tokenizer=tokenizer_files(folder / "tokenizer-files", "!" if penultimate else "<|endoftext|>"),
-        unet=shaken(unet, seed + 2),
+        unet=shaken(unet, seed + 2, shake),
         scheduler=DDIMScheduler(**(STABLE | scheduler)),
         safety_checker=None,
         feature_extractor=None,
