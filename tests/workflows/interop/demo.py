@@ -1,9 +1,10 @@
 """One pass with a tiny Stable Diffusion: import, embed, LoRA, evaluate, promote, serve, export.
 
-    python -m tests.workflows.interop.demo [FOLDER]
+    python -m tests.workflows.interop.demo [FOLDER] [digits | shapes]
 
-The pipeline draws shapes in four colours; the fine-tune sees six. Every step is a command that a user gives; a second
-call goes on where the first one stopped. Prints what the judge says of base and tuned, and draws `demo.png`.
+The pipeline draws eight of the ten digits (or shapes in four of six colours); the fine-tune sees all. Every step is a
+command that a user gives; a second call goes on where the first one stopped. Prints what the judge says of base and
+tuned, and draws `demo.png`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tests.workflows.interop.trained import NEW_COLORS, make_base
+from tests.workflows.interop.trained import SUBJECTS, Subject, make_base
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.evaluate.judge import Judge, train_judge
@@ -39,13 +40,13 @@ _ASKED: Final = 240
 _SHOWN: Final = 6
 
 
-def settings(root: Path) -> dict[str, Any]:
-    """The job: a LoRA of the imported pipeline, on pictures of all colours."""
+def settings(root: Path, subject: Subject) -> dict[str, Any]:
+    """The job: a LoRA of the imported pipeline, on all pictures."""
     length = {"batch_size": 32, "learning_rate": 0.003, "checkpoint_every": 200, "ema_decay": 0.99}
     return {
         "name": NAME,
-        "data": {"source": "shapes", "num_samples": 2400, "held_out": 0.1, "unseen_combinations": 0.0},
-        "clip": {"patch_size": 8, "steps": 100},
+        "data": {"source": subject.source, "num_samples": subject.samples, "unseen_combinations": 0.0},
+        "clip": {"steps": 100},
         "denoiser": {"base": f"{NAME}/1", "lora": {"rank": 8, "alpha": 8}, "train": {"steps": 400, **length}},
         "classifier": {"network": {"width": 64, "depth": 2}, "train": {"steps": 100, **length}},
         "evaluate": {
@@ -62,18 +63,18 @@ def settings(root: Path) -> dict[str, Any]:
     }
 
 
-def main(root: Path) -> None:
+def main(root: Path, subject: Subject) -> None:
     """The whole pass."""
     root.mkdir(parents=True, exist_ok=True)
-    base, file = make_base(root / "base"), root / "demo.yaml"
-    file.write_text(yaml.safe_dump(settings(root)))
+    base, file = make_base(root / "base", subject), root / "demo.yaml"
+    file.write_text(yaml.safe_dump(settings(root, subject)))
     if not (root / "runs" / "imports").is_dir():
         raverse("import", str(base), "--name", NAME, "--config", str(file))
     raverse("run", "--config", str(file))
     for kind, target in (("diffusers", root / "exported"), ("lora", root / "lora")):
         if not target.exists():
             raverse("export", f"{NAME}@champion", str(target), "--format", kind, "--config", str(file))
-    report(root, file)
+    report(root, file, subject)
 
 
 def raverse(*arguments: str) -> None:
@@ -82,13 +83,13 @@ def raverse(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "workflows.cli", *arguments], check=True)
 
 
-def report(root: Path, file: Path) -> None:
+def report(root: Path, file: Path, subject: Subject) -> None:
     """Says how often base and tuned draw what is asked, and shows both, and what diffusers draws of the export."""
     config = load_config(str(file), [])
     artifacts = {planned.stage.name: planned.artifact for planned in plan_job(config, STAGES)}
     assert artifacts["data"] is not None
     dataset = Dataset.open(artifacts["data"].folder)
-    judge, prompts = train_judge(dataset, 0), new_colors(dataset)
+    judge, prompts = train_judge(dataset, 0), unseen(dataset, subject)
     base, tuned = (find_model(config, reference).folder for reference in (f"{NAME}/1", f"{NAME}@champion"))
     assert PackageCard.load(base).parts["denoiser"] == PackageCard.load(tuned).parts["denoiser"], "the base is touched"
     job = SampleJob(prompts, "classifier_free", guidance_scale=_SCALE, num_steps=_STEPS)
@@ -98,23 +99,23 @@ def report(root: Path, file: Path) -> None:
     outside = judged(small, of_diffusers(root / "exported", tuned, shown), judge)
     same = int(np.abs(outside.images.astype(int) - after.images[:_SHOWN].astype(int)).max())
     figures = {
-        "new_colors": {"base": accuracies(before), "tuned": accuracies(after)},
+        "unseen_by_the_base": {"base": accuracies(before, subject), "tuned": accuracies(after, subject)},
         "all": {name: artifacts[name].metrics for name in ("denoiser", "evaluate")},  # type: ignore[union-attr]
         "largest_difference_from_diffusers": same,
     }
     (root / "demo.json").write_text(json.dumps(figures, indent=2))
     columns = [("base", before), ("tuned", after), ("exported,\nby diffusers", outside)]
     pictures = [Column(title, found.images[:_SHOWN], found.right[:_SHOWN]) for title, found in columns]
-    draw_grid(root / "demo.png", shown.texts, pictures, "colours that the base never saw; red frame: not as asked")
-    print(json.dumps(figures["new_colors"], indent=2))
+    draw_grid(root / "demo.png", shown.texts, pictures, "what the base never saw; red frame: not as asked")
+    print(json.dumps(figures["unseen_by_the_base"], indent=2))
     print(f"largest difference from diffusers: {same} of 255; {root / 'demo.png'}")
 
 
-def new_colors(dataset: Dataset) -> Prompts:
-    """Prompts for the colours that the base has never seen."""
-    every, names = ask(dataset, _ASKED, 1), list(dataset.info.attributes)
-    wanted = [dataset.info.attributes["color"].index(color) for color in NEW_COLORS]
-    return every.rows(np.flatnonzero(np.isin(every.targets[:, names.index("color")], wanted)))
+def unseen(dataset: Dataset, subject: Subject) -> Prompts:
+    """Prompts for what the base has never seen."""
+    every = ask(dataset, _ASKED, 1)
+    wanted = [dataset.info.attributes[subject.attribute].index(value) for value in subject.unseen]
+    return every.rows(np.flatnonzero(np.isin(every.targets[:, subject.place], wanted)))
 
 
 def judged(job: SampleJob, images: NDArray[np.uint8], judge: Judge) -> Drawn:
@@ -122,10 +123,10 @@ def judged(job: SampleJob, images: NDArray[np.uint8], judge: Judge) -> Drawn:
     return Drawn(job, images, judge(images))
 
 
-def accuracies(found: Drawn) -> dict[str, float]:
-    """Share of pictures of the right colour, and of those that are right in every respect."""
+def accuracies(found: Drawn, subject: Subject) -> dict[str, float]:
+    """Share of pictures that are right in the attribute, and in every respect."""
     same = found.judged == found.job.prompts.targets
-    return {"color": float(same[:, 1].mean()), "all": found.accuracy}
+    return {subject.attribute: float(same[:, subject.place].mean()), "all": found.accuracy}
 
 
 def of_diffusers(folder: Path, package: Path, prompts: Prompts) -> NDArray[np.uint8]:
@@ -148,4 +149,5 @@ def of_diffusers(folder: Path, package: Path, prompts: Prompts) -> NDArray[np.ui
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/interop-demo").absolute())
+    given = dict(enumerate(sys.argv[1:]))
+    main(Path(given.get(0, "runs/interop-demo")).absolute(), SUBJECTS[given.get(1, "digits")])

@@ -46,7 +46,7 @@ def stable_diffusion(
     penultimate: bool = False,
     side: int = 8,
     channels: int = 3,
-    shake: float = 0.05,
+    widths: tuple[int, int] = (32, 64),
 ) -> Any:
     """A text pipeline on latents of that side, whose pictures are twice as large; saved, and as diffusers loads it."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -55,7 +55,7 @@ def stable_diffusion(
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=side,
-        block_out_channels=(32, 64),
+        block_out_channels=widths,
         layers_per_block=1,
         cross_attention_dim=32,
         norm_num_groups=8,
@@ -86,7 +86,7 @@ def stable_diffusion(
         vae=shaken(vae, seed),
         text_encoder=shaken(text, seed + 1),
         tokenizer=tokenizer_files(folder / "tokenizer-files", "!" if penultimate else "<|endoftext|>"),
-        unet=shaken(unet, seed + 2, shake),
+        unet=shaken(unet, seed + 2),
         scheduler=DDIMScheduler(**(STABLE | scheduler)),
         safety_checker=None,
         feature_extractor=None,
