@@ -85,7 +85,8 @@ class LatentFormat:
             mirrored = noise.uniform(seed, FLIP_STREAM, numbers, ()).to(stored.device) < 0.5
             parts = torch.where(mirrored.view(-1, 1, 1, 1, 1), parts[:, 2:], parts[:, :2])
         mean, deviation = parts.unbind(dim=1)
-        return mean + deviation * noise.normal(seed, POSTERIOR_STREAM, numbers, self.shape, stored.device)
+        drawn: Tensor = mean + deviation * noise.normal(seed, POSTERIOR_STREAM, numbers, self.shape, stored.device)
+        return drawn
 
 
 @final

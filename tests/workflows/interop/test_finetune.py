@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +15,9 @@ from torch import Tensor
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.errors import InvalidBundle
 from tests.workflows.interop import pipelines
+from tests.workflows.interop.caches import write_latents
+from tests.workflows.interop.demo import judged, unseen
+from tests.workflows.interop.trained import SUBJECTS, make_base
 from tests.workflows.train.ranks import Job, Ranks
 from workflows.config import LoraConfig, TrainConfig
 from workflows.config_file import load_config
@@ -22,11 +25,12 @@ from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.autoencoder import Autoencoder
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
-from workflows.embed.latents import LatentShardWriter, to_x0
+from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
+from workflows.evaluate.judge import train_judge
+from workflows.evaluate.sampling import SampleJob, draw
 from workflows.interop.adapter import Adapter, Lora, adapter_parameters
 from workflows.interop.base import Base, base_of
 from workflows.interop.exporting import export_diffusers, export_lora
@@ -35,9 +39,10 @@ from workflows.interop.importing import import_pipeline
 from workflows.model import ModelPackage
 from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.progress import Progress
-from workflows.shards import Shard
 from workflows.train.batches import BatchReader, Share
-from workflows.train.objectives import DenoiserObjective
+from workflows.train.flop import flop_per_sample
+from workflows.train.networks import classifier_network
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 from workflows.train.plan import Plan
 from workflows.train.stage import denoiser_objective
 
@@ -69,19 +74,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def latents(base: Base, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
-    """Their cache, with mirrored pictures, written as the embed stage does but without Ray."""
-    folder, section = tmp_path_factory.mktemp("latents"), load_config("digits", []).embed
-    identity, wanted = ClipIdentity.load(base.text_folder), base.latents(flips=True)
-    assert wanted is not None
-    assert base.autoencoder is not None
-    plan = plan_shards(digits, identity, section, wanted)
-    images = LatentShardWriter(digits.folder, folder, plan.encoder, base.autoencoder, wanted, "cpu")
-    captions = CaptionShardWriter(base.text_folder, folder, plan.encoder, section.dtype, section.batch_size, 0, None)
-    shards = [Shard(**images(item)) for item in plan.images]
-    for row in captions(pa.Table.from_pylist([item | {"parts": []} for item in plan.captions])).to_pylist():
-        shards.append(Shard(**{name: value for name, value in row.items() if name != "encoded"}))
-    plan.manifest(digits, identity, section.dtype, shards).save(folder)
-    return EmbeddingCache.open(folder)
+    """Their cache, with mirrored pictures."""
+    return write_latents(base, digits, tmp_path_factory.mktemp("latents"), flips=True)
 
 
 @pytest.fixture(scope="session")
@@ -152,6 +146,8 @@ def test_sharded_resumed_and_checkpointed_runs_agree(
         assert all(".lora_" in name for name in trained)
     sharded = ranks.run(2, job)[0]
     assert apart(sharded, whole) < 1e-4
+    replicated = ranks.run(2, replace(job, config=TRAIN.model_copy(update={"sharding": "ddp"})))[0]
+    assert apart(replicated, whole) < 1e-4
     ranks.run(2, replace(job, steps=2, save=tmp_path / "half"))
     resumed = ranks.run(2, replace(job, steps=2, load=tmp_path / "half"))[0]
     assert all(torch.equal(resumed.ema[name], value) for name, value in sharded.ema.items()), "exact resume"
@@ -175,18 +171,17 @@ def tuned(base: Base, latents: EmbeddingCache, tmp_path_factory: pytest.TempPath
     network = start.network()
     weights = {name: torch.randn_like(value) * 0.1 for name, value in adapter_parameters(network)}
     save_tuned(root, base, start, weights, weights)
+    return packaged(base, root)
+
+
+def packaged(base: Base, folder: Path) -> Path:
+    """The package of a tuned stage's folder."""
     assert base.autoencoder is not None
-    more = {AUTOENCODER: base.autoencoder, PIPELINE: base.folder / PIPELINE, "adapter": root / "adapter"}
-    assemble(
-        root / "package",
-        replace(base.card, parts={}),
-        denoiser=root / "bundle",
-        classifier=None,
-        clip=base.text_folder,
-        more=more,
-        link=True,
-    )
-    return root / "package"
+    more = {AUTOENCODER: base.autoencoder, PIPELINE: base.folder / PIPELINE, "adapter": folder / "adapter"}
+    card = replace(base.card, parts={})
+    parts = {"denoiser": folder / "bundle", "classifier": None, "clip": base.text_folder}
+    assemble(folder / "package", card, **parts, more=more, link=True)  # type: ignore[arg-type]
+    return folder / "package"
 
 
 def drawn(package: ModelPackage) -> Tensor:
@@ -266,3 +261,69 @@ def test_batches_of_latents_reach_the_trainer(base: Base, latents: EmbeddingCach
     assert text
     losses = objective(base, latents, LORA).losses(objective(base, latents, LORA).build(), batch)
     assert bool(torch.isfinite(losses.loss).all())
+
+
+def test_a_classifier_on_latents_steers(base: Base, latents: EmbeddingCache, digits: Dataset, tmp_path: Path) -> None:
+    """It learns from the same batches, and its gradient moves the latents that are drawn."""
+    section, names = load_config("digits", []).classifier.network, digits.info.class_names
+    candidates = latents.captions.pooled[latents.caption_positions(digits.info.candidate_captions)].float()
+    config = classifier_network(section, latents, len(names), len(candidates))
+    learns = ClassifierObjective(config, base.bundle.schedule, candidates)
+    reader = BatchReader(latents, base.bundle.schedule.num_levels, 0, torch.device("cpu"))
+    torch.manual_seed(0)
+    network = learns.build()
+    losses = learns.losses(network, reader.read(Plan(0, latents.num_samples("train"), 8).batch(0), Share()))
+    assert bool(torch.isfinite(losses.loss).all())
+    weights = {name: torch.randn_like(value) * 0.3 for name, value in network.state_dict().items()}
+    schedule, clip = base.bundle.schedule, base.bundle.clip
+    ModelBundle.save(tmp_path / "classifier", config, weights, schedule=schedule, clip=clip)
+    assert base.autoencoder is not None
+    assemble(
+        tmp_path / "package",
+        replace(base.card, parts={}, class_names=names),
+        denoiser=base.folder / "denoiser",
+        classifier=tmp_path / "classifier",
+        clip=base.text_folder,
+        more={AUTOENCODER: base.autoencoder, PIPELINE: base.folder / PIPELINE},
+    )
+    package = ModelPackage.load(tmp_path / "package")
+    assert package.guidance == ("none", "direct", "classifier_free", "classifier")
+    plan = package.plan("ddim", 4)
+    steered, plain = (
+        package.sample(package.condition(1, "classifier", labels=[3], classifier_scale=scale), seeds=[1], plan=plan)
+        for scale in (5.0, 0.0)
+    )
+    assert float((steered - plain).abs().max()) > 1e-3
+
+
+def test_work_is_counted_for_a_network_from_outside(base: Base) -> None:
+    """On the meta device, as the workers do."""
+    assert flop_per_sample(base.bundle.config, 77) > 1e6
+
+
+@pytest.mark.slow
+def test_lora_learns_what_the_base_never_saw(
+    ranks: Ranks, digits: Dataset, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The judge sees new digits more often than of the base, whose weights are the same file."""
+    subject = SUBJECTS["digits"]
+    made = Path(os.environ.get("RAVERSE_DEMO_BASE") or make_base(tmp_path / "base", subject))
+    import_pipeline(made, tmp_path / "package")
+    data = tmp_path_factory.mktemp("all-digits")
+    build_data(load_config("digits", []), {}, data, Progress.silent())
+    dataset, base = Dataset.open(data), base_of(load_config("digits", [f"denoiser.base={tmp_path / 'package'}"]))
+    assert base is not None
+    cache = write_latents(base, dataset, tmp_path / "cache", flips=False)
+    lora = LoraConfig(rank=8, alpha=8.0)
+    train = TRAIN.model_copy(update={"steps": 300, "batch_size": 32, "learning_rate": 3e-3, "ema_decay": 0.99})
+    job = Job(objective(base, cache, lora), train, cache.folder, train.steps)
+    ended = ranks.run(1, job, timeout=900)[0]
+    start = Start.of(base, lora)
+    save_tuned(tmp_path / "tuned", base, start, ended.weights, ended.ema)
+    tuned = packaged(base, tmp_path / "tuned")
+    assert ModelBundle.load(tuned / "denoiser").hash == base.bundle.hash
+    prompts, judge = unseen(dataset, subject), train_judge(dataset, 0)
+    asked = SampleJob(prompts, "classifier_free", guidance_scale=3.0, num_steps=10)
+    before, after = (judged(asked, draw(str(folder), asked), judge).accuracy for folder in (base.folder, tuned))
+    print(f"the judge's accuracy on digits that the base never saw: base {before:.3f}, tuned {after:.3f}")
+    assert after > before + 0.2

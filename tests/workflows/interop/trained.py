@@ -20,7 +20,7 @@ from workflows.data.dataset import Split
 from workflows.data.digits import digits
 from workflows.data.shapes import shapes
 
-_BATCH: Final = 32
+_BATCH: Final = 16
 _AUTOENCODER_STEPS: Final = 300
 _STEPS: Final = 800
 _HIDDEN: Final = 0.1
@@ -61,7 +61,7 @@ SUBJECTS: Final = {
 def make_base(folder: Path, subject: Subject) -> Path:
     """Trains the pipeline and saves it, unless it is there already: a minute for digits, ten for shapes.
 
-    A call that was stopped leaves the autoencoder, which the next one takes up.
+    A call that was stopped leaves the autoencoder and the U-Net of some steps before, which the next one takes up.
     """
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
@@ -74,8 +74,9 @@ def make_base(folder: Path, subject: Subject) -> Path:
     if not finished.is_dir():
         _autoencoder(pictures, subject).save_pretrained(finished)
     vae = AutoencoderKL.from_pretrained(finished, local_files_only=True).eval().requires_grad_(False)
+    torch.manual_seed(1)
     text, tokenizer = _text(folder.parent / "tokenizer")
-    unet, scheduler = _unet(subject, train, pictures, vae, text, tokenizer)
+    unet, scheduler = _unet(subject, train, pictures, vae, text, tokenizer, folder.with_name("unet.pt"))
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     StableDiffusionPipeline(
@@ -124,7 +125,9 @@ def _text(folder: Path) -> tuple[Any, Any]:
     return CLIPTextModel(config).eval().requires_grad_(False), tokenizer_files(folder)
 
 
-def _unet(subject: Subject, train: Split, pictures: Tensor, vae: Any, text: Any, tokenizer: Any) -> tuple[Any, Any]:
+def _unet(
+    subject: Subject, train: Split, pictures: Tensor, vae: Any, text: Any, tokenizer: Any, stopped: Path
+) -> tuple[Any, Any]:
     """Learns v of the pictures that it sees, with a tenth of the captions hidden."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -143,8 +146,12 @@ def _unet(subject: Subject, train: Split, pictures: Tensor, vae: Any, text: Any,
         [row for row, values in enumerate(train.attributes) if values[subject.place] not in subject.unseen]
     )
     tokens, latents = _tokens(train, text, tokenizer), _latents(pictures, vae)
-    optimizer = torch.optim.AdamW(unet.parameters(), 1e-3)
-    for step, rows in enumerate(_batches(known, _STEPS)):
+    optimizer = torch.optim.AdamW(unet.parameters(), 2e-3)
+    done = torch.load(stopped, weights_only=True) if stopped.is_file() else {"step": 0}
+    if done["step"]:
+        unet.load_state_dict(done["unet"])
+        optimizer.load_state_dict(done["optimizer"])
+    for step, rows in enumerate(_batches(known, _STEPS - done["step"]), start=done["step"]):
         x0, noise = latents[rows], torch.randn(len(rows), *latents.shape[1:])
         time = torch.randint(0, 1000, (len(rows),))
         hidden = torch.rand(len(rows)) < _HIDDEN
@@ -152,6 +159,8 @@ def _unet(subject: Subject, train: Split, pictures: Tensor, vae: Any, text: Any,
         found = unet(scheduler.add_noise(x0, noise, time), time, read).sample
         loss = functional.mse_loss(found, scheduler.get_velocity(x0, noise, time))
         _update(optimizer, loss, step, _STEPS, "unet")
+        if (step + 1) % 100 == 0:
+            torch.save({"step": step + 1, "unet": unet.state_dict(), "optimizer": optimizer.state_dict()}, stopped)
     return unet.eval(), scheduler
 
 
