@@ -14,30 +14,27 @@ which its codec turns into pictures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, cast, final
+from typing import Final, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
-from diffusion_core.denoiser import Denoiser, NetworkDenoiser
-from diffusion_core.errors import InvalidBundle
-from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance, Thresholding
-from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
+from diffusion_core.denoiser import Denoiser
+from diffusion_core.guidance import Thresholding
+from diffusion_core.networks.noisy_classifier import NoisyClassifier
 from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import OnStep, Trajectory, run, sample
-from diffusion_core.types import Data, Levels, Rows
+from diffusion_core.types import Data
 from workflows.codec import Codec, Pixels
 from workflows.embed.clip import Clip, load_clip
 from workflows.errors import InvalidRequest
-from workflows.interop.adapter import ADAPTER, Adapter
 from workflows.interop.sampling import Sampling
-from workflows.interop.sharing import share_weights
-from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.model_parts import adapt, guided, open_classifier, open_codec
+from workflows.package_files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
 from workflows.steering import GUIDANCE_KINDS, make_plan, parse_guidance, steer
 
 _BOUND: Final = 1.0
@@ -117,25 +114,19 @@ class ModelPackage:
         clip = load_clip(clip_folder(folder), device) if clip_folder(folder).is_dir() else None
         network = bundles["denoiser"].denoiser(device=device, buckets=buckets, autocast=autocast)
         if (folder / PIPELINE).is_dir():
-            _adapt(network, folder, bundles["denoiser"].hash, device)
-        classifier = _classifier(folder, bundles, device)
-        guided: Denoiser = ClassifierFreeGuidance(network)
-        if classifier is not None:
-            guided = GradientGuidance(guided, classifier.log_density, name="classifier", at="x_t")
-        if clip is not None and clip.image_tower is not None:
-            judge = ClipDensity(clip, clip.text.encode(card.candidate_captions).pooled)
-            guided = GradientGuidance(guided, judge, name="clip", at="x0")
+            adapt(network, folder, bundles["denoiser"].hash, device)
+        classifier = open_classifier(folder, bundles, device)
         sampling = Sampling.load(folder / PIPELINE) if (folder / PIPELINE).is_dir() else None
         bound = _BOUND if sampling is None else sampling.clip
         return ModelPackage(
             folder,
             card,
-            Thresholding(guided, clip_x0=bound),
+            Thresholding(guided(network, classifier, clip, card.candidate_captions), clip_x0=bound),
             classifier,
             clip,
             device,
             shape=bundles["denoiser"].shape,
-            codec=_codec(folder, card, device),
+            codec=open_codec(folder, card, device),
             sampling=sampling,
         )
 
@@ -326,56 +317,6 @@ class ModelPackage:
     def to_images(x: Data) -> Tensor:
         """Data in [-1, 1] as uint8 pixels, on the CPU."""
         return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-
-
-@final
-class ClipDensity:
-    """CLIP's log p(caption | picture), normalised over candidate captions: guidance through the predicted x0.
-
-    Args:
-        clip: the towers.
-        candidates: pooled captions that a row's own competes with, `(m, e)`.
-    """
-
-    def __init__(self, clip: Clip, candidates: Tensor) -> None:
-        self._clip, self._candidates = clip, candidates
-
-    def __call__(self, x: Data, level: Levels, condition: Condition) -> Rows:  # noqa: ARG002
-        """See `diffusion_core.guidance.LogDensity`.
-
-        Raises:
-            InvalidRequest: a row without a text.
-        """
-        if condition.pooled is None:
-            raise InvalidRequest("CLIP guidance needs a prompt in every row that asks for it", "prompt")
-        seen = self._clip.image.encode(x)
-        scale = seen.new_tensor([self._clip.logit_scale])
-        return text_density(seen, scale, condition.pooled.to(seen), self._candidates)
-
-
-def _adapt(network: NetworkDenoiser, folder: Path, bundle: str, device: torch.device | str) -> None:
-    """An imported base and its LoRA versions differ by their matrices alone: they hold its weights together."""
-    module = cast(nn.Module, network.network)
-    share_weights(module, bundle, device)
-    if (folder / ADAPTER).is_dir():
-        Adapter.load(folder / ADAPTER).apply(module, bundle)
-
-
-def _classifier(folder: Path, bundles: Mapping[str, ModelBundle], device: torch.device | str) -> NoisyClassifier | None:
-    if "classifier" not in bundles:
-        return None
-    classifier = bundles["classifier"].network(device=device)
-    if not isinstance(classifier, NoisyClassifier):
-        raise InvalidBundle(f"the classifier of {folder} is a {type(classifier).__name__}, no NoisyClassifier")
-    return classifier
-
-
-def _codec(folder: Path, card: PackageCard, device: torch.device | str) -> Codec:
-    if not (folder / AUTOENCODER).is_dir():
-        return Pixels()
-    from workflows.interop.latents import Latents
-
-    return Latents.load(folder / AUTOENCODER, card.shape, device)
 
 
 def clip_folder(folder: Path) -> Path:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -25,6 +25,9 @@ from workflows.errors import InvalidCheckpoint, InvalidConfig
 from workflows.interop.folder import INDEX, PipelineFolder, open_pipeline
 from workflows.interop.kinds import DiffusersConfig, packed, register
 from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
+
+if TYPE_CHECKING:
+    from workflows.interop.scheduler import ReadScheduler
 
 PROMPTS: Final = ("a photograph", "a painting of a landscape", "a portrait")
 """What an imported text model is warmed and shown with."""
@@ -76,17 +79,7 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
         identity, null = _text(source, parts / CLIP)
         names = _class_names(source, config)
         network = _network_config(source, config, null, len(names), learned, read.sampling.num_times)
-        try:
-            ModelBundle.save(
-                parts / "denoiser",
-                network,
-                _weights(source, network.architecture, parts),
-                schedule=read.schedule,
-                parameterization=read.parameterization,
-                clip=identity,
-            )
-        except InvalidBundle as error:
-            raise InvalidCheckpoint(f"the {source.network} of {path} does not fit its config.json: {error}") from None
+        _bundle(source, network, read, identity, parts)
         shape = _autoencoder(source, network.shape, parts / AUTOENCODER)
         read.sampling.save(_small_files(source, parts / PIPELINE))
         card = PackageCard(
@@ -107,6 +100,24 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
             link=True,
         )
     return Imported(card, read.differences)
+
+
+def _bundle(
+    source: PipelineFolder, network: DiffusersConfig, read: ReadScheduler, clip: dict[str, Any] | None, parts: Path
+) -> None:
+    try:
+        ModelBundle.save(
+            parts / "denoiser",
+            network,
+            _weights(source, network.architecture, parts),
+            schedule=read.schedule,
+            parameterization=read.parameterization,
+            clip=clip,
+        )
+    except InvalidBundle as error:
+        raise InvalidCheckpoint(
+            f"the {source.network} of {source.path} does not fit its config.json: {error}"
+        ) from None
 
 
 def _scheduler(source: PipelineFolder) -> dict[str, Any]:

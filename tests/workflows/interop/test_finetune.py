@@ -40,6 +40,7 @@ from workflows.model import ModelPackage
 from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.progress import Progress
 from workflows.train.batches import BatchReader, Share
+from workflows.train.fit import read_weights
 from workflows.train.flop import flop_per_sample
 from workflows.train.networks import classifier_network
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
@@ -148,7 +149,11 @@ def test_sharded_resumed_and_checkpointed_runs_agree(
     assert apart(sharded, whole) < 1e-4
     replicated = ranks.run(2, replace(job, config=TRAIN.model_copy(update={"sharding": "ddp"})))[0]
     assert apart(replicated, whole) < 1e-4
-    ranks.run(2, replace(job, steps=2, save=tmp_path / "half"))
+    half = ranks.run(2, replace(job, steps=2, save=tmp_path / "half"))[0]
+    weights, ema = read_weights(job.objective, tmp_path / "half")
+    assert set(weights) == set(ema) == trained, "a checkpoint holds what is trained"
+    assert all(torch.equal(ema[name], half.ema[name]) for name in trained)
+    assert all(torch.equal(weights[name], half.weights[name]) for name in trained)
     resumed = ranks.run(2, replace(job, steps=2, load=tmp_path / "half"))[0]
     assert all(torch.equal(resumed.ema[name], value) for name, value in sharded.ema.items()), "exact resume"
     assert resumed.samples_seen == sharded.samples_seen
@@ -208,6 +213,7 @@ def addresses(package: ModelPackage) -> set[int]:
     return {value.data_ptr() for value in denoiser.network.parameters()}  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_an_exported_version_draws_the_same_in_diffusers(base: Base, tuned: Path, tmp_path: Path) -> None:
     """Merged into the pipeline, and as matrices that diffusers loads beside the base."""
     from diffusers import StableDiffusionPipeline

@@ -72,8 +72,9 @@ def test_pictures(pair: MakePair, sampler: str) -> None:
     assert wanted.std() > 0.1, "a flat picture would prove nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
-@pytest.mark.parametrize("steps", [5, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [5, 16])
 def test_the_end_of_dpm_solver(pair: MakePair, final: str, steps: int) -> None:
     one = pair("sd leading-offset")
     from workflows.interop.scheduler import read_scheduler

@@ -55,6 +55,7 @@ def asked(**values: object) -> GenerationRequest:
     return GenerationRequest.model_validate({"prompt": "a dog", "num_inference_steps": 4, "seed": 1} | values)
 
 
+@pytest.mark.slow
 def test_requests_of_all_kinds_share_the_engine(pair: MakePair) -> None:
     package = pair("sd leading-offset").package
     requests = [

@@ -22,7 +22,7 @@ from workflows.data.shapes import shapes
 
 _BATCH: Final = 16
 _AUTOENCODER_STEPS: Final = 300
-_STEPS: Final = 800
+_STEPS: Final = 500
 _HIDDEN: Final = 0.1
 
 
