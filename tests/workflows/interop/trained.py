@@ -159,7 +159,7 @@ def _unet(
         found = unet(scheduler.add_noise(x0, noise, time), time, read).sample
         loss = functional.mse_loss(found, scheduler.get_velocity(x0, noise, time))
         _update(optimizer, loss, step, _STEPS, "unet")
-        if (step + 1) % 100 == 0:
+        if (step + 1) % 25 == 0:
             torch.save({"step": step + 1, "unet": unet.state_dict(), "optimizer": optimizer.state_dict()}, stopped)
     return unet.eval(), scheduler
 
