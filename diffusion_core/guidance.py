@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Protocol, final, runtime_checkable
+from typing import Final, Literal, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from diffusion_core.errors import InvalidGuidance
 from diffusion_core.prediction import Prediction
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.types import Data, Levels, RowMask, Rows, expand
+
+_INTERVAL: Final = ("guidance_sigma_min", "guidance_sigma_max")
 
 
 @runtime_checkable
@@ -88,12 +90,13 @@ class ClassifierFreeGuidance:
             return self.denoiser(x_t, level, None)
         say = {name: condition.setting(name, default) for name, default in self._defaults.items()}
         _require_finite(say["guidance_scale"], "guidance_scale")
-        sigma = self.schedule.sigma(level).cpu()
-        # At zero terminal SNR sigma is infinite: an interval without an upper end holds it.
-        below = (sigma < say["guidance_sigma_max"]) | say["guidance_sigma_max"].isinf()
-        inside = (sigma >= say["guidance_sigma_min"]) & below
-        scale = torch.where(inside, say["guidance_scale"], 1.0)
-        plus_plus = (say["cfg_plus_plus"] > 0) & inside
+        scale, plus_plus = say["guidance_scale"], say["cfg_plus_plus"] > 0
+        if not condition.settings.keys().isdisjoint(_INTERVAL):
+            sigma = self.schedule.sigma(level).cpu()
+            # At zero terminal SNR sigma is infinite: an interval without an upper end holds it.
+            below = (sigma < say["guidance_sigma_max"]) | say["guidance_sigma_max"].isinf()
+            inside = (sigma >= say["guidance_sigma_min"]) & below
+            scale, plus_plus = torch.where(inside, scale, 1.0), plus_plus & inside
         single = ((scale == 0) | (scale == 1)) & ~plus_plus
         pair = (~single).nonzero().flatten()
         first, second = self._evaluate(x_t, level, condition, (scale == 0) & single, pair)
@@ -223,8 +226,8 @@ class GradientGuidance:
     def __call__(self, x_t: Data, level: Levels, condition: Condition | None) -> Prediction:
         """See `Denoiser.__call__`."""
         check_rows(x_t, level, condition)
-        if condition is None:
-            return self.denoiser(x_t, level, None)
+        if condition is None or (self._scale == 0 and self._setting not in condition.settings):
+            return self.denoiser(x_t, level, condition)
         scale = condition.setting(self._setting, self._scale)
         _require_finite(scale, self._setting)
         rows = (scale != 0).nonzero().flatten()
@@ -300,6 +303,9 @@ class Thresholding:
         """
         prediction = self.denoiser(x_t, level, condition)
         asked = Condition.null(len(x_t)) if condition is None else condition
+        if asked.settings.keys().isdisjoint(self._defaults) and self._defaults["clip_x0"] > 0:
+            everywhere = self._defaults["clip_x0"]
+            return prediction.with_x0(prediction.x0.clamp(-everywhere, everywhere))
         bound, quantile = (asked.setting(name, default) for name, default in self._defaults.items())
         if not bool(((bound >= 0) & (quantile >= 0) & (quantile <= 1)).all()):
             raise InvalidGuidance("clip_x0 must be >= 0 and dynamic_threshold in [0, 1]: 0 turns either off")
@@ -377,6 +383,9 @@ def _times(rows: Tensor, data: Data) -> Data:
 
 
 def _require_finite(scale: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(scale).all()):
-        rows = (~torch.isfinite(scale)).nonzero().flatten().tolist()
+    # The cheapest look at all of them: a sum is finite only if every part is.
+    if math.isfinite(float(scale.sum())):
+        return
+    rows = (~torch.isfinite(scale)).nonzero().flatten().tolist()
+    if rows:
         raise InvalidGuidance(f"{name} is not finite in rows {rows}: give a number")

@@ -78,12 +78,13 @@ class SamplerBackend:
 
     async def _attempt(self, call: Call) -> AsyncGenerator[Event, None]:
         stream = self._streaming.draw.remote(call)
-        ended = False
+        ended, last = False, None
         try:
             async for event in stream:
+                last = event
                 ended = isinstance(event, Generated)
                 yield event
-            ended = True
+            _whole(last)
         except Exception:
             ended = True
             raise
@@ -96,10 +97,13 @@ class SamplerBackend:
 
 async def finished(events: AsyncIterator[Event]) -> Generated:
     """The pictures, without what is told on the way."""
-    generated = None
+    last: Event | None = None
     async for event in events:
-        if isinstance(event, Generated):
-            generated = event
-    if generated is None:
+        last = event
+    return _whole(last)
+
+
+def _whole(last: Event | None) -> Generated:
+    if not isinstance(last, Generated):
         raise EngineStopped("a sampler ended its answer before the picture was made: send the request again")
-    return generated
+    return last
