@@ -146,18 +146,45 @@ def advance(denoiser: Denoiser, rows: Sequence[Trajectory], condition: Condition
     Returns:
         The rows after their step, in order.
     """
-    plans, index = [row.plan for row in rows], [row.index for row in rows]
-    x = torch.stack([row.x for row in rows])
-    level = torch.tensor([row.level for row in rows])
     asked = Condition.cat([row.condition for row in rows]) if condition is None else condition
+    return advance_batch(denoiser, Batch.of(rows, asked)).rows
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows that step together, stacked; as long as the same rows do, nothing has to be stacked anew.
+
+    Attributes:
+        rows: unfinished when they are to be advanced.
+        condition: theirs.
+        x: theirs, `(b, ...)`.
+        x0: their last predicted x0, or x where there is none yet.
+    """
+
+    rows: list[Trajectory]
+    condition: Condition
+    x: Data
+    x0: Data
+
+    @classmethod
+    def of(cls, rows: Sequence[Trajectory], condition: Condition) -> Batch:
+        """Stacks the rows."""
+        x0 = torch.stack([row.x if row.x0 is None else row.x0 for row in rows])
+        return cls(list(rows), condition, torch.stack([row.x for row in rows]), x0)
+
+
+def advance_batch(denoiser: Denoiser, batch: Batch) -> Batch:
+    """See `advance`."""
+    rows, x = batch.rows, batch.x
+    level = torch.tensor([row.level for row in rows])
     with torch.no_grad():
-        prediction = _fill_known(denoiser(x, level, asked), rows)
+        prediction = _fill_known(denoiser(x, level, batch.condition), rows)
         ahead = _drawn_ahead(rows, x)
-        x = step(plans, index, prediction, _x0_previous(rows), _stacked_noise(ahead, rows[0].x)).to(x.dtype)
-    return [
-        row.moved(after, x0, drawn[1:])
-        for row, after, x0, drawn in zip(rows, x.unbind(), prediction.x0.unbind(), ahead, strict=True)
-    ]
+        plans, index = [row.plan for row in rows], [row.index for row in rows]
+        after = step(plans, index, prediction, batch.x0, _stacked_noise(ahead, rows[0].x)).to(x.dtype)
+    told = zip(rows, after.unbind(), prediction.x0.unbind(), ahead, strict=True)
+    moved = [row.moved(x_s, x0, drawn[1:]) for row, x_s, x0, drawn in told]
+    return Batch(moved, batch.condition, after, prediction.x0)
 
 
 def run(denoiser: Denoiser, rows: Sequence[Trajectory], on_step: OnStep | None = None) -> Data:
@@ -345,13 +372,6 @@ def _fill_known(prediction: Prediction, rows: Sequence[Trajectory]) -> Predictio
     mask = torch.zeros(len(rows), dtype=torch.bool)
     mask[filled] = True
     return prediction.with_x0(x0, mask)
-
-
-def _x0_previous(rows: Sequence[Trajectory]) -> Data | None:
-    """The last predicted x0 of every row, if any row's step looks at it."""
-    if not any(row.plan.rows[row.index][2] for row in rows):
-        return None
-    return torch.stack([row.x if row.x0 is None else row.x0 for row in rows])
 
 
 def _stacked_noise(ahead: Sequence[tuple[Tensor, ...]], like: Tensor) -> Data | None:
