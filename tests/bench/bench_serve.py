@@ -6,9 +6,9 @@ turns over several short rounds, so that the machine's moods hit all alike, and 
 Saturation is a closed loop of 32 clients; 80% load is Poisson, at 80% of what `@serve.batch` reaches in the same
 round; low load alternates between ours and one at a time, request by request.
 
-    python tests/bench/bench_serve.py
+    python tests/bench/bench_serve.py 2> serve.log
 
-writes `tests/bench/results/serve.md` and `serve.png`.
+(where Ray's many lines go) writes `tests/bench/results/serve.md` and `serve.png`.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def measure(urls: dict[str, str], rounds: int, count: int, low: int, progress: P
     found, arms = Measured(), list(ARMS)
     for arm in arms:
         asyncio.run(saturate(urls[arm], requests(BATCH, seed=9)))
+    progress.log("every arm has answered its first requests; now low load")
     pair = {arm: urls[arm] for arm in ("ours", "single")}
     found.low = asyncio.run(in_turn(pair, requests(low, seed=2)))
     for number in range(rounds):
@@ -104,7 +105,7 @@ def plot(found: Measured) -> None:
     for arm in LOADED:
         times = sorted(found.latencies(arm))
         axes.plot(times, [(place + 1) / len(times) for place in range(len(times))], label=NAMES[arm].strip("`"))
-    axes.set(xlabel="seconds until the picture", ylabel="share of requests", xscale="log", title="80% load")
+    axes.set(xlabel="seconds until the picture", ylabel="share of requests", title="80% load", xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
@@ -118,7 +119,7 @@ def table(found: Measured) -> str:
         "",
         f"`python {' '.join(sys.argv)}` on {os.cpu_count()} CPU cores ({platform.machine()}) with torch",
         f"{torch.__version__} and ray {ray.__version__}; a DiT of 8x8 pictures (width 96, 3 blocks), float32, one",
-        f"torch thread. 10 to 100 steps, half classifier-free, 15% classifier-guided; {len(found.rates)} rounds, arms",
+        f"torch thread. 10 to 100 steps, half classifier-free, 15% classifier-guided; rounds: {len(found.rates)}, arms",
         f"in turn, medians. `@serve.batch` of {BATCH}, which waits {1000 * WAIT_SECONDS:.0f} ms for more.",
         "",
         "| | pictures/s at saturation | of each round | p50 at low load, s | p50 at 80% load, s | p99 at 80% load, s |",
