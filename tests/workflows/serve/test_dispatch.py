@@ -38,9 +38,9 @@ class Handle:
         count = self._dies_after.pop(0) if self._dies_after else None
         return Stream(self, self._events(call, count))
 
-    def broadcast(self, method: str, request_id: str) -> None:
+    def broadcast(self, method: str, request_id: str) -> Broadcast:
         assert method == "leave"
-        self.left.append(request_id)
+        return Broadcast(self, request_id)
 
     async def _events(self, call: Call, count: int | None) -> AsyncGenerator[Event, None]:
         made = 0
@@ -49,6 +49,18 @@ class Handle:
                 raise ActorDiedError
             made += 1
             yield event
+
+
+class Broadcast:
+    """As Serve's: sent when its results are asked for, not before."""
+
+    def __init__(self, handle: Handle, request_id: str) -> None:
+        self._handle, self._request_id = handle, request_id
+
+    async def results_async(self, *, return_exceptions: bool) -> list[None]:
+        assert return_exceptions
+        self._handle.left.append(self._request_id)
+        return [None]
 
 
 class Stream:
@@ -121,6 +133,11 @@ def test_a_client_who_leaves_is_told_to_every_replica(often_kept: Sampler) -> No
         drawing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await drawing
+        # It is told beside: who left does not wait for it.
+        for _ in range(1000):
+            if handle.left:
+                break
+            await asyncio.sleep(0)
         return handle
 
     handle = asyncio.run(leave())
