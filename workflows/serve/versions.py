@@ -18,7 +18,7 @@ from workflows.serve.engine_thread import EngineThread
 from workflows.serve.jobs import Limits
 from workflows.serve.order import Menu
 from workflows.serve.settings import ServeArgs
-from workflows.serve.warming import buckets_of, device_of, warm
+from workflows.serve.warming import buckets_of, device_of, padding_of, warm
 
 _LOG: Final = logging.getLogger("ray.serve")
 _RETIRED_SECONDS: Final = 30.0
@@ -138,8 +138,8 @@ def load_served(args: ServeArgs, reference: str) -> Served:
         TrackingUnreachable: the registry does not answer.
         InvalidBundle: the model's folder is broken.
     """
-    found, buckets = resolve(args.tracking_uri, reference), buckets_of(args.max_rows)
-    package = ModelPackage.load(found.folder, device_of(args.device), buckets=buckets)
+    found, buckets, device = resolve(args.tracking_uri, reference), buckets_of(args.max_rows), device_of(args.device)
+    package = ModelPackage.load(found.folder, device, buckets=padding_of(device, buckets))
     _, height, width = package.shape
     longest = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
