@@ -1,138 +1,278 @@
-"""What the pass over Ray Data costs beside a bare loop: `python tests/bench/bench_embed.py [--captions 20000]`.
+"""What the pass over Ray Data costs beside a bare open_clip loop: `python tests/bench/bench_embed.py [PART ...]`.
 
-`--captions` captions of a fifth as many distinct ones, as samples of one 8x8 picture each, through a small CLIP with
-random weights on one core, in turns within one run: the pass (Ray is up, caches start empty), a bare open_clip loop
-over the distinct captions, and a loop over all of them. Then the pass again on unchanged input, and with one in a
-hundred distinct captions new. Medians; the ratios are what counts. It writes tests/bench/results/bench_embed.md.
+    small, vit   captions, each distinct one five times, 50 to a picture, through the towers of `--config digits` or the
+                 text tower of ViT-B-32, with random weights: the embed stage with two actors of one thread (Ray is up,
+                 nothing is cached), a script of a loop over the distinct captions with two threads, and one over all of
+                 them. Scripts import and load the towers, as the actors do. Then the stage again on unchanged input.
+    images       50,000 and 200,000 different pictures of 32x32 through import and embedding: the peak of the memory of
+                 all processes (proportional set size, ten times a second), and rows per second.
+
+Each part writes its section of tests/bench/results/embed.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+import open_clip
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from workflows.artifact import Artifact
-from workflows.config import ClipConfig
-from workflows.config_file import load_config
-from workflows.data.dataset import DataInfo, Split, write_split
-from workflows.embed.clip import load_clip
+from workflows.config import ClipConfig, RunConfig, load_config
+from workflows.data.dataset import SCHEMA, DataInfo
+from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_training import build_model, model_config
 from workflows.embed.stage import embed
 from workflows.progress import Progress
 from workflows.session import set_environment, start_ray, stop_ray
 
-CLIP = ClipConfig(context_length=32, text_width=128, text_layers=4, vision_width=32, vision_layers=1)
-BATCH, SHARE = 256, 5
+RESULTS = Path(__file__).parent / "results/embed.md"
+BATCH, SHARE, PER_PICTURE, WORKERS = 256, 5, 50, 2
+HEAD = """# Embedding
+
+`python tests/bench/bench_embed.py`: 2 cores, no GPU. Ratios are of medians taken in turns within one run.
+"""
+LOOP = """
+import sys, torch
+from pathlib import Path
+from workflows.embed.clip import open_model
+folder, captions, batch, threads = sys.argv[1], Path(sys.argv[2]).read_text().splitlines(), *map(int, sys.argv[3:])
+torch.set_num_threads(threads)
+model, tokenizer = open_model(f"local-dir:{folder}")
+with torch.no_grad():
+    for start in range(0, len(captions), batch):
+        model.encode_text(tokenizer(captions[start : start + batch]), normalize=True)
+"""
 
 
-def write_data(folder: Path, captions: list[str]) -> Path:
-    """A data artifact with one picture for each caption."""
-    folder.mkdir(parents=True)
-    parts = {"train": captions[:-8], "held_out": captions[-8:]}
-    for name, texts in parts.items():
-        count = len(texts)
-        ids = np.arange(count, dtype=np.int64) + (0 if name == "train" else len(captions))
-        images = np.zeros((count, 1, 8, 8), np.uint8)
-        captions_of = tuple((text,) for text in texts)
-        none = np.full(count, -1)
-        write_split(
-            Split(ids, images, captions_of, none, ((),) * count, np.zeros(count, bool)), folder / f"{name}.parquet"
-        )
-    counts = {f"num_{name}": len(texts) for name, texts in parts.items()}
-    info = DataInfo(
-        "bench", (1, 8, 8), (), {}, **counts, data_hash=folder.name, candidate_captions=(), unseen_combinations=()
-    )
-    info.save(folder)
-    return folder
+class PeakMemory:
+    """The largest sum of the proportional set sizes of this process and all below it, in MiB."""
+
+    def __enter__(self) -> PeakMemory:
+        self.mib, self._done = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._done.wait(0.1):
+            self.mib = max(self.mib, sum(map(_pss, [me, *me.children(recursive=True)])) / 2**20)
 
 
-def captions(count: int, distinct: int, first: int = 0) -> list[str]:
-    """Sentences of ten words; each of `distinct` ones equally often."""
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
+
+
+def sentences(distinct: int) -> list[str]:
+    """Different sentences of ten words."""
     words = [
         f"{a}{b}" for a in ("red", "big", "old", "far", "dim") for b in ("house", "river", "bird", "tree", "stone")
     ]
     rng = np.random.default_rng(0)
-    every = [f"{' '.join(rng.choice(words, 9))} {first + number}" for number in range(distinct)]
-    return [every[number % distinct] for number in range(count)]
+    return [f"{' '.join(rng.choice(words, 9))} {number}" for number in range(distinct)]
 
 
-def timed(run) -> tuple[float, object]:
+def pictures(count: int, size: int) -> Iterator[bytes]:
+    """Different smooth pictures as PNG."""
+    ramp = np.linspace(0, 255, size, dtype=np.uint8)
+    base = np.stack([np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), np.full((size, size), 90, np.uint8)])
+    for number in range(count):
+        pixels = base.transpose(1, 2, 0).copy()
+        pixels[0, 0], pixels[-1, -1] = divmod(number, 256)[0] % 256, number % 256
+        pixels[size // 2, size // 2] = number // 65536
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+        yield buffer.getvalue()
+
+
+def towers(folder: Path, part: str) -> Path:
+    """Random weights: the small CLIP that a job trains, or ViT-B-32."""
+    folder.mkdir(parents=True)
+    if part == "vit":
+        model = open_clip.create_model("ViT-B-32", pretrained=None, output_dict=True)
+        tokenizer, config = open_clip.get_tokenizer("ViT-B-32"), open_clip.get_model_config("ViT-B-32")
+    else:
+        model, tokenizer = build_model(ClipConfig(), 8)
+        config = model_config(ClipConfig(), 8)
+    save_clip(folder, model, tokenizer, name=part, source="train", model_cfg=config)
+    return folder
+
+
+def captioned(folder: Path, captions: list[str]) -> Path:
+    """A data artifact of gray 8x8 pictures with `PER_PICTURE` captions each."""
+    folder.mkdir(parents=True)
+    groups = [captions[start : start + PER_PICTURE] for start in range(0, len(captions), PER_PICTURE)]
+    image = next(pictures(1, 8))
+    counts = {}
+    for name, rows in (("train", groups[:-1]), ("held_out", groups[-1:])):
+        first = 0 if name == "train" else len(groups)
+        columns = {
+            "sample_id": range(first, first + len(rows)), "image": [image] * len(rows), "captions": rows,
+            "label": [-1] * len(rows), "attributes": [[]] * len(rows), "unseen": [False] * len(rows),
+        }  # fmt: skip
+        pq.write_table(pa.Table.from_pydict(columns, schema=SCHEMA), folder / f"{name}.parquet")
+        counts[f"num_{name}"] = len(rows)
+    DataInfo(
+        "bench", (3, 8, 8), (), {}, **counts, data_hash=folder.name, candidate_captions=(), unseen_combinations=()
+    ).save(folder)
+    return folder
+
+
+def run_embed(config: RunConfig, data: Path, clip: Path, folder: Path) -> dict[str, object]:
+    """The embed stage, outside a job."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs = {"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)}
+    return embed(config, inputs, folder, Progress.silent())
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds."""
     start = time.perf_counter()
-    found = run()
-    return time.perf_counter() - start, found
+    run()
+    return time.perf_counter() - start
+
+
+def captions_part(part: str, count: int, repeats: int, work: Path) -> list[str]:
+    distinct = sentences(count // SHARE)
+    every = [distinct[number % len(distinct)] for number in range(count)]
+    clip, data = towers(work / "clip", part), captioned(work / "data", every)
+    rows = max(BATCH, -(-len(distinct) // 8))
+    encoded: list[int] = []
+
+    def stage(name: str) -> None:
+        config = load_config(
+            "digits", [f"storage.root={work / name}-root", f"embed.workers={WORKERS}", f"embed.rows_per_shard={rows}"]
+        )
+        encoded.append(int(str(run_embed(config, data, clip, work / name)["encoded_captions"])))
+
+    def loop(texts: list[str]) -> None:
+        (work / "captions.txt").write_text("\n".join(texts))
+        arguments = [str(clip), str(work / "captions.txt"), str(BATCH), str(WORKERS)]
+        subprocess.run([sys.executable, "-c", LOOP, *arguments], check=True, cwd=Path(__file__).parents[2])
+
+    warm = captioned(work / "warm-data", distinct[:100])
+    run_embed(load_config("digits", [f"storage.root={work}/warm-root"]), warm, clip, work / "warm")
+    runs: dict[str, list[float]] = {"pass": [], "distinct": [], "all": []}
+    for repeat in range(repeats):
+        runs["pass"].append(timed(lambda repeat=repeat: stage(f"run{repeat}")))
+        runs["distinct"].append(timed(lambda: loop(distinct)))
+        runs["all"].append(timed(lambda: loop(every)))
+        sys.stderr.write(f"{part}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in runs.items()) + "\n")
+    assert set(encoded) == {len(distinct)}
+    again = timed(lambda: stage("run0"))
+    median = {name: statistics.median(values) for name, values in runs.items()}
+    return [
+        f"{count:,} captions, {len(distinct):,} of them distinct; median of {repeats}.",
+        "",
+        "| | seconds | ratio | wanted |",
+        "| --- | ---: | ---: | ---: |",
+        f"| pass | {median['pass']:.2f} | | |",
+        f"| loop over distinct captions | {median['distinct']:.2f} | pass is {median['distinct'] / median['pass']:.2f}x "
+        "as fast | >= 0.85x |",
+        f"| loop over all captions | {median['all']:.2f} | pass is {median['all'] / median['pass']:.2f}x as fast "
+        "| >= 4x |",
+        f"| pass again, {encoded[-1]} encoded | {again:.2f} | {again / median['pass']:.1%} of the first | <= 5% |",
+    ]
+
+
+def images_part(counts: list[int], work: Path) -> list[str]:
+    clip = towers(work / "clip", "small")
+    found: dict[str, list[tuple[float, float]]] = {"import": [], "embed": []}
+    for count in [2000, *counts]:
+        source, data = work / f"source-{count}", work / f"data-{count}"
+        source.mkdir()
+        data.mkdir()
+        captions = sentences(count // 10)
+        with pq.ParquetWriter(source / "part.parquet", pa.schema({"image": pa.binary(), "caption": pa.string()})) as out:
+            images = pictures(count, 32)
+            for start in range(0, count, 1000):
+                texts = [captions[number % len(captions)] for number in range(start, start + 1000)]
+                out.write_table(
+                    pa.table({"image": [next(images) for _ in texts], "caption": texts}, out.schema)
+                )
+        settings = [
+            "data.source=parquet", f"data.path={source}", "data.image_size=32",
+            f"storage.root={work}/root-{count}", f"embed.workers={WORKERS}",
+        ]  # fmt: skip
+        config = load_config("digits", settings)
+        for name, run in (
+            ("import", lambda: build_data(config, {}, data, Progress.silent())),  # noqa: B023
+            ("embed", lambda: run_embed(config, data, clip, work / f"cache-{count}")),  # noqa: B023
+        ):
+            with PeakMemory() as memory:
+                seconds = timed(run)
+            found[name].append((memory.mib, count / seconds))
+            sys.stderr.write(f"{count} {name}: {seconds:.1f} s, {memory.mib:.0f} MiB\n")
+    lines = [
+        f"A tenth as many distinct captions. After a first run with 2,000 pictures.",
+        "",
+        "| | " + " | ".join(f"{count:,}" for count in counts) + " | ratio | wanted |",
+        "| --- | " + " | ".join("---:" for _ in counts) + " | ---: | ---: |",
+    ]
+    for name, (_, *rows) in found.items():
+        memory, speed = zip(*rows, strict=True)
+        lines.append(f"| {name}, peak memory, MiB | " + " | ".join(f"{value:.0f}" for value in memory)
+                     + f" | {memory[-1] / memory[0]:.2f}x | <= 1.3x |")  # fmt: skip
+        lines.append(f"| {name}, pictures/s | " + " | ".join(f"{value:.0f}" for value in speed)
+                     + f" | {speed[-1] / speed[0]:.2f}x | >= 0.9x |")  # fmt: skip
+    return lines
+
+
+def write(title: str, lines: list[str]) -> None:
+    """Puts a section in place of the one of that title."""
+    sections = RESULTS.read_text().split("\n## ")[1:] if RESULTS.is_file() else []
+    kept = {section.splitlines()[0]: section.rstrip("\n") for section in sections}
+    kept[title] = "\n".join([title, "", *lines])
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(HEAD + "".join(f"\n## {kept[name]}\n" for name in TITLES.values() if name in kept))
+    sys.stdout.write("\n".join([title, *lines]) + "\n")
+
+
+TITLES = {"small": "Captions, small CLIP", "vit": "Captions, ViT-B-32", "images": "Pictures of 32x32"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--captions", type=int, default=20_000)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("parts", nargs="*", help="small, vit, images; default: all")
+    parser.add_argument("--captions", type=int, help="default: 100000 (small), 3000 (vit)")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--images", type=int, nargs=2, default=[50_000, 200_000])
     options = parser.parse_args()
     set_environment()
-    torch.set_num_threads(1)
-    work = Path(tempfile.mkdtemp())
-    towers = work / "clip"
-    towers.mkdir()
-    model, tokenizer = build_model(CLIP, 8)
-    save_clip(towers, model, tokenizer, name="bench", source="train", model_cfg=model_config(CLIP, 8))
-    text = load_clip(towers).text
-    every = captions(options.captions, options.captions // SHARE)
-    distinct = sorted(set(every))
-    data = write_data(work / "data", every)
-    more = write_data(work / "more", every + [f"{caption} more" for caption in distinct[: len(distinct) // 100]])
-
-    def loop(texts: list[str]) -> None:
-        for start in range(0, len(texts), BATCH):
-            text.encode(texts[start : start + BATCH])
-
-    def run(name: str, data_folder: Path) -> int:
-        config = load_config("digits", [f"storage.root={work / name}-root"])
-        inputs = {"data": Artifact("data", "0" * 64, data_folder), "clip": Artifact("clip", "1" * 64, towers)}
-        (work / name).mkdir(exist_ok=True)
-        return int(embed(config, inputs, work / name, Progress.silent())["encoded_captions"])
-
-    start_ray(num_cpus=2)
+    start_ray(num_cpus=WORKERS)
     try:
-        run("warm", data)
-        seconds: dict[str, list[float]] = {"pass": [], "bare loop, distinct": [], "bare loop, all": []}
-        for repeat in range(options.repeats):
-            took, encoded = timed(lambda repeat=repeat: run(f"run{repeat}", data))
-            assert encoded == len(distinct)
-            seconds["pass"].append(took)
-            seconds["bare loop, distinct"].append(timed(lambda: loop(distinct))[0])
-            seconds["bare loop, all"].append(timed(lambda: loop(every))[0])
-        again, encoded_again = timed(lambda: run("run0", data))
-        (work / "next").mkdir()
-        (work / "next-root").symlink_to(work / "run0-root")
-        grown, encoded_grown = timed(lambda: run("next", more))
+        for part in options.parts or TITLES:
+            with tempfile.TemporaryDirectory() as folder:
+                if part == "images":
+                    lines = images_part(options.images, Path(folder))
+                else:
+                    count = options.captions or {"small": 100_000, "vit": 3000}[part]
+                    lines = captions_part(part, count, options.repeats, Path(folder))
+            write(TITLES[part], lines)
     finally:
         stop_ray()
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    lines = [
-        "# bench_embed",
-        "",
-        (
-            f"`python {' '.join(sys.argv)}`: {options.captions} captions, {len(distinct)} distinct, "
-            f"median of {options.repeats}, one thread."
-        ),
-        "",
-        "| what | seconds | ratio |",
-        "| --- | ---: | --- |",
-        *(f"| {name} | {value:.2f} | {value / median['pass']:.2f} x the pass |" for name, value in median.items()),
-        f"| second run, unchanged ({encoded_again} encoded) | {again:.2f} | {again / median['pass']:.3f} x the pass |",
-        f"| 1% new captions ({encoded_grown} encoded) | {grown:.2f} | {grown / median['pass']:.2f} x the pass |",
-    ]
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "bench_embed.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":
