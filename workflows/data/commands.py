@@ -24,6 +24,9 @@ def check(
     image_column: Annotated[str | None, typer.Option(help="As data.image_column.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="As data.caption_column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As data.label_column.")] = None,
+    vector_columns: Annotated[
+        str | None, typer.Option(help="As data.vector_columns, with commas between them.")
+    ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="As data.image_size.")] = _DEFAULTS["image_size"],
     channels: Annotated[int, typer.Option(min=1, max=3, help="As data.channels.")] = _DEFAULTS["channels"],
     max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="As data.max_bad_fraction.")] = _DEFAULTS[
@@ -51,6 +54,7 @@ def check(
                 image_column=image_column,
                 caption_column=caption_column,
                 label_column=label_column,
+                vector_columns=tuple(vector_columns.split(",")) if vector_columns else None,
                 image_size=image_size,
                 channels=3 if channels == 3 else 1,
                 max_bad_fraction=max_bad_fraction,
@@ -76,12 +80,8 @@ def _known(source: str) -> str:
 def _check(config: DataConfig, context_length: int, limit: int | None, out: Path) -> bool:
     from workflows.data.check import check_data
     from workflows.data.check_page import page
-    from workflows.data.own import rules_of
-    from workflows.data.sources.record import Columns
 
-    columns = Columns(config.image_column, config.caption_column, config.label_column)
-    path = config.path or ""
-    report, thumbnails = check_data(path, config.source, columns, rules_of(config), limit, context_length)
+    report, thumbnails = check_data(config, limit, context_length)
     bad = report["records"] - report["usable"]
     usable = bool(report["usable"]) and bad <= config.max_bad_fraction * report["records"]
     out.mkdir(parents=True, exist_ok=True)

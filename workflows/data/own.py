@@ -45,29 +45,36 @@ class Rules:
     """What a record must be to be used.
 
     Attributes:
-        shape: of every picture.
+        shape: of every picture; None: records are vectors.
         max_caption_chars: longer captions are cut.
         needs_label: whether a record without a label is refused.
     """
 
-    shape: PictureShape
+    shape: PictureShape | None
     max_caption_chars: int
     needs_label: bool = False
 
 
-def rules_of(config: DataConfig) -> Rules:
-    """What a configuration asks of each record."""
-    shape = PictureShape(config.image_size, config.channels, config.max_pixels)
-    return Rules(shape, config.max_caption_chars, needs_label=config.label_column is not None)
+def columns_of(config: DataConfig) -> Columns:
+    """The columns that a configuration names."""
+    return Columns(config.image_column, config.caption_column, config.label_column, config.vector_columns)
+
+
+def rules_of(config: DataConfig, source: str) -> Rules:
+    """What a configuration asks of each record of a source."""
+    picture = PictureShape(config.image_size, config.channels, config.max_pixels)
+    return Rules(
+        None if source == "vectors" else picture, config.max_caption_chars, needs_label=config.label_column is not None
+    )
 
 
 @final
 @dataclass(frozen=True)
 class Usable:
-    """A record that can be used: pixels, cleaned captions, and what had to be changed."""
+    """A record that can be used: pixels (or float32 numbers), cleaned captions, and what had to be changed."""
 
     record: Record
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     captions: tuple[str, ...]
     found: Found
     changes: tuple[str, ...]
@@ -86,10 +93,15 @@ def use(record: Record, rules: Rules) -> Usable:
         raise InvalidData("no caption" if not record.captions else "every caption is empty")
     if rules.needs_label and record.label is None:
         raise InvalidData("no label, though data.label_column is set")
-    pixels, found = prepare(record.image, rules.shape)
+    pixels, found = _vector(record.image) if rules.shape is None else prepare(record.image, rules.shape)
     if found.frames > 1:
         changes = (*changes, f"animated: the first of {found.frames} frames is used")
     return Usable(record, pixels, captions, found, changes)
+
+
+def _vector(data: bytes) -> tuple[NDArray[np.float32], Found]:
+    numbers = np.frombuffer(data, "<f4")
+    return numbers, Found(len(numbers), 1, "float32", "vector", 1)
 
 
 def clean_captions(captions: Iterable[str], max_chars: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -167,7 +179,7 @@ def rejected_path(path: str) -> str:
 def _row(usable: Usable) -> dict[str, Any]:
     return {
         "name": usable.record.name.encode("utf-8", "replace").decode(),
-        "image": _png(usable.pixels),
+        "image": _png(usable.pixels) if usable.pixels.ndim > 1 else usable.pixels.tobytes(),
         "captions": list(usable.captions),
         "label": usable.record.label,
         "digest": hashlib.sha256(usable.pixels.tobytes()).digest()[:16],

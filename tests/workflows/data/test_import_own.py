@@ -160,6 +160,28 @@ def test_the_same_input_gives_the_same_bytes_whatever_was_there(tmp_path: Path) 
     assert contents(tmp_path / "one") != contents(tmp_path / "two")
 
 
+@ray.remote(num_cpus=1)
+class Holder:
+    """Takes a processor away."""
+
+    def hold(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["parquet", "webdataset"])
+def test_one_worker_and_two_write_the_same_bytes(name: str, tmp_path: Path) -> None:
+    source = samples.WRITERS[name](tmp_path / "source", 40)
+    for number in range(6):
+        samples.WRITERS[name](source / f"{number}", 600)
+    assert ray.cluster_resources()["CPU"] == 2
+    build(tmp_path / "two", source)
+    holder = Holder.remote()
+    ray.get(holder.hold.remote())
+    assert ray.available_resources()["CPU"] == 1
+    build(tmp_path / "one", source)
+    ray.kill(holder)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -22,11 +22,13 @@ class Columns:
         image: image bytes, or file names.
         caption: one caption, or a list of them.
         label: the class.
+        values: columns of numbers, for vectors.
     """
 
     image: str | None = None
     caption: str | None = None
     label: str | None = None
+    values: tuple[str, ...] | None = None
 
 
 @final
@@ -36,7 +38,7 @@ class Record:
 
     Attributes:
         name: where it comes from, such as `train/7.jpg` or `part.parquet:31`.
-        image: encoded picture.
+        image: encoded picture; of vectors, little-endian float32 numbers.
         captions: as found.
         label: its class, as text.
         fault: why it cannot be used; None: it may be.
