@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -51,11 +53,43 @@ def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
     Raises:
         StorageUnwritable: the folder is full or read-only.
     """
-    final_path = folder / path
+    _replace(folder / path, lambda partial: write_parquet(keyed(table, key), partial))
+    return Shard(path, table.num_rows, file_sha256(folder / path))
+
+
+def copy_shard(folder: Path, shard: Shard, source: Path) -> Shard:
+    """Makes a shard of a file that holds the same bytes, atomically.
+
+    Args:
+        folder: of the cache.
+        shard: what it becomes.
+        source: to copy; its rows carry the shard's key (see `keyed`).
+
+    Raises:
+        StorageUnwritable: the folder is full or read-only.
+    """
+    _replace(folder / shard.path, lambda partial: shutil.copyfile(source, partial))
+    return shard
+
+
+def keyed(table: pa.Table, key: str) -> pa.Table:
+    """The rows of a shard with the key of what they were made from."""
+    return table.replace_schema_metadata({_KEY: key.encode()})
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes rows as all shards are written.
+
+    Features and pictures hardly repeat, and a dictionary of them would take most of the time of writing.
+    """
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+
+
+def _replace(final_path: Path, write: Callable[[Path], object]) -> None:
     partial = final_path.with_name(f"{final_path.name}.{uuid.uuid4().hex}{_PARTIAL}")
     try:
         final_path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata({_KEY: key.encode()}), partial, compression="zstd")
+        write(partial)
         partial.replace(final_path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -63,7 +97,6 @@ def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
         raise StorageUnwritable(
             f"cannot write {final_path} ({error}): free space, or set storage.root elsewhere"
         ) from None
-    return Shard(path, table.num_rows, file_sha256(final_path))
 
 
 def find_shard(folder: Path, path: str, key: str) -> Shard | None:

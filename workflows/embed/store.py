@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workflows.errors import StorageUnwritable
-from workflows.shards import file_sha256
+from workflows.shards import file_sha256, write_parquet
 
 STORE: Final = "cache/captions"
 ENCODER_FILE: Final = "encoder.json"
@@ -83,7 +83,7 @@ class CaptionStore:
         partial = self.folder / f"{uuid.uuid4().hex}{_PARTIAL}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial, compression="zstd")
+            write_parquet(table, partial)
             part = self.folder / f"{file_sha256(partial)}.parquet"
             partial.replace(part)
         except OSError as error:
