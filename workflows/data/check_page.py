@@ -9,8 +9,11 @@ from typing import Any, Final
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem } td, th { padding: 0.15rem 1rem 0.15rem 0; text-align: left;
-vertical-align: top } td.n { text-align: right } .grid { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 110px; font-size: 12px; overflow-wrap: anywhere } img { image-rendering: pixelated }
+vertical-align: top } td.n { text-align: right } tr:nth-child(even) { background: #f7f7f7 }
+.grid { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; width: 110px; font-size: 12px; overflow-wrap: anywhere }
+figcaption { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden }
+img { image-rendering: pixelated }
 pre { background: #f4f4f4; padding: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere } .bad { color: #b3261e }
 """
 
@@ -31,9 +34,13 @@ def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, 
         "duplicate images": report["duplicate_images"],
         "captions": f"{captions['total']}, of which {captions['distinct']} differ",
         f"captions over {captions['context_length']} tokens": captions["over_context_length"],
-    } | {name: _range(report[name]) for name in ("width", "height", "aspect_ratio")}
+    }
+    if report["format"] != "vectors":
+        facts |= {name.replace("_", " "): _range(report[name]) for name in ("width", "height", "aspect_ratio")}
+        facts["smaller than wanted"] = report["smaller_than_wanted"]
     sections = [
         _table("Overview", facts),
+        _table("Columns of numbers", {name: _range(span) for name, span in report.get("columns", {}).items()}),
         _table("Cannot be used", report["unusable"]),
         _examples(report["unusable_examples"]),
         _table("Used with a change", report["changed"]),
@@ -42,15 +49,21 @@ def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, 
         _table("Labels", report["labels"]),
         _table("Most common captions", captions["most_common"]),
     ]
-    verdict = "These data can be used." if usable else '<span class="bad">These data cannot be used as they are.</span>'
+    broken = f"{report['records'] - report['usable']} of {report['records']} records cannot be used"
+    verdict = (
+        f"These data can be used; {broken}."
+        if usable
+        else f'<span class="bad">These data cannot be used as they are: {broken}.</span>'
+    )
     figures = "".join(
-        f'<figure><img src="{escape(item["image"])}" alt=""><br>{escape(item["caption"])}</figure>'
+        f'<figure><img src="{escape(item["image"])}" alt=""><figcaption>{escape(item["caption"])}</figcaption></figure>'
         for item in thumbnails
     )
+    seen = f'<h2>As the model would see them</h2><div class="grid">{figures}</div>' if figures else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["path"])}</title>'
         f"<style>{_STYLE}</style><h1>{escape(report['path'])}</h1><p>{verdict}</p>{''.join(sections)}"
-        f'<h2>As the model would see them</h2><div class="grid">{figures}</div>'
+        f"{seen}"
         f"<h2>Next</h2><pre>{escape(report['next'])}</pre></html>\n"
     )
 
@@ -70,4 +83,7 @@ def _examples(broken: Sequence[Mapping[str, str]]) -> str:
 
 
 def _range(values: Mapping[str, float]) -> str:
-    return f"{values['min']:g} to {values['max']:g}, median {values['median']:g}" if values else "-"
+    if not values:
+        return "-"
+    middle = f", median {values['median']:g}" if "median" in values else ""
+    return f"{values['min']:g} to {values['max']:g}{middle}"
