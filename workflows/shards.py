@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -53,8 +53,56 @@ def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
     Raises:
         StorageUnwritable: the folder is full or read-only.
     """
-    _replace(folder / path, lambda partial: write_parquet(keyed(table, key), partial))
-    return Shard(path, table.num_rows, file_sha256(folder / path))
+    with ShardWriter(folder, path, table.schema, key) as writer:
+        writer.write(table)
+        return writer.finish()
+
+
+@final
+class ShardWriter:
+    """Writes a shard bit by bit, for rows that should not be in memory all at once; a context.
+
+    Without `finish`, nothing is left.
+
+    Args:
+        folder: of the cache.
+        path: of the shard, relative to it.
+        schema: of its rows.
+        key: of what it was made from.
+
+    Raises:
+        StorageUnwritable: the folder is full or read-only; so do `write` and `finish`.
+    """
+
+    def __init__(self, folder: Path, path: str, schema: pa.Schema, key: str) -> None:
+        self._folder, self._path, self._rows = folder, path, 0
+        self._partial = _partial(folder / path)
+        with _writing(folder / path):
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = parquet_writer(self._partial, schema.with_metadata({_KEY: key.encode()}))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, table: pa.Table) -> None:
+        """Adds rows, as a row group of their own."""
+        with _writing(self._folder / self._path):
+            self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
+        self._rows += table.num_rows
+
+    def finish(self) -> Shard:
+        """Puts the shard in its place."""
+        with _writing(self._folder / self._path):
+            self._writer.close()
+            shard = Shard(self._path, self._rows, file_sha256(self._partial))
+            self._partial.replace(self._folder / self._path)
+        return shard
 
 
 def copy_shard(folder: Path, shard: Shard, source: Path) -> Shard:
@@ -68,7 +116,15 @@ def copy_shard(folder: Path, shard: Shard, source: Path) -> Shard:
     Raises:
         StorageUnwritable: the folder is full or read-only.
     """
-    _replace(folder / shard.path, lambda partial: shutil.copyfile(source, partial))
+    partial = _partial(folder / shard.path)
+    try:
+        with _writing(folder / shard.path):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial)
+            partial.replace(folder / shard.path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return shard
 
 
@@ -77,35 +133,37 @@ def keyed(table: pa.Table, key: str) -> pa.Table:
     return table.replace_schema_metadata({_KEY: key.encode()})
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Writes rows as all shards are written.
 
-    Features and pictures hardly repeat, and a dictionary of them would take most of the time of writing.
+    Features and pictures hardly repeat, and a dictionary of them would take most of the time of writing. Checksums of
+    pages let a run that goes on after another find what a disk has spoilt before any manifest has a hash of it.
     """
-    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True)
 
 
-def _replace(final_path: Path, write: Callable[[Path], object]) -> None:
-    partial = final_path.with_name(f"{final_path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        final_path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        partial.replace(final_path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise StorageUnwritable(
-            f"cannot write {final_path} ({error}): free space, or set storage.root elsewhere"
-        ) from None
+        raise StorageUnwritable(f"cannot write {path} ({error}): free space, or set storage.root elsewhere") from None
 
 
 def find_shard(folder: Path, path: str, key: str) -> Shard | None:
-    """The shard that an earlier run made from the same input, or None."""
+    """The shard that an earlier run made from the same input and that still reads as it was written, or None."""
     try:
-        metadata = pq.read_metadata(folder / path)
+        with pq.ParquetFile(folder / path, page_checksum_verification=True) as file:
+            metadata = file.metadata
+            if (metadata.metadata or {}).get(_KEY) != key.encode():
+                return None
+            for _ in file.iter_batches():
+                pass
     except (OSError, pa.ArrowException):
-        return None
-    if (metadata.metadata or {}).get(_KEY) != key.encode():
         return None
     return Shard(path, metadata.num_rows, file_sha256(folder / path))
 

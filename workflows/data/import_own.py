@@ -37,6 +37,7 @@ _PARTS: Final = "parts"
 _MAX_CANDIDATES: Final = 256
 _SHOWN: Final = 3
 _LEAST_CLASSES: Final = 2
+_ROWS_AT_ONCE: Final = 512
 
 
 def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[DataInfo, int]:
@@ -244,13 +245,12 @@ def _normalised(table: pa.Table, scale: VectorScale) -> pa.Table:
 
 
 def _chosen(parts: list[Path], chosen: NDArray[np.bool_], class_names: tuple[str, ...]) -> Iterator[pa.Table]:
-    """The chosen samples of each part as rows of `SCHEMA`; ids count all samples in order."""
+    """The chosen samples of the parts as rows of `SCHEMA`; ids count all samples in order."""
     index = {name: number for number, name in enumerate(class_names)}
     start = 0
-    for part in parts:
-        table = pq.read_table(part)
-        rows = np.flatnonzero(chosen[start : start + table.num_rows])
-        picked = table.take(pa.array(rows))
+    for batch in (batch for part in parts for batch in pq.ParquetFile(part).iter_batches(_ROWS_AT_ONCE)):
+        rows = np.flatnonzero(chosen[start : start + batch.num_rows])
+        picked = batch.take(pa.array(rows))
         labels = picked["label"].to_pylist()
         columns = {
             "sample_id": pa.array(rows + start, pa.int64()),
@@ -260,6 +260,6 @@ def _chosen(parts: list[Path], chosen: NDArray[np.bool_], class_names: tuple[str
             "attributes": pa.array([[label] if index else [] for label in labels], pa.list_(pa.string())),
             "unseen": pa.array([False] * len(rows), pa.bool_()),
         }
-        start += table.num_rows
+        start += batch.num_rows
         if len(rows):
             yield pa.table(columns, schema=SCHEMA)
