@@ -48,7 +48,7 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
     fragment, place = data.get_fragment(piece["fragment"]), {"offset": piece["offset"], "limit": _ROWS_PER_PIECE}
     try:
         for batch in fragment.to_batches(columns=wanted, batch_size=_ROWS_AT_ONCE, **place):
-            for row in batch.to_pylist():
+            for row in table.values_of(batch):
                 found = table.label_by_name(row.get(label), names)
                 yield table.record_of(location, f"row {number}", row[image], row[caption], found)
                 number += 1

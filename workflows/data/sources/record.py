@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -69,6 +70,23 @@ def captions_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, Sequence) and all(item is None or isinstance(item, str) for item in value):
         return tuple(item for item in value if item is not None)
     raise ValueError(f"the caption is {type(value).__name__}, wanted a text or a list of texts")
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file; bytes that are no UTF-8 become lone surrogates, which the import replaces and tells of."""
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def parsed(data: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def label_of(value: Any) -> str | None:

@@ -17,6 +17,7 @@ from workflows.data.sources.record import (
     Columns,
     Record,
     captions_of,
+    decoded,
     label_of,
 )
 from workflows.errors import InvalidData
@@ -127,13 +128,32 @@ def rows(
     wanted = [column for column in piece["columns"] if column is not None]
     try:
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=list(piece["groups"]), columns=wanted):
-            for row in batch.to_pylist():
-                yield f"{name}:{number}", row, label_by_name(row.get(label), names)
+            for row in values_of(batch):
+                yield f"{name}:{number}", row, label_by_name(row.get(label) if label else None, names)
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise InvalidData(
             f"{name} in {location.url} is damaged at row {number} ({error}): repair or remove it"
         ) from None
+
+
+def values_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as plain values; Arrow does not look whether texts are UTF-8, Python does."""
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = {name: _texts(batch[name]) for name in batch.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return found
+
+
+def _texts(column: pa.Array) -> list[Any]:
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return [None if data is None else decoded(data) for data in column.cast(pa.large_binary()).to_pylist()]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [None if not cell.is_valid else _texts(cell.values) for cell in column]
+    return list(column.to_pylist())
 
 
 def record_of(location: Location, where: str, image: Any, caption: Any, label: str | None) -> Record:
