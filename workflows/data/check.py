@@ -188,7 +188,8 @@ def next_command(config: DataConfig, source: str) -> str:
         "data.vector_columns": f"[{','.join(config.vector_columns)}]" if config.vector_columns else None,
     }
     options = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items() if value is not None]
-    return " ".join(["raverse run --config shapes", *options])
+    # Vectors are small: they need no more steps than the digits.
+    return " ".join([f"raverse run --config {'digits' if source == 'vectors' else 'shapes'}", *options])
 
 
 def _at_most(records: Iterator[Record], limit: int | None, check: Check) -> Iterator[Record]:
