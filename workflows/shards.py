@@ -85,7 +85,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
         with contextlib.suppress(OSError):
             self._partial.unlink(missing_ok=True)
