@@ -84,10 +84,10 @@ def test_an_embedding_goes_on_when_there_is_space_again(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_an_import_goes_on_when_there_is_space_again(tmp_path: Path, disk: Disk) -> None:
-    source = samples.write_sidecar(tmp_path / "source", 2000)
+    source = samples.write_sidecar(tmp_path / "source", 5000)
     build(tmp_path / "whole", source)
     folder = disk.folder / "data"
-    assert disk.mount("size=400k")
+    assert disk.mount(f"size={7 * pages(tmp_path / 'whole', '*.parquet') // 10}")
     with pytest.raises(StorageUnwritable, match=r"cannot write .*part-.*(No space|Errno 28)") as full:
         build(folder, source)
     assert "\n" not in str(full.value)
