@@ -77,7 +77,7 @@ class ShardWriter:
     def __init__(self, folder: Path, path: str, schema: pa.Schema, key: str) -> None:
         self._folder, self._path, self._rows = folder, path, 0
         self._partial = _partial(folder / path)
-        with _writing(folder / path):
+        with _writing(folder / path, self._partial):
             self._partial.parent.mkdir(parents=True, exist_ok=True)
             self._writer = parquet_writer(self._partial, schema.with_metadata({_KEY: key.encode()}))
 
@@ -87,18 +87,17 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
-        with contextlib.suppress(OSError):
-            self._partial.unlink(missing_ok=True)
+        _remove(self._partial)
 
     def write(self, table: pa.Table) -> None:
         """Adds rows, as a row group of their own."""
-        with _writing(self._folder / self._path):
+        with _writing(self._folder / self._path, self._partial):
             self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
         self._rows += table.num_rows
 
     def finish(self) -> Shard:
         """Puts the shard in its place."""
-        with _writing(self._folder / self._path):
+        with _writing(self._folder / self._path, self._partial):
             self._writer.close()
             shard = Shard(self._path, self._rows, file_sha256(self._partial))
             self._partial.replace(self._folder / self._path)
@@ -117,14 +116,10 @@ def copy_shard(folder: Path, shard: Shard, source: Path) -> Shard:
         StorageUnwritable: the folder is full or read-only.
     """
     partial = _partial(folder / shard.path)
-    try:
-        with _writing(folder / shard.path):
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial)
-            partial.replace(folder / shard.path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with _writing(folder / shard.path, partial):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        partial.replace(folder / shard.path)
     return shard
 
 
@@ -147,11 +142,18 @@ def _partial(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, partial: Path) -> Iterator[None]:
+    """A part of the way from nothing to the file at `path`; where it fails, nothing is left."""
     try:
         yield
     except OSError as error:
+        _remove(partial)
         raise StorageUnwritable(f"cannot write {path} ({error}): free space, or set storage.root elsewhere") from None
+
+
+def _remove(partial: Path) -> None:
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
 
 
 def find_shard(folder: Path, path: str, key: str) -> Shard | None:

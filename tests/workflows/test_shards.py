@@ -73,6 +73,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         write_shard(tmp_path, "large.parquet", noise, "key")
     with pytest.raises(StorageUnwritable, match="File too large"):
         copy_shard(tmp_path, Shard("copy.parquet", 1, ""), Path(sys.executable).resolve())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(StorageUnwritable, match="File too large"):
+        write_shard(tmp_path, "begun.parquet", TABLE, "key")
     assert [path.name for path in tmp_path.iterdir()] == ["small.parquet"]
 
 

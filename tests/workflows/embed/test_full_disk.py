@@ -67,7 +67,6 @@ def test_an_embedding_goes_on_when_there_is_space_again(
         with pytest.raises(StorageUnwritable, match=r"cannot write .*(No space|Errno 28).*free space, or set") as full:
             run(config, inputs, folder)
         assert "\n" not in str(full.value)
-        assert not list(folder.rglob("*.partial"))
         assert list(folder.glob(pattern)), "it got so far"
         assert stamps(folder).items() >= kept.items(), "what was finished is kept"
         kept = stamps(folder)
