@@ -1,0 +1,63 @@
+"""The commands for machines other than this one: `doctor`, `submit`, `render`, `stack`, `plan`.
+
+Libraries are imported by the commands that need them, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
+
+import typer
+
+OpenCommand = Callable[[str, list[str] | None], AbstractContextManager[Any]]
+
+ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as storage.root=/shared."),
+]
+GpusOption = Annotated[int, typer.Option("--gpus", min=0, help="GPUs that the job needs.")]
+
+
+def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
+    """Adds the commands to the application.
+
+    Args:
+        app: the application.
+        open_command: gives configuration and output, and tells errors.
+    """
+    _add_doctor(app, open_command)
+
+
+def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
+    @app.command()
+    def doctor(
+        config: ConfigOption = "digits",
+        gpus: GpusOption = 0,
+        bucket: Annotated[
+            list[str] | None, typer.Option("--bucket", help="URL that must be writable, such as s3://NAME/PATH.")
+        ] = None,
+        overrides: SetOption = None,
+    ) -> None:
+        """Looks for what would stop a job here, and on the cluster in RAY_ADDRESS; exits with 1 if anything would.
+
+        Example: raverse doctor --config digits --bucket s3://models/raverse
+        """
+        with open_command(config, overrides) as command:
+            from workflows.deploy.findings import findings_table
+            from workflows.deploy.machine import check_machine
+            from workflows.deploy.stores import check_bucket
+            from workflows.session import cluster_address
+
+            on_cluster = cluster_address() is not None
+            found = check_machine(command.config, 0 if on_cluster else gpus)
+            found += [check_bucket(url) for url in bucket or []]
+            if on_cluster:
+                from workflows.deploy.cluster import check_nodes
+
+                found += check_nodes(command.config, gpus)
+            command.console.print(findings_table(found))
+            if any(one.level == "problem" for one in found):
+                raise typer.Exit(1)
