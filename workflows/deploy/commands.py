@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +31,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
         open_command: gives configuration and output, and tells errors.
     """
     _add_doctor(app, open_command)
+    _add_submit(app, open_command)
 
 
 def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
@@ -61,3 +64,44 @@ def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
             command.console.print(findings_table(found))
             if any(one.level == "problem" for one in found):
                 raise typer.Exit(1)
+
+
+def _add_submit(app: typer.Typer, open_command: OpenCommand) -> None:
+    @app.command()
+    def submit(
+        address: Annotated[str, typer.Option("--address", envvar="RAVERSE_DASHBOARD", help="URL of Ray's dashboard.")],
+        config: ConfigOption = "digits",
+        overrides: SetOption = None,
+        gpus: GpusOption = 0,
+        working_dir: Annotated[Path, typer.Option(help="Travels with the job, less what .rayignore names.")] = Path(),
+        runtime_env: Annotated[
+            Path | None, typer.Option(help="YAML of a Ray runtime environment. Default: deploy/runtime_env.yaml.")
+        ] = None,
+        follow: Annotated[bool, typer.Option(help="Show the log until the job ends; Ctrl-C leaves it running.")] = True,
+        status: Annotated[str | None, typer.Option(metavar="JOB", help="Tell the state of a job instead.")] = None,
+        logs: Annotated[str | None, typer.Option(metavar="JOB", help="Follow a job instead.")] = None,
+        stop: Annotated[str | None, typer.Option(metavar="JOB", help="End a job instead.")] = None,
+    ) -> None:
+        """Runs the whole job on a cluster, as `raverse run` does here; the exit status is the job's.
+
+        Example: raverse submit --address http://127.0.0.1:8265 --config digits --set storage.root=/shared/raverse
+        """
+        with open_command(config, overrides) as command:
+            from workflows.deploy import submit as jobs
+
+            cluster = jobs.Cluster(address)
+            if status is not None:
+                return typer.echo(jobs.state(cluster, status))
+            if stop is not None:
+                return typer.echo("stopping" if jobs.stop(cluster, stop) else "it had ended already")
+            job = logs
+            if job is None:
+                folder = working_dir.absolute()
+                jobs.check_travels(command.config, config, folder)
+                cluster.check(gpus, command.config.denoiser.train.least_workers)
+                line = jobs.entrypoint(config, overrides or [], gpus)
+                job = jobs.submit(cluster, line, jobs.runtime_env(folder, runtime_env))
+                typer.echo(f"job {job}; `raverse submit --address {address} --stop {job}` ends it", err=True)
+            if follow:
+                raise typer.Exit(jobs.follow(cluster, job, partial(typer.echo, nl=False)))
+        return None
