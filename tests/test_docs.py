@@ -61,6 +61,10 @@ def test_commands_of_the_documents_are_real(words: list[str]) -> None:
     elif program == "serve":
         assert rest[0] == "deploy"
         assert (ROOT / rest[1]).is_file()
+    elif program == "kubectl":
+        written = [words[words.index("--out") + 1] for page in PAGES for words in commands(page) if "--out" in words]
+        assert rest[:2] == ["apply", "-k"]
+        assert rest[2] in written
     else:
         assert program == "curl", f"no test for {program}"
 

@@ -18,9 +18,11 @@ from workflows.config_file import load_config
 from workflows.deploy.cluster import NodeReport, judge
 from workflows.deploy.findings import Finding, findings_table, note, ok, problem, refuse_problems
 from workflows.deploy.machine import check_authentication, check_bindings, check_disk, check_gpus, listening
+from workflows.deploy.secrets import fresh_secrets, secrets_file
 from workflows.deploy.stores import check_bucket, check_skew, check_storage, check_tracking_server
 from workflows.deploy.versions import check_pairing, check_versions, installed, requirements
-from workflows.errors import PreflightFailed
+from workflows.errors import InvalidConfig, PreflightFailed, Unauthorized
+from workflows.serve.keys import KeyRing, load_keys
 
 KEYS = "name " + "0" * 64
 
@@ -202,6 +204,31 @@ def test_problems_stop_and_notes_do_not() -> None:
     table = findings_table([ok("a", "b"), problem("disk", "full", "make room")])
     assert table.title == "2 checks, 1 problems, 0 notes"
     assert Finding("a", "ok", "b") == ok("a", "b")
+
+
+def test_generated_secrets_differ_each_time_and_the_service_takes_the_key() -> None:
+    one, other = fresh_secrets(), fresh_secrets()
+    same = {name for name in one if one[name] == other[name]}
+    assert same == {"MLFLOW_TRACKING_USERNAME"}
+    assert all(len(value) >= 32 for name, value in one.items() if name not in same)
+    ring = KeyRing(load_keys(None, one))
+    assert ring.admit(f"Bearer {one['RAVERSE_API_KEY']}") == "first"
+    with pytest.raises(Unauthorized):
+        ring.admit(f"Bearer {other['RAVERSE_API_KEY']}")
+
+
+def test_secrets_are_kept_private_and_whole(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "secrets.env"
+    values = secrets_file(file)
+    assert secrets_file(file) == values
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o640)
+    with pytest.raises(InvalidConfig, match="chmod 600"):
+        secrets_file(file)
+    file.chmod(0o600)
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "REDIS" not in line))
+    with pytest.raises(InvalidConfig, match="lacks REDIS_PASSWORD"):
+        secrets_file(file)
 
 
 def test_the_doctor_leaves_with_one_where_something_would_stop_the_job(

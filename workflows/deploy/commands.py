@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
     """
     _add_doctor(app, open_command)
     _add_submit(app, open_command)
+    _add_render(app, open_command)
 
 
 def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
@@ -105,3 +106,38 @@ def _add_submit(app: typer.Typer, open_command: OpenCommand) -> None:
             if follow:
                 raise typer.Exit(jobs.follow(cluster, job, partial(typer.echo, nl=False)))
         return None
+
+
+def _add_render(app: typer.Typer, open_command: OpenCommand) -> None:
+    render = typer.Typer(no_args_is_help=True, help="Writes files for other tools, from the configuration of a run.")
+
+    @render.command()
+    def kubernetes(
+        config: ConfigOption = "digits",
+        overrides: SetOption = None,
+        out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("kubernetes"),
+        overlay: Annotated[
+            Literal["base", "cpu-small", "gpu"] | None,
+            typer.Option("--overlay", help="Of deploy/kubernetes. Default: gpu with --gpus, else cpu-small."),
+        ] = None,
+        preset: Annotated[
+            Literal["plain", "secure"], typer.Option("--preset", help="secure: passwords and network policies.")
+        ] = "plain",
+        image: Annotated[
+            str, typer.Option("--image", help="NAME:TAG of NAME:TAG-cpu and NAME:TAG-cuda.")
+        ] = "raverse:0.1.0",
+        gpus: GpusOption = 0,
+    ) -> None:
+        """Writes a kustomization over deploy/kubernetes: `kubectl apply -k FOLDER` does the rest.
+
+        Example: raverse render kubernetes --config digits --preset secure --out my-cluster
+        """
+        with open_command(config, overrides) as command:
+            from workflows.deploy.kubernetes import render as write
+
+            chosen = overlay or ("gpu" if gpus else "cpu-small")
+            for file in write(command.config, out, chosen, preset, image, gpus):
+                command.console.print(str(file), soft_wrap=True, highlight=False)
+            command.progress.log(f"look at them, then: kubectl apply -k {out}")
+
+    app.add_typer(render, name="render")
