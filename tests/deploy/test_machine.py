@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from workflows import cli
 from workflows.config_file import load_config
 from workflows.deploy.cluster import NodeReport, judge
-from workflows.deploy.findings import Finding, findings_table, note, ok, problem, refuse_problems
+from workflows.deploy.findings import findings_text, note, ok, problem, refuse_problems
 from workflows.deploy.machine import check_authentication, check_bindings, check_disk, check_gpus, listening
 from workflows.deploy.secrets import fresh_secrets, secrets_file
 from workflows.deploy.stores import check_bucket, check_skew, check_storage, check_tracking_server
@@ -201,9 +201,13 @@ def test_problems_stop_and_notes_do_not() -> None:
     refuse_problems([ok("a", "b"), note("c", "d", "e")])
     with pytest.raises(PreflightFailed, match=r"^disk: full \(make room\)$"):
         refuse_problems([ok("a", "b"), problem("disk", "full", "make room")])
-    table = findings_table([ok("a", "b"), problem("disk", "full", "make room")])
-    assert table.title == "2 checks, 1 problems, 0 notes"
-    assert Finding("a", "ok", "b") == ok("a", "b")
+    text = findings_text([ok("a", "b"), problem("disk", "full", "make room")])
+    assert text.splitlines() == [
+        "ok      a     b",
+        "PROBLEM disk  full",
+        "              -> make room",
+        "2 checks, 1 problems, 0 notes",
+    ]
 
 
 def test_generated_secrets_differ_each_time_and_the_service_takes_the_key() -> None:

@@ -50,7 +50,7 @@ def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse doctor --config digits --bucket s3://models/raverse
         """
         with open_command(config, overrides) as command:
-            from workflows.deploy.findings import findings_table
+            from workflows.deploy.findings import findings_text
             from workflows.deploy.machine import check_machine
             from workflows.deploy.stores import check_bucket
             from workflows.session import cluster_address
@@ -62,7 +62,7 @@ def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
                 from workflows.deploy.cluster import check_nodes
 
                 found += check_nodes(command.config, gpus)
-            command.console.print(findings_table(found))
+            command.console.print(findings_text(found), soft_wrap=True, highlight=False, markup=False)
             if any(one.level == "problem" for one in found):
                 raise typer.Exit(1)
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
-from rich.table import Table
-
 from workflows.errors import PreflightFailed
 
 Level = Literal["ok", "note", "problem"]
@@ -47,12 +45,15 @@ def problem(check: str, found: str, remedy: str) -> Finding:
     return Finding(check, "problem", found, remedy)
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """One row per finding, with its remedy."""
-    table = Table("", "check", "found", "remedy", title=_summary(findings))
+def findings_text(findings: Sequence[Finding]) -> str:
+    """One line per finding, and below it what to do; no columns that wrap, so that a remedy can be copied."""
+    width = max(len(one.check) for one in findings)
+    lines = []
     for one in findings:
-        table.add_row(_MARKS[one.level], one.check, one.found, one.remedy)
-    return table
+        lines.append(f"{_MARKS[one.level]:8}{one.check:{width}}  {one.found}")
+        if one.remedy:
+            lines.append(f"{'':8}{'':{width}}  -> {one.remedy}")
+    return "\n".join([*lines, _summary(findings)])
 
 
 def refuse_problems(findings: Sequence[Finding]) -> None:
