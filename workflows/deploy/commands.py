@@ -33,6 +33,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
     _add_doctor(app, open_command)
     _add_submit(app, open_command)
     _add_render(app, open_command)
+    _add_plan(app)
 
 
 def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
@@ -106,6 +107,36 @@ def _add_submit(app: typer.Typer, open_command: OpenCommand) -> None:
             if follow:
                 raise typer.Exit(jobs.follow(cluster, job, partial(typer.echo, nl=False)))
         return None
+
+
+def _add_plan(app: typer.Typer) -> None:
+    @app.command()
+    def plan(
+        images: Annotated[
+            list[str], typer.Option("--images", metavar="N[@PIXELS]", help="Different pictures; once per resolution.")
+        ],
+        model: Annotated[Literal["sd2"], typer.Option("--model", help="sd2: Stable Diffusion 2.")] = "sd2",
+        gpu: Annotated[Literal["a100", "h100", "h200"], typer.Option("--gpu", help="The kind.")] = "a100",
+        gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many train.")] = 8,
+        epochs: Annotated[float, typer.Option(min=0.01, help="How often training sees each picture.")] = 1.0,
+        load: Annotated[float, typer.Option(min=0.0, help="Pictures a second that the service draws.")] = 1.0,
+        steps: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50,
+        price: Annotated[float, typer.Option(min=0.0, help="Of a GPU-hour, in any currency.")] = 2.0,
+    ) -> None:
+        """Counts storage, GPU-hours and replicas; deploy/SCALING.md says from what.
+
+        Example: raverse plan --images 2e9 --gpus 256 --load 20
+        """
+        from diffusion_core.errors import RaverseError
+        from workflows.deploy.plan import MODELS, make_plan, plan_text, read_phase
+
+        try:
+            phases = [read_phase(text) for text in images]
+            made = make_plan(MODELS[model], phases, gpu, epochs=epochs, images_per_second=load, num_steps=steps)
+        except RaverseError as error:
+            typer.echo(f"raverse: {error}", err=True)
+            raise typer.Exit(1) from None
+        typer.echo(plan_text(made, gpus, price))
 
 
 def _add_render(app: typer.Typer, open_command: OpenCommand) -> None:
