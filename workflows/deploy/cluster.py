@@ -21,9 +21,10 @@ from packaging.version import Version
 
 from diffusion_core.errors import RaverseError
 from workflows.config import RunConfig
-from workflows.deploy.findings import Finding, ok, problem
+from workflows.deploy.findings import Finding, note, ok, problem
 from workflows.deploy.stores import check_skew
 from workflows.deploy.versions import installed
+from workflows.errors import StorageUnwritable
 from workflows.preflight import check_writable
 from workflows.session import check_cluster, cluster_address, start_ray, stop_ray
 from workflows.tracking_store import check_tracking, tracking_uri
@@ -73,6 +74,9 @@ def check_nodes(config: RunConfig, num_gpus: int = 0) -> list[Finding]:
             *check_resources([node["Resources"] for node in nodes], num_gpus, config.denoiser.train.least_workers),
         ]
         return [*found, *judge(_ask_all(config, nodes), own)]
+    except StorageUnwritable:
+        # The checks of this machine have told it; without the driver's file there is nothing to ask the nodes.
+        return [*found, note("nodes", "not asked, since the storage folder cannot be written here", "mend that first")]
     finally:
         stop_ray()
 
