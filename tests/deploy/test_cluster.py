@@ -147,6 +147,7 @@ def submit(cluster: Cluster, *options: str, **environment: str) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_submit_looks_at_the_cluster_runs_the_job_and_ends_as_it_does(storage: Path, cluster: Cluster) -> None:
     sizes = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
     done = submit(cluster, "--set", f"storage.root={storage}", *sizes, "--set", f"serve.port={free_port()}")

@@ -19,7 +19,7 @@ SD2 = MODELS["sd2"]
 SEEN = [Phase(1_126_400_000, 256), Phase(1_740_800_000, 512)]
 
 
-@pytest.mark.parametrize("pixels", [256, 512])
+@pytest.mark.parametrize("pixels", [256, pytest.param(512, marks=pytest.mark.slow)])
 def test_the_operations_are_those_of_stable_diffusion_2(pixels: int) -> None:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     with torch.device("meta"), torch.no_grad():
