@@ -25,6 +25,7 @@ from workflows import model_commands
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.commands import data_app
+from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app
 from workflows.failure import explain
 from workflows.pipeline import plan_job, run_job, run_one
@@ -190,6 +191,7 @@ for _stage in STAGES:
     if _stage.name != "evaluate":
         _add_stage(_stage.name, f"{_stage.help} Reads: {', '.join(_stage.inputs) or 'nothing'}.")
 model_commands.add_to(app, _command, partial(_run_stage, "evaluate"))
+deploy_commands.add_to(app, _command)
 
 
 def main() -> None:

@@ -181,6 +181,11 @@ class TrainConfig(Section):
     seed: int = Field(0, description="Seed of weights, plan, noise and dropout.")
 
     @property
+    def least_workers(self) -> int:
+        """The smallest number of workers."""
+        return self.num_workers if isinstance(self.num_workers, int) else min(self.num_workers)
+
+    @property
     def most_workers(self) -> int:
         """The largest number of workers."""
         return self.num_workers if isinstance(self.num_workers, int) else max(self.num_workers)

@@ -48,6 +48,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     work.InvalidClip: 500,
     work.MissingArtifact: 500,
     work.StageFailed: 500,
+    work.PreflightFailed: 500,
     work.PromotionRefused: 500,
     work.PromotionConflict: 500,
     work.StorageUnwritable: 500,

@@ -35,13 +35,7 @@ class Location:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        if "://" not in self.url:
-            return fs.LocalFileSystem(), str(Path(self.url).absolute())
-        try:
-            filesystem, path = fs.FileSystem.from_uri(self.url)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
-            filesystem, path = _fsspec(self.url)
-        return filesystem, path.rstrip("/")
+        return filesystem_of(self.url)
 
     @cached_property
     def _is_file(self) -> bool:
@@ -100,6 +94,21 @@ class Location:
     def _relative(self, path: str) -> str:
         root = self._opened[1]
         return PurePosixPath(path).name if self._is_file else path[len(root) :].lstrip("/")
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The pyarrow file system of a path or URL, and the path in it.
+
+    Raises:
+        InvalidData: no library knows this kind of URL.
+    """
+    if "://" not in url:
+        return fs.LocalFileSystem(), str(Path(url).absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+        filesystem, path = _fsspec(url)
+    return filesystem, path.rstrip("/")
 
 
 def _fsspec(url: str) -> tuple[Any, str]:
