@@ -19,7 +19,7 @@ from workflows.config_file import load_config
 from workflows.serve.settings import ServeArgs
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "deploy/README.md")
+PAGES = ("README.md", "deploy/README.md", "deploy/SCALING.md")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -61,6 +61,13 @@ def test_commands_of_the_documents_are_real(words: list[str]) -> None:
     elif program == "serve":
         assert rest[0] == "deploy"
         assert (ROOT / rest[1]).is_file()
+    elif program == "docker":
+        file = (ROOT / rest[rest.index("-f") + 1]).read_text()
+        assert f" AS {rest[rest.index('--target') + 1]}\n" in file
+    elif program == "kubectl":
+        written = [words[words.index("--out") + 1] for page in PAGES for words in commands(page) if "--out" in words]
+        assert rest[:2] == ["apply", "-k"]
+        assert rest[2] in written
     else:
         assert program == "curl", f"no test for {program}"
 

@@ -25,6 +25,7 @@ from workflows import model_commands
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.commands import data_app
+from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app
 from workflows.failure import explain
 from workflows.interop import commands as interop_commands
@@ -192,6 +193,7 @@ for _stage in STAGES:
         _add_stage(_stage.name, f"{_stage.help} Reads: {', '.join(_stage.inputs) or 'nothing'}.")
 interop_commands.add_to(app, _command)
 model_commands.add_to(app, _command, partial(_run_stage, "evaluate"))
+deploy_commands.add_to(app, _command)
 
 
 def main() -> None:

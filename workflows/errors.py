@@ -8,6 +8,7 @@
     ├── MissingArtifact     (FileNotFoundError)  a stage's input has not been made yet
     ├── StageFailed         (RuntimeError)       a stage ended without its artifact
     ├── ClusterUnreachable  (ConnectionError)    no Ray at the address
+    ├── PreflightFailed     (RuntimeError)       a machine or cluster lacks what the job needs
     ├── TrackingUnreachable (ConnectionError)    no MLflow at the URI
     ├── ModelNotFound       (LookupError)        no such model, version or alias
     ├── PromotionRefused    (RuntimeError)       the gate says that the challenger is not good enough
@@ -53,6 +54,10 @@ class StageFailed(RaverseError, RuntimeError):
 
 class ClusterUnreachable(RaverseError, ConnectionError):
     """No Ray cluster answers at the address."""
+
+
+class PreflightFailed(RaverseError, RuntimeError):
+    """A machine or a cluster lacks what the job needs; told before the job begins."""
 
 
 class TrackingUnreachable(RaverseError, ConnectionError):

@@ -2,7 +2,7 @@
 
     package = ModelPackage.load(folder)
     condition = package.condition(["a handwritten seven"], "classifier_free", guidance_scale=2.0)
-    pictures = package.to_images(package.sample(condition, seeds=[7]))
+    pictures = package.drawn(package.sample(condition, seeds=[7]))
 
 The denoiser offers every kind of guidance at once, each row pays for what it asks:
 
@@ -38,6 +38,8 @@ from workflows.package_files import CLIP, PIPELINE, Defaults, PackageCard, assem
 from workflows.steering import GUIDANCE_KINDS, make_plan, parse_guidance, steer
 
 _BOUND: Final = 1.0
+_NO_BOUND: Final = 0.0
+"""Vectors are normalised, not bounded."""
 
 
 @final
@@ -118,6 +120,8 @@ class ModelPackage:
         classifier = open_classifier(folder, bundles, device)
         sampling = Sampling.load(folder / PIPELINE) if (folder / PIPELINE).is_dir() else None
         bound = _BOUND if sampling is None else sampling.clip
+        if card.scale is not None:
+            bound = _NO_BOUND
         return ModelPackage(
             folder,
             card,
@@ -181,7 +185,7 @@ class ModelPackage:
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
-        """Of one picture, (c, h, w)."""
+        """Of what is drawn: a picture (c, h, w), or a vector (d,)."""
         return self.card.shape
 
     @property
@@ -271,7 +275,7 @@ class ModelPackage:
         on_step: OnStep | None = None,
         start: Data | None = None,
     ) -> Data:
-        """Samples one row per seed: pictures in [-1, 1], or latents.
+        """Samples one row per seed: pictures in [-1, 1], latents, or normalised vectors.
 
         Args:
             condition: of the rows.
@@ -281,7 +285,7 @@ class ModelPackage:
             start: noise to start from, `(b, *shape)`; None: that of the seeds.
 
         Returns:
-            `(b, *shape)`; `pictures` shows it.
+            `(b, *shape)`; `drawn` makes of it what the model draws.
         """
         chosen = self.plan() if plan is None else plan
         if start is not None:
@@ -300,6 +304,10 @@ class ModelPackage:
             device=self.device,
             on_step=on_step,
         )
+
+    def drawn(self, x: Data) -> Tensor:
+        """Samples as what the model draws, on the CPU: uint8 pixels, or float32 vectors, still normalised."""
+        return self.pictures(x) if self.card.scale is None else x.float().cpu()
 
     def pictures(self, x: Data) -> Tensor:
         """Samples as uint8 pixels, on the CPU."""

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+TOKEN = "a-token-for-tests"
 TINY = {
     "clip.steps": 20,
     "denoiser.train.steps": 10,
@@ -66,6 +67,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "HOME": str(tmp_path_factory.mktemp("home")),
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
     }
     options = f"--head --block --num-cpus=2 --port={port} --ray-client-server-port={free_port()}"
     options += f" --dashboard-agent-listen-port={agent} --metrics-export-port={free_port()}"
@@ -89,7 +92,7 @@ def wait_for_answer(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(900):
         assert head.poll() is None, log.read_text()
         try:
-            if httpx.get(url, timeout=5).status_code == 200:
+            if httpx.get(url, timeout=5, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -135,6 +138,57 @@ def test_a_second_submission_from_a_node_skips_everything(storage: Path, cluster
     done = cluster.run(words)
     assert done.returncode == 0, done.stderr
     assert "embed: already done, skipped" in done.stdout
+
+
+def submit(cluster: Cluster, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "raverse"), "submit", "--address", cluster.dashboard, "--config", "digits", *options]
+    return subprocess.run(
+        command, cwd=ROOT, env=cluster.environment | environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_submit_looks_at_the_cluster_runs_the_job_and_ends_as_it_does(storage: Path, cluster: Cluster) -> None:
+    sizes = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+    done = submit(cluster, "--set", f"storage.root={storage}", *sizes, "--set", f"serve.port={free_port()}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "nodes asked" in done.stdout, "the doctor runs on the cluster first"
+    assert "skipped" in done.stdout
+    (job,) = re.findall(r"--stop (\S+)`", done.stderr)
+    assert submit(cluster, "--status", job).stdout == "SUCCEEDED\n"
+    assert submit(cluster, "--stop", job).stdout == "it had ended already\n"
+    assert "nodes asked" in submit(cluster, "--logs", job).stdout
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_on_the_cluster_fails_here(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    done = submit(cluster, "--set", f"storage.root={tmp_path}/file")
+    assert done.returncode == 1
+    assert "PROBLEM" in done.stdout
+    assert "or give --set storage.root=FOLDER\n" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "environment", "parts"),
+    [
+        (("--gpus", "2"), {}, ("0 GPUs; wanted 2 GPUs", "add GPU nodes")),
+        (("--set", "denoiser.train.num_workers=64"), {}, ("wanted 64 workers",)),
+        ((), {"RAY_AUTH_TOKEN": "wrong"}, ("wants another token", "RAY_AUTH_TOKEN")),
+        ((), {"RAY_AUTH_MODE": "disabled"}, ("wants a token",)),
+        (("--status", "raysubmit_none"), {}, ("knows no job", "ray job list")),
+    ],
+)
+def test_what_would_fail_later_is_told_now(
+    cluster: Cluster, options: tuple[str, ...], environment: dict[str, str], parts: tuple[str, ...]
+) -> None:
+    done = submit(cluster, "--set", "storage.root=/nowhere/shared", *options, **environment)
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("raverse: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
 
 
 def test_the_config_file_serves_what_the_job_registered(storage: Path, cluster: Cluster, tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ class CachedBatch:
 
     Attributes:
         sample_ids: (b,) int64.
-        images: (b, c, h, w) uint8, x = images / 127.5 - 1; or latents as `LatentFormat` stores them.
+        images: (b, c, h, w) uint8, or vectors (b, d) float32, or latents as `LatentFormat` stores them; `to_x0` makes
+            them what networks see.
         captions: (b, k) int64 positions in `CachedCaptions`, -1 after a sample's last wording.
         num_captions: (b,) int64 wordings per sample.
         labels: (b,) int64, -1 where there is none.
@@ -111,8 +112,8 @@ class EmbeddingCache:
         return self.manifest.key
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of every image, or of its latent."""
+    def shape(self) -> tuple[int, ...]:
+        """(c, h, w) of every image or of its latent, or (d,) of vectors."""
         return self.manifest.shape
 
     @cached_property
@@ -191,8 +192,9 @@ class EmbeddingCache:
 
     def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
         """Fills one tensor shard by shard, so that few shards are in memory twice."""
-        shape, dtype = (self.shape, torch.uint8) if self.latents is None else (self.latents.stored, torch.float32)
-        images = torch.empty((count, *shape), dtype=dtype)
+        pixels = self.latents is None and len(self.shape) > 1
+        shape = self.shape if self.latents is None else self.latents.stored
+        images = torch.empty((count, *shape), dtype=torch.uint8 if pixels else torch.float32)
         start = 0
         for table in self._read_ahead(paths, ["image"]):
             for chunk in table["image"].chunks:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from diffusion_core import noise
 from diffusion_core.types import Data
-from workflows.data.dataset import decode, read_rows
-from workflows.embed.images import image_table
+from workflows.embed.images import image_table, read_samples
+from workflows.embed.pixels import to_x
 from workflows.shards import write_shard
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class LatentShardWriter:
     Args:
         data_folder: of the data artifact.
         folder: of the cache.
+        shape: (c, h, w) that every picture must have.
         encoder: key of the text tower.
         autoencoder: folder of what encodes.
         latents: how they are stored.
@@ -103,9 +104,16 @@ class LatentShardWriter:
     """
 
     def __init__(
-        self, data_folder: Path, folder: Path, encoder: str, autoencoder: Path, latents: LatentFormat, device: str
+        self,
+        data_folder: Path,
+        folder: Path,
+        shape: tuple[int, ...],
+        encoder: str,
+        autoencoder: Path,
+        latents: LatentFormat,
+        device: str,
     ) -> None:
-        self._data_folder, self._folder, self._encoder = data_folder, folder, encoder
+        self._data_folder, self._folder, self._shape, self._encoder = data_folder, folder, shape, encoder
         self._source, self._latents, self._device = autoencoder, latents, device
 
     @cached_property
@@ -119,10 +127,11 @@ class LatentShardWriter:
         """Writes the shard of one work item (`split`, `start`, `stop`, `path`, `key`).
 
         Raises:
+            InvalidData: a picture of another shape.
             StorageUnwritable: the folder is full or read-only.
             InvalidConfig: no autoencoder lies there.
         """
-        rows = decode(read_rows(self._data_folder / f"{item['split']}.parquet", item["start"], item["stop"]))
+        rows = read_samples(self._data_folder, item, self._shape)
         table = image_table(rows, self._encoder)
         parts = [self._encoded(part) for part in torch.from_numpy(rows.images).split(_ROWS_AT_ONCE)]
         column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(torch.cat(parts).numpy()))
@@ -135,7 +144,7 @@ class LatentShardWriter:
 
 
 def to_x0(latents: LatentFormat | None, stored: Tensor, seed: int = 0, numbers: Tensor | None = None) -> Data:
-    """Stored rows as the data that is denoised: pixels in [-1, 1]; of latents a draw, or the mean without numbers."""
+    """Stored rows as the data that is denoised: see `to_x`; of latents a draw, or the mean without numbers."""
     if latents is None:
-        return stored.float() / 127.5 - 1.0
+        return to_x(stored)
     return latents.mean(stored) if numbers is None else latents.draw(stored, seed, numbers)

@@ -82,7 +82,7 @@ def plan_shards(
     """
     encoder = encoder_key(asdict(identity), config.dtype)
     key = cache_key(encoder, dataset.info.data_hash, None if latents is None else latents.describe())
-    row_bytes = math.prod(dataset.info.shape) if latents is None else latents.row_bytes
+    row_bytes = _image_bytes(dataset) if latents is None else latents.row_bytes
     captions = distinct_captions(map(dataset.path, SPLITS), dataset.info.candidate_captions)
     token_bytes = identity.context_length * identity.width * _BYTES_PER_FEATURE
     rows = {"train": dataset.info.num_train, "held_out": dataset.info.num_held_out, "captions": len(captions)}
@@ -120,6 +120,11 @@ def _caption_items(captions: list[str], encoder: str, size: int) -> tuple[Item, 
         }
         for index, group in enumerate(groups)
     )
+
+
+def _image_bytes(dataset: Dataset) -> int:
+    """Of a stored picture, or of a stored vector of floats."""
+    return math.prod(dataset.info.shape) * (1 if dataset.info.scale is None else _BYTES_PER_FEATURE)
 
 
 def _shard_rows(wanted: int, bytes_per_row: int) -> int:

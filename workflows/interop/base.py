@@ -103,8 +103,10 @@ def check_pictures(base: Base, shape: tuple[int, ...], where: str) -> None:
     """Compares the pictures of a base with those of the data.
 
     Raises:
-        InvalidConfig: they differ.
+        InvalidConfig: they differ, or the data are vectors.
     """
+    if len(shape) == 1:
+        raise InvalidConfig(f"denoiser.base draws pictures, {where} holds vectors: leave denoiser.base out")
     if tuple(base.card.shape) != tuple(shape):
         raise InvalidConfig(
             f"denoiser.base draws pictures of shape {tuple(base.card.shape)}, {where} holds {tuple(shape)}: set "

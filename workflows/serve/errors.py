@@ -49,6 +49,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     work.InvalidCheckpoint: 500,
     work.MissingArtifact: 500,
     work.StageFailed: 500,
+    work.PreflightFailed: 500,
     work.PromotionRefused: 500,
     work.PromotionConflict: 500,
     work.StorageUnwritable: 500,

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast, final
@@ -130,8 +131,21 @@ def scaling(config: TrainConfig) -> ScalingConfig:
     least = config.num_workers if isinstance(config.num_workers, int) else config.num_workers[0]
     if resources.get("GPU", 0) >= least:
         return ScalingConfig(num_workers=config.num_workers, use_gpu=True)
-    cpus = max(1, int(resources.get("CPU", 1)) // config.most_workers)
-    return ScalingConfig(num_workers=config.num_workers, resources_per_worker={"CPU": cpus})
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return ScalingConfig(
+        num_workers=config.num_workers, resources_per_worker={"CPU": cpus_per_worker(nodes, config.most_workers)}
+    )
+
+
+def cpus_per_worker(nodes: Sequence[int], num_workers: int) -> int:
+    """The largest equal share that all workers can have at once; a worker lives on one node.
+
+    Args:
+        nodes: CPUs of each.
+        num_workers: of the training run; 1 CPU each where there are too few.
+    """
+    shares = range(max(nodes, default=1), 0, -1)
+    return next((share for share in shares if sum(cpus // share for cpus in nodes) >= num_workers), 1)
 
 
 def read_weights(objective: Objective, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

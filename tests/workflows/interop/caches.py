@@ -24,7 +24,7 @@ def write_latents(base: Base, data: Dataset, folder: Path, *, flips: bool) -> Em
     assert wanted is not None
     assert base.autoencoder is not None
     plan = plan_shards(data, identity, section, wanted)
-    images = LatentShardWriter(data.folder, folder, plan.encoder, base.autoencoder, wanted, "cpu")
+    images = LatentShardWriter(data.folder, folder, data.info.shape, plan.encoder, base.autoencoder, wanted, "cpu")
     captions = CaptionShardWriter(base.text_folder, folder, plan.encoder, section.dtype, section.batch_size, 0, None)
     shards = [Shard(**images(item)) for item in plan.images]
     for row in captions(pa.Table.from_pylist([item | {"parts": []} for item in plan.captions])).to_pylist():

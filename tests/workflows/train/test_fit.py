@@ -17,7 +17,7 @@ from workflows.config import RunConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import InvalidData, StageFailed, StorageUnwritable
 from workflows.train.checkpoints import checkpoint_name, sweep_orphans
-from workflows.train.fit import explained, fingerprint
+from workflows.train.fit import cpus_per_worker, explained, fingerprint
 from workflows.train.flop import flop_per_sample
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 
@@ -127,3 +127,11 @@ def test_operations_are_counted_as_by_hand() -> None:
     modulation = 2 * width * 6 * width
     found = flop_per_sample(deeper, 0) - flop_per_sample(config, 0)
     assert found == pytest.approx(3 * (block + modulation), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "share"),
+    [([4], 1, 4), ([4], 2, 2), ([2], 3, 1), ([0, 2, 2], 1, 2), ([0, 4, 4], 2, 4), ([1, 1, 1], 2, 1), ([8, 2], 3, 2)],
+)
+def test_a_workers_share_fits_on_one_node(nodes: list[int], num_workers: int, share: int) -> None:
+    assert cpus_per_worker(nodes, num_workers) == share

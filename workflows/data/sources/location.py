@@ -35,13 +35,7 @@ class Location:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        if "://" not in self.url:
-            return fs.LocalFileSystem(), str(Path(self.url).absolute())
-        try:
-            filesystem, path = fs.FileSystem.from_uri(self.url)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
-            filesystem, path = _fsspec(self.url)
-        return filesystem, path.rstrip("/")
+        return filesystem_of(self.url)
 
     @cached_property
     def _is_file(self) -> bool:
@@ -63,13 +57,16 @@ class Location:
         filesystem, path = self._opened
         try:
             infos = filesystem.get_file_info([path] if self._is_file else fs.FileSelector(path, recursive=True))
+            found = [
+                Entry(self._relative(info.path), int(info.size or 0), int(info.mtime_ns or 0))
+                for info in infos
+                if info.type == fs.FileType.File
+            ]
         except OSError as error:
             raise InvalidData(f"cannot list {self.url} ({error}): check data.path and access") from None
-        found = [
-            Entry(self._relative(info.path), int(info.size or 0), int(info.mtime_ns or 0))
-            for info in infos
-            if info.type == fs.FileType.File
-        ]
+        except UnicodeDecodeError as error:
+            name = bytes(error.object).decode("utf-8", "replace")
+            raise InvalidData(f"the name of {name} is no UTF-8: rename it") from None
         return sorted(entry for entry in found if not any(part.startswith(".") for part in entry.path.split("/")))
 
     def open(self, path: str) -> Any:
@@ -97,6 +94,21 @@ class Location:
     def _relative(self, path: str) -> str:
         root = self._opened[1]
         return PurePosixPath(path).name if self._is_file else path[len(root) :].lstrip("/")
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The pyarrow file system of a path or URL, and the path in it.
+
+    Raises:
+        InvalidData: no library knows this kind of URL.
+    """
+    if "://" not in url:
+        return fs.LocalFileSystem(), str(Path(url).absolute())
+    try:
+        filesystem, path = fs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+        filesystem, path = _fsspec(url)
+    return filesystem, path.rstrip("/")
 
 
 def _fsspec(url: str) -> tuple[Any, str]:
