@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def write_package(folder: Path) -> Path:
     return folder / "package"
 
 
-class Lockstep:
+class Lockstep(ABC):
     """What a `Sampler` offers the ingress, with rows that begin together and are told of together."""
 
     def __init__(self, args: ServeArgs, text_encoder: Any) -> None:
@@ -60,7 +61,7 @@ class Lockstep:
         """As `Sampler.card`."""
         return card_of(self._served)
 
-    async def leave(self, request_id: str) -> None:
+    async def leave(self, request_id: str) -> None:  # noqa: B027 -- nothing is the answer
         """A batch cannot be left."""
 
     async def draw(self, call: Call) -> AsyncGenerator[Generated, None]:
@@ -71,9 +72,9 @@ class Lockstep:
         sample = await self.make(trajectories(package, order, texts)[0])
         yield Generated(order.settings, previews_of(package, [sample]))
 
+    @abstractmethod
     async def make(self, row: Trajectory) -> Tensor:
         """The sample of one row."""
-        raise NotImplementedError
 
     def run(self, rows: Sequence[Trajectory]) -> list[Tensor]:
         """Rows from start to end; those that are done take no more time, but wait for the others."""

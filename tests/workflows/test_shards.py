@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-import resource
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workflows.errors import StorageUnwritable
-from workflows.shards import Shard, ShardWriter, copy_shard, file_sha256, find_shard, remove_partial, write_shard
+from workflows.shards import Shard, ShardWriter, file_sha256, find_shard, remove_partial, write_shard
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -56,26 +56,41 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_shard(tmp_path, "a/shard.parquet", TABLE, "key")
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file of this process may grow over 2,000 bytes, as on a disk that gets full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+FULL_DISK = """
+import pyarrow as pa, random, resource, sys
+from pathlib import Path
+from workflows.errors import StorageUnwritable
+from workflows.shards import Shard, copy_shard, write_shard
+
+def refused(write, *arguments):
+    try:
+        write(*arguments)
+    except StorageUnwritable as error:
+        print(error)
+    else:
+        sys.exit("written")
+
+def grow_to(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+folder, small = Path(sys.argv[1]), pa.table({"x": [1, 2, 3]})
+grow_to(2000)
+write_shard(folder, "small.parquet", small, "key")
+refused(write_shard, folder, "large.parquet", pa.table({"x": random.Random(0).sample(range(10**9), 1000)}), "key")
+refused(copy_shard, folder, Shard("copy.parquet", 1, ""), Path(sys.executable).resolve())
+grow_to(2)
+refused(write_shard, folder, "begun.parquet", small, "key")
+"""
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    write_shard(tmp_path, "small.parquet", TABLE, "key")
-    noise = pa.table({"x": random.Random(0).sample(range(10**9), 1000)})
-    with pytest.raises(StorageUnwritable, match=r"cannot write .*/large\.parquet .* free space"):
-        write_shard(tmp_path, "large.parquet", noise, "key")
-    with pytest.raises(StorageUnwritable, match="File too large"):
-        copy_shard(tmp_path, Shard("copy.parquet", 1, ""), Path(sys.executable).resolve())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    with pytest.raises(StorageUnwritable, match="File too large"):
-        write_shard(tmp_path, "begun.parquet", TABLE, "key")
+    """In a process of its own, none of whose files may grow, as on a disk that gets full."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    large, copied, begun = done.stdout.splitlines()
+    assert re.search(r"cannot write .*/large\.parquet .* free space", large)
+    assert "File too large" in copied
+    assert "File too large" in begun
     assert [path.name for path in tmp_path.iterdir()] == ["small.parquet"]
 
 

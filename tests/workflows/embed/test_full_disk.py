@@ -12,10 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.workflows.data import samples_own as samples
-from tests.workflows.data.test_import_own import build
-from tests.workflows.embed.test_stage import configure, contents, run
+from tests.workflows.data.test_import_own import build, contents
 from workflows import cli
-from workflows.artifact import Artifact
 from workflows.errors import StorageUnwritable
 
 MOUNT = shutil.which("mount")
@@ -51,33 +49,6 @@ def pages(folder: Path, pattern: str) -> int:
 
 def stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_an_embedding_goes_on_when_there_is_space_again(
-    inputs: dict[str, Artifact], tmp_path: Path, disk: Disk
-) -> None:
-    config, whole, folder = configure(rows_per_shard=30), tmp_path / "whole", disk.folder / "cache"
-    run(config, inputs, whole)
-    pictures, captions = pages(whole, "*/images/*.parquet"), pages(whole, "captions/*.parquet")
-    kept: dict[Path, int] = {}
-    for size, pattern in ((pictures // 2, "*/images/*.parquet"), (pictures + 3 * captions // 2, "captions/*.parquet")):
-        assert disk.mount(f"size={size}")
-        with pytest.raises(StorageUnwritable, match=r"cannot write .*(No space|Errno 28).*free space, or set") as full:
-            run(config, inputs, folder)
-        assert "\n" not in str(full.value)
-        assert list(folder.glob(pattern)), "it got so far"
-        assert stamps(folder).items() >= kept.items(), "what was finished is kept"
-        kept = stamps(folder)
-    assert disk.mount("size=64m")
-    assert disk.mount("ro")
-    with pytest.raises(StorageUnwritable, match=r"cannot write .*(Read-only|Errno 30)"):
-        run(config, inputs, folder)
-    assert disk.mount("rw")
-    run(config, inputs, folder)
-    assert stamps(folder).items() >= kept.items()
-    assert contents(folder) == contents(whole)
 
 
 @pytest.mark.slow
