@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures clean
+.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures interop-demo clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make bench      benchmarks on the processor"
 	@echo "make bench-serve  the service against the alternatives: a table and a plot"
 	@echo "make figures    the tables and plots of the README, from models that the job trains"
+	@echo "make interop-demo  a tiny Stable Diffusion: import, fine-tune, promote, serve, export"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
 $(BIN)/python:
@@ -65,6 +66,9 @@ figures: install
 		$(BIN)/raverse sweep --config $$name && \
 		$(BIN)/raverse evaluate --config $$name --model raverse-$$name@champion || exit 1; \
 	done
+
+interop-demo: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.workflows.interop.demo
 
 clean:
 	rm -rf $(VENV) build *.egg-info

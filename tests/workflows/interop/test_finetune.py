@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.errors import InvalidBundle
 from tests.workflows.interop import pipelines
 from tests.workflows.interop.caches import write_latents
+from tests.workflows.interop.demo import judged, unseen
+from tests.workflows.interop.trained import SUBJECTS, make_base
 from tests.workflows.train.ranks import Job, Ranks
 from workflows.config import LoraConfig, TrainConfig
 from workflows.config_file import load_config
@@ -26,6 +29,8 @@ from workflows.embed.identity import ClipIdentity
 from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
+from workflows.evaluate.judge import train_judge
+from workflows.evaluate.sampling import SampleJob, draw
 from workflows.interop.adapter import Adapter, Lora, adapter_parameters
 from workflows.interop.base import Base, base_of
 from workflows.interop.exporting import export_diffusers, export_lora
@@ -35,6 +40,7 @@ from workflows.model import ModelPackage
 from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.progress import Progress
 from workflows.train.batches import BatchReader, Share
+from workflows.train.fit import read_weights
 from workflows.train.flop import flop_per_sample
 from workflows.train.networks import classifier_network
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
@@ -141,7 +147,13 @@ def test_sharded_resumed_and_checkpointed_runs_agree(
         assert all(".lora_" in name for name in trained)
     sharded = ranks.run(2, job)[0]
     assert apart(sharded, whole) < 1e-4
-    ranks.run(2, replace(job, steps=2, save=tmp_path / "half"))
+    replicated = ranks.run(2, replace(job, config=TRAIN.model_copy(update={"sharding": "ddp"})))[0]
+    assert apart(replicated, whole) < 1e-4
+    half = ranks.run(2, replace(job, steps=2, save=tmp_path / "half"))[0]
+    weights, ema = read_weights(job.objective, tmp_path / "half")
+    assert set(weights) == set(ema) == trained, "a checkpoint holds what is trained"
+    assert all(torch.equal(ema[name], half.ema[name]) for name in trained)
+    assert all(torch.equal(weights[name], half.weights[name]) for name in trained)
     resumed = ranks.run(2, replace(job, steps=2, load=tmp_path / "half"))[0]
     assert all(torch.equal(resumed.ema[name], value) for name, value in sharded.ema.items()), "exact resume"
     assert resumed.samples_seen == sharded.samples_seen
@@ -293,3 +305,31 @@ def test_a_classifier_on_latents_steers(base: Base, latents: EmbeddingCache, dig
 def test_work_is_counted_for_a_network_from_outside(base: Base) -> None:
     """On the meta device, as the workers do."""
     assert flop_per_sample(base.bundle.config, 77) > 1e6
+
+
+@pytest.mark.slow
+def test_lora_learns_what_the_base_never_saw(
+    ranks: Ranks, digits: Dataset, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The judge sees new digits more often than of the base, whose weights are the same file."""
+    subject = SUBJECTS["digits"]
+    made = Path(os.environ.get("RAVERSE_DEMO_BASE") or make_base(tmp_path / "base", subject))
+    import_pipeline(made, tmp_path / "package")
+    data = tmp_path_factory.mktemp("all-digits")
+    build_data(load_config("digits", []), {}, data, Progress.silent())
+    dataset, base = Dataset.open(data), base_of(load_config("digits", [f"denoiser.base={tmp_path / 'package'}"]))
+    assert base is not None
+    cache = write_latents(base, dataset, tmp_path / "cache", flips=False)
+    lora = LoraConfig(rank=8, alpha=8.0)
+    train = TRAIN.model_copy(update={"steps": 300, "batch_size": 32, "learning_rate": 3e-3, "ema_decay": 0.99})
+    job = Job(objective(base, cache, lora), train, cache.folder, train.steps)
+    ended = ranks.run(1, job, timeout=900)[0]
+    start = Start.of(base, lora)
+    save_tuned(tmp_path / "tuned", base, start, ended.weights, ended.ema)
+    tuned = packaged(base, tmp_path / "tuned")
+    assert ModelBundle.load(tuned / "denoiser").hash == base.bundle.hash
+    prompts, judge = unseen(dataset, subject), train_judge(dataset, 0)
+    asked = SampleJob(prompts, "classifier_free", guidance_scale=3.0, num_steps=10)
+    before, after = (judged(asked, draw(str(folder), asked), judge).accuracy for folder in (base.folder, tuned))
+    print(f"the judge's accuracy on digits that the base never saw: base {before:.3f}, tuned {after:.3f}")
+    assert after > before + 0.2
