@@ -25,9 +25,10 @@ from diffusion_core.condition import Condition
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.guidance import Thresholding
 from diffusion_core.networks.noisy_classifier import NoisyClassifier
+from diffusion_core.row import Trajectory
 from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import OnStep, Trajectory, run, sample
+from diffusion_core.trajectory import OnStep, run, sample
 from diffusion_core.types import Data
 from workflows.codec import Codec, Pixels
 from workflows.embed.clip import Clip, load_clip

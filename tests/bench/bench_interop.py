@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from diffusion_core.engine import StepEngine  # noqa: E402
-from diffusion_core.trajectory import Trajectory  # noqa: E402
+from diffusion_core.row import Trajectory  # noqa: E402
 from tests.workflows.interop import pipelines  # noqa: E402
 from workflows.interop.importing import import_pipeline  # noqa: E402
 from workflows.model import ModelPackage  # noqa: E402

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from diffusion_core.engine import StepEngine
-from diffusion_core.trajectory import Trajectory
+from diffusion_core.row import Trajectory
 from tests.workflows.interop.conftest import SCHEDULES, Pair
 
 PROMPTS = ["a red circle", "Ünïcode — a DOG, running!"]

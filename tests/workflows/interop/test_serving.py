@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_core.engine import StepEngine
-from diffusion_core.trajectory import Trajectory
+from diffusion_core.row import Trajectory
 from tests.workflows.interop.conftest import Pair
 from workflows.embed.autoencoder import Autoencoder
 from workflows.errors import InvalidRequest
