@@ -17,18 +17,19 @@ from workflows.cli import app
 MakePair = Callable[[str], Pair]
 
 
-def raverse(root: Path, *arguments: str) -> str:
+def raverse(root: Path, *arguments: str) -> None:
     result = CliRunner().invoke(app, [*arguments, "--set", f"storage.root={root}"])
     assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.mark.slow
-def test_a_checkpoint_goes_in_draws_and_comes_out(pair: MakePair, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_in_draws_and_comes_out(
+    pair: MakePair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     one, root = pair("sd leading-offset"), tmp_path / "runs"
-    told = raverse(root, "import", str(one.folder), "--name", "sd")
-    assert "sd@champion is version 1, a StableDiffusionPipeline" in told
-    assert "sd@champion is version 1" in raverse(root, "import", str(one.folder), "--name", "sd"), "once is enough"
+    for _ in range(2):  # once is enough
+        raverse(root, "import", str(one.folder), "--name", "sd")
+        assert "sd@champion is version 1, a StableDiffusionPipeline" in capfd.readouterr().out
     picture, again = tmp_path / "one.png", tmp_path / "two.png"
     raverse(root, "sample", "a dog", "--model", "sd@champion", "--steps", "3", "--out", str(picture), "--zoom", "1")
     start = ("--init", str(picture), "--strength", "0.5")
