@@ -173,8 +173,6 @@ def test_the_stack_answers_and_ends_without_a_trace(running: Running) -> None:
     assert yaml.safe_load((running.root / "stack" / "serve.yaml").read_text())["proxy_location"] == "HeadOnly"
 
     family = running.family()
-    if place := os.environ.get("RAVERSE_LOOK"):
-        subprocess.run([place, running.preset, *map(running.url, (1, 2, 3)), str(running.root)], check=False)
     done = running.command("stop")
     assert re.search("ended ray-worker-2, ray-worker-1, ray-head, mlflow, postgres", done.stdout), done.stdout
     left = [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -35,11 +35,14 @@ from workflows.serve.settings import ServeArgs
 Preset = Literal["plain", "secure"]
 
 HOST: Final = "127.0.0.1"
+RAY_HOST: Final = "LOCALHOST"
+"""Ray replaces 127.0.0.1 and localhost in an address by the machine's outer one, where nothing listens; not this."""
 NUM_WORKERS: Final = 2
 _MLFLOW: Final = Path(__file__).parents[2] / "deploy" / "image" / "mlflow.sh"
 _SECONDS: Final = 300.0
 _PROBE_SECONDS: Final = 3.0
 _HEAD: Final = "ray-head"
+_OBJECTS: Final = 2**30  # of each node; by default each would take a third of the memory
 _MLFLOW_SECRETS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -73,6 +76,7 @@ class Stack:
         self.folder = stack_folder(config)
         self.processes = Processes(self.folder)
         self.ports = ports
+        self.address = f"{RAY_HOST}:{ports.ray}"
         self.tracking = f"http://{HOST}:{ports.tracking}"
         self.dashboard = f"http://{HOST}:{ports.dashboard}"
         self.service = f"http://{HOST}:{config.serve.port}"
@@ -121,6 +125,7 @@ class Stack:
         if self._secure:
             key, token = "RAVERSE_API_KEY for the service", "RAY_AUTH_TOKEN for Ray's dashboard"
             lines.append(f"{self.folder / 'secrets.env'} has {key}, {token}, and MLflow's name and password")
+        lines.append(f"RAY_ADDRESS={self.address} for jobs of your own")
         return "\n".join([*lines, f"logs     {self.folder}", "`raverse stack stop` ends it"])
 
     def _check(self) -> None:
@@ -148,7 +153,7 @@ class Stack:
         wait_until(lambda: _answers(f"{self.dashboard}/api/version"), self._start_head(), _SECONDS)
         for worker, agent in [self._start_worker(number) for number in range(1, NUM_WORKERS + 1)]:
             wait_until(partial(_answers, f"http://{HOST}:{agent}/api/local_raylet_healthz"), worker, _SECONDS)
-        progress.log(f"Ray at {HOST}:{self.ports.ray}, with {NUM_WORKERS} workers; dashboard at {self.dashboard}")
+        progress.log(f"Ray at {self.address}, with {NUM_WORKERS} workers; dashboard at {self.dashboard}")
         wait_until(lambda: _answers(f"{self.tracking}/health"), mlflow, _SECONDS)
         progress.log(f"MLflow at {self.tracking}")
 
@@ -167,7 +172,7 @@ class Stack:
     def _start_worker(self, number: int) -> tuple[Started, int]:
         # Each takes at least a training worker and an actor of a data pass.
         cpus, agent = max(2, (os.cpu_count() or 1) // NUM_WORKERS), _free_port()
-        options = (f"--address={HOST}:{self.ports.ray}", f"--num-cpus={cpus}")
+        options = (f"--address={self.address}", f"--num-cpus={cpus}")
         return self._ray(f"ray-worker-{number}", *options, agent=agent), agent
 
     def _ray(self, name: str, *options: str, agent: int | None = None) -> Started:
@@ -179,6 +184,7 @@ class Stack:
             f"--node-ip-address={HOST}",
             "--min-worker-port=0",
             "--max-worker-port=0",
+            f"--object-store-memory={_OBJECTS}",
         ]
         return self.processes.start(name, ["ray", "start", *options, *free, *fixed], self.environment())
 
@@ -190,7 +196,7 @@ class Stack:
         storage = [f"storage.root={self.config.root_folder}", f"storage.tracking_uri={self.tracking}"]
         options = [word for pair in (*storage, f"serve.host={HOST}") for word in ("--set", pair)]
         command = [sys.executable, "-m", "workflows.cli", "run", *job, *options]
-        address = {"RAY_ADDRESS": f"{HOST}:{self.ports.ray}"}
+        address = {"RAY_ADDRESS": self.address}
         if subprocess.run(command, env=self.environment() | address, check=False).returncode != 0:
             raise StageFailed("the job failed; its own message says why")
 
