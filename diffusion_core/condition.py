@@ -8,15 +8,18 @@ from, `settings` are the numbers that the guidance wrappers read, one per row (N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffusion_core.errors import InvalidCondition
+
+_Derived = TypeVar("_Derived")
 
 NO_LABEL = -1
 """The label of a row that has none."""
@@ -118,6 +121,18 @@ class Condition:
         order[index.cpu()] += self.num_rows
         return Condition.cat([self, other]).rows(order)
 
+    def derived(self, key: object, make: Callable[[], _Derived]) -> _Derived:
+        """What `make` reckons from this condition alone, reckoned once: a condition never changes.
+
+        Args:
+            key: whose reckoning it is.
+            make: called the first time.
+        """
+        known: dict[object, _Derived] = self.__dict__.setdefault("_derived", {})
+        if key not in known:
+            known[key] = make()
+        return known[key]
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
         """Moves targets to a device and casts the real-valued ones; settings stay on the CPU in float64."""
 
@@ -143,6 +158,7 @@ class Condition:
             negative = Condition.cat([n or c.hidden() for n, c in zip(negatives, conditions, strict=True)])
         tokens, mask = _cat_tokens(conditions)
         names = dict.fromkeys(name for part in conditions for name in part.settings)
+        unsaid = torch.full((1,), math.nan, dtype=torch.float64)
         return Condition(
             torch.cat([part.present for part in conditions]),
             tokens,
@@ -150,7 +166,10 @@ class Condition:
             _cat_filled([part.pooled for part in conditions], conditions, 0.0, "pooled"),
             _cat_filled([part.label for part in conditions], conditions, NO_LABEL, "label"),
             negative,
-            {name: torch.cat([part.setting(name, float("nan")) for part in conditions]) for name in names},
+            {
+                name: torch.cat([part.settings.get(name, unsaid.expand(part.num_rows)) for part in conditions])
+                for name in names
+            },
         )
 
 
@@ -172,11 +191,13 @@ def _cat_tokens(conditions: Sequence[Condition]) -> tuple[Tensor | None, Tensor 
     present = [part.tokens for part in conditions if part.tokens is not None]
     if not present:
         return None, None
-    length, uniform = max(part.shape[1] for part in present), len(present) == len(conditions)
+    length = max(part.shape[1] for part in present)
+    uniform = len(present) == len(conditions) and all(part.shape[1] == length for part in present)
     if len({part.shape[2] for part in present}) > 1:
         raise InvalidCondition(f"tokens of widths {sorted({part.shape[2] for part in present})} cannot share a batch")
-    if uniform and all(part.shape[1] == length for part in present) and all(c.mask is None for c in conditions):
-        return torch.cat(present), None
+    masks = [part.mask for part in conditions if part.mask is not None]
+    if uniform and len(masks) in (0, len(conditions)):
+        return torch.cat(present), torch.cat(masks) if masks else None
     padded = [_padded(part, length, present[0]) for part in conditions]
     return torch.cat([tokens for tokens, _ in padded]), torch.cat([mask for _, mask in padded])
 

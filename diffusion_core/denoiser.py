@@ -117,7 +117,7 @@ class NetworkDenoiser:
         time_type = torch.float64 if x.dtype == torch.float64 else torch.float32
         with self._precision(x):
             output = self.network(x, times.to(x.device, time_type), part)
-        return output[:wanted].to(x_t.dtype)
+        return (output if size == wanted else output[:wanted]).to(x_t.dtype)
 
     def _precision(self, x: Tensor) -> AbstractContextManager[object]:
         if self._autocast is None:

@@ -7,6 +7,7 @@ state: whoever calls `tick` decides when.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import final
@@ -18,7 +19,7 @@ from torch import Tensor
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import Denoiser, check_settings
 from diffusion_core.errors import InvalidPlan, InvalidShape, NonFinite
-from diffusion_core.trajectory import Trajectory, advance
+from diffusion_core.trajectory import Batch, Trajectory, advance, advance_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class StepEngine:
         self._turns = RoundRobin(max_rows)
         self._rows: dict[int, Trajectory] = {}
         self._next_id = 0
-        self._last: tuple[tuple[int, ...], Condition | None] = ((), None)
+        self._last: tuple[tuple[int, ...], Batch | None] = ((), None)
 
     def __len__(self) -> int:
         """Rows not finished yet."""
@@ -156,13 +157,18 @@ class StepEngine:
     def _advance(self, turn: tuple[int, ...]) -> list[Trajectory | Exception]:
         rows = [self._rows[row_id] for row_id in turn]
         try:
-            after = advance(self.denoiser, rows, self._condition(turn, rows))
+            batch = advance_batch(self.denoiser, self._batch(turn, rows))
         except Exception as error:  # noqa: BLE001 - whatever it is, it becomes the outcome of the row at fault
+            self._last = ((), None)
             if len(turn) == 1:
                 return [error]
             return [self._advance_alone(row) for row in rows]
-        finite = torch.isfinite(torch.stack([row.x for row in after])).flatten(1).all(dim=1).tolist()
-        return [row if ok else _non_finite(row) for row, ok in zip(after, finite, strict=True)]
+        self._last = (turn, batch)
+        # The cheapest look at all of them: a sum is finite only if every part is.
+        if math.isfinite(float(batch.x.sum())):
+            return list(batch.rows)
+        finite = torch.isfinite(batch.x).flatten(1).all(dim=1).tolist()
+        return [row if ok else _non_finite(row) for row, ok in zip(batch.rows, finite, strict=True)]
 
     def _advance_alone(self, row: Trajectory) -> Trajectory | Exception:
         """Finds the culprit of a failed step, so that only it ends."""
@@ -172,13 +178,12 @@ class StepEngine:
             return error
         return after if bool(torch.isfinite(after.x).all()) else _non_finite(after)
 
-    def _condition(self, turn: tuple[int, ...], rows: list[Trajectory]) -> Condition:
-        """The rows' conditions stacked; kept while the same rows run."""
-        if self._last[0] != turn or self._last[1] is None:
-            self._last = (turn, Condition.cat([row.condition for row in rows]))
-        condition = self._last[1]
-        assert condition is not None
-        return condition
+    def _batch(self, turn: tuple[int, ...], rows: list[Trajectory]) -> Batch:
+        """The rows stacked; kept while the same rows run."""
+        last, batch = self._last
+        if last == turn and batch is not None:
+            return batch
+        return Batch.of(rows, Condition.cat([row.condition for row in rows]))
 
     def _drop(self, row_id: int) -> None:
         del self._rows[row_id]

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Literal, Protocol, final, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final, Literal, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from diffusion_core.errors import InvalidGuidance
 from diffusion_core.prediction import Prediction
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.types import Data, Levels, RowMask, Rows, expand
+
+_INTERVAL: Final = ("guidance_sigma_min", "guidance_sigma_max")
 
 
 @runtime_checkable
@@ -86,44 +89,77 @@ class ClassifierFreeGuidance:
         check_rows(x_t, level, condition)
         if condition is None:
             return self.denoiser(x_t, level, None)
+        if condition.settings.keys().isdisjoint(_INTERVAL):
+            asked = condition.derived(self, lambda: self._asked(condition, None))
+        else:
+            asked = self._asked(condition, self.schedule.sigma(level).cpu())
+        if len(asked.pair) == 0:
+            return self.denoiser(x_t, level, asked.shown)
+        index, alone = asked.pair.to(x_t.device), len(asked.pair) < len(x_t)
+        both = self.denoiser(
+            torch.cat([x_t, x_t[index]]), torch.cat([level, level[asked.pair.to(level.device)]]), asked.shown
+        )
+        first, avoided = both.rows(slice(0, len(x_t))), both.rows(slice(len(x_t), None))
+        wanted = first.rows(index) if alone else first
+        guided = _extrapolate(wanted, avoided, asked.scale)
+        if asked.reshaped:
+            guided = _reshape(guided, wanted, avoided, asked.scale, asked.say)
+        if asked.renoised:
+            guided = guided.renoise_with(avoided.eps, asked.plus_plus.to(x_t.device))
+        return first.with_rows(index, guided) if alone else guided
+
+    def _asked(self, condition: Condition, sigma: Rows | None) -> _Asked:
+        """Every row is shown once (its negative where w = 0), then the negatives of the rows that need both.
+
+        Args:
+            condition: of the rows.
+            sigma: of their levels, where some have an interval.
+        """
         say = {name: condition.setting(name, default) for name, default in self._defaults.items()}
         _require_finite(say["guidance_scale"], "guidance_scale")
-        sigma = self.schedule.sigma(level).cpu()
-        # At zero terminal SNR sigma is infinite: an interval without an upper end holds it.
-        below = (sigma < say["guidance_sigma_max"]) | say["guidance_sigma_max"].isinf()
-        inside = (sigma >= say["guidance_sigma_min"]) & below
-        scale = torch.where(inside, say["guidance_scale"], 1.0)
-        plus_plus = (say["cfg_plus_plus"] > 0) & inside
+        scale, plus_plus = say["guidance_scale"], say["cfg_plus_plus"] > 0
+        if sigma is not None:
+            # At zero terminal SNR sigma is infinite: an interval without an upper end holds it.
+            below = (sigma < say["guidance_sigma_max"]) | say["guidance_sigma_max"].isinf()
+            inside = (sigma >= say["guidance_sigma_min"]) & below
+            scale, plus_plus = torch.where(inside, scale, 1.0), plus_plus & inside
         single = ((scale == 0) | (scale == 1)) & ~plus_plus
-        pair = (~single).nonzero().flatten()
-        first, second = self._evaluate(x_t, level, condition, (scale == 0) & single, pair)
-        if second is None:
-            return first
-        wanted = first if len(pair) == len(x_t) else first.rows(pair.to(x_t.device))
+        only_negative, pair = ((scale == 0) & single).nonzero().flatten(), (~single).nonzero().flatten()
+        shown = condition.with_rows(only_negative, _avoided(condition)) if len(only_negative) else condition
+        if len(pair):
+            shown = Condition.cat([shown, _avoided(condition).rows(pair)])
         apart = {name: value[pair] for name, value in say.items()}
-        guided = _extrapolate(wanted, second, scale[pair])
-        guided = _reshape(guided, wanted, second, scale[pair], apart)
-        if bool(plus_plus.any()):
-            guided = guided.renoise_with(second.eps, plus_plus[pair].to(x_t.device))
-        return guided if len(pair) == len(x_t) else first.with_rows(pair.to(x_t.device), guided)
+        return _Asked(shown, pair, scale[pair], plus_plus[pair], apart)
 
-    def _evaluate(
-        self, x_t: Data, level: Levels, condition: Condition, only_negative: RowMask, pair: Tensor
-    ) -> tuple[Prediction, Prediction | None]:
-        """One call: every row once (with its negative where w = 0), then the rows of `pair` with their negatives."""
-        primary = condition
-        if bool(only_negative.any()):
-            primary = condition.with_rows(only_negative.nonzero().flatten(), _avoided(condition))
-        if len(pair) == 0:
-            return self.denoiser(x_t, level, primary), None
-        index = pair.to(x_t.device)
-        avoided = _avoided(condition).rows(pair)
-        both = self.denoiser(
-            torch.cat([x_t, x_t[index]]),
-            torch.cat([level, level[pair.to(level.device)]]),
-            Condition.cat([primary, avoided]),
-        )
-        return both.rows(slice(0, len(x_t))), both.rows(slice(len(x_t), None))
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What classifier-free guidance makes of a condition.
+
+    Attributes:
+        shown: to the guided denoiser: every row, then those of `pair` with what they avoid.
+        pair: the rows that are evaluated twice.
+        scale: of those rows.
+        plus_plus: whether they are re-noised.
+        say: all their settings.
+    """
+
+    shown: Condition
+    pair: Tensor
+    scale: Tensor
+    plus_plus: RowMask
+    say: Mapping[str, Tensor]
+
+    @cached_property
+    def reshaped(self) -> bool:
+        """Whether any row wants adaptive projection or rescaling."""
+        plain = (self.say["apg_eta"] == 1) & self.say["apg_norm"].isinf() & (self.say["guidance_rescale"] <= 0)
+        return not bool(plain.all())
+
+    @cached_property
+    def renoised(self) -> bool:
+        """Whether any row is."""
+        return bool(self.plus_plus.any())
 
 
 @final
@@ -223,19 +259,24 @@ class GradientGuidance:
     def __call__(self, x_t: Data, level: Levels, condition: Condition | None) -> Prediction:
         """See `Denoiser.__call__`."""
         check_rows(x_t, level, condition)
-        if condition is None:
-            return self.denoiser(x_t, level, None)
-        scale = condition.setting(self._setting, self._scale)
-        _require_finite(scale, self._setting)
-        rows = (scale != 0).nonzero().flatten()
-        if len(rows) == 0:
+        if condition is None or (self._scale == 0 and self._setting not in condition.settings):
+            return self.denoiser(x_t, level, condition)
+        scale, rows, asking = condition.derived(self, lambda: self._asking(condition))
+        if asking is None:
             return self.denoiser(x_t, level, condition)
         if self.at == "x_t":
             index = rows.to(x_t.device)
             prediction = self.denoiser(x_t, level, condition)
-            score = self._score_at_x_t(x_t[index], level[rows.to(level.device)], condition.rows(rows))
+            score = self._score_at_x_t(x_t[index], level[rows.to(level.device)], asking)
             return prediction.with_rows(index, prediction.rows(index).shifted(_times(scale[rows], score)))
-        return self._through_denoiser(x_t, level, condition, scale, rows)
+        return self._through_denoiser(x_t, level, condition, scale, rows, asking)
+
+    def _asking(self, condition: Condition) -> tuple[Tensor, Tensor, Condition | None]:
+        """The scale of every row, which rows ask for guidance, and their condition, if any does."""
+        scale = condition.setting(self._setting, self._scale)
+        _require_finite(scale, self._setting)
+        rows = (scale != 0).nonzero().flatten()
+        return scale, rows, condition.rows(rows) if len(rows) else None
 
     def _score_at_x_t(self, x_t: Data, level: Levels, condition: Condition) -> Data:
         with torch.enable_grad():
@@ -243,11 +284,10 @@ class GradientGuidance:
             return torch.autograd.grad(self.log_density(x, level, condition).sum(), x)[0]
 
     def _through_denoiser(
-        self, x_t: Data, level: Levels, condition: Condition, scale: Tensor, rows: Tensor
+        self, x_t: Data, level: Levels, condition: Condition, scale: Tensor, rows: Tensor, asking: Condition
     ) -> Prediction:
         """Rows that ask are evaluated once, with gradient; the others once, without."""
         here = level[rows.to(level.device)]
-        asking = condition.rows(rows)
         with torch.enable_grad():
             x = x_t[rows.to(x_t.device)].detach().requires_grad_()
             prediction = self.denoiser(x, here, asking)
@@ -300,6 +340,9 @@ class Thresholding:
         """
         prediction = self.denoiser(x_t, level, condition)
         asked = Condition.null(len(x_t)) if condition is None else condition
+        if asked.settings.keys().isdisjoint(self._defaults) and self._defaults["clip_x0"] > 0:
+            everywhere = self._defaults["clip_x0"]
+            return prediction.with_x0(prediction.x0.clamp(-everywhere, everywhere))
         bound, quantile = (asked.setting(name, default) for name, default in self._defaults.items())
         if not bool(((bound >= 0) & (quantile >= 0) & (quantile <= 1)).all()):
             raise InvalidGuidance("clip_x0 must be >= 0 and dynamic_threshold in [0, 1]: 0 turns either off")
@@ -331,8 +374,6 @@ def _reshape(
     """Adaptive projection and rescaling of x0, on the rows that ask for them."""
     projected = (say["apg_eta"] != 1) | torch.isfinite(say["apg_norm"])
     rescaled = say["guidance_rescale"] > 0
-    if not bool((projected | rescaled).any()):
-        return guided
     x0 = guided.x0
     if bool(projected.any()):
         update = _projected(wanted.x0 - avoided.x0, wanted.x0, say["apg_eta"], say["apg_norm"])
@@ -377,6 +418,9 @@ def _times(rows: Tensor, data: Data) -> Data:
 
 
 def _require_finite(scale: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(scale).all()):
-        rows = (~torch.isfinite(scale)).nonzero().flatten().tolist()
+    # The cheapest look at all of them: a sum is finite only if every part is.
+    if math.isfinite(float(scale.sum())):
+        return
+    rows = (~torch.isfinite(scale)).nonzero().flatten().tolist()
+    if rows:
         raise InvalidGuidance(f"{name} is not finite in rows {rows}: give a number")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
@@ -55,8 +56,8 @@ class Prediction:
         """
         _same_shape(x_t, eps, "eps")
         _refuse(alpha_bar <= 0, "eps", "alpha_bar = 0 (zero terminal SNR)", "predict v or x0 there")
-        alpha, sigma = _signal_and_noise(x_t, alpha_bar)
-        return cls(x_t, x_t.addcmul(sigma, eps, value=-1).div_(alpha), eps, alpha_bar)
+        alpha, sigma = scales = _signal_and_noise(x_t, alpha_bar)
+        return _knowing(cls(x_t, x_t.addcmul(sigma, eps, value=-1).div_(alpha), eps, alpha_bar), scales)
 
     @classmethod
     def from_x0(cls, x_t: Data, x0: Data, alpha_bar: Rows) -> Prediction:
@@ -67,15 +68,16 @@ class Prediction:
         """
         _same_shape(x_t, x0, "x0")
         _refuse(alpha_bar >= 1, "x0", "alpha_bar = 1 (clean data)", "predict v or eps there, or start from level 1")
-        alpha, sigma = _signal_and_noise(x_t, alpha_bar)
-        return cls(x_t, x0, x_t.addcmul(alpha, x0, value=-1).div_(sigma), alpha_bar)
+        alpha, sigma = scales = _signal_and_noise(x_t, alpha_bar)
+        return _knowing(cls(x_t, x0, x_t.addcmul(alpha, x0, value=-1).div_(sigma), alpha_bar), scales)
 
     @classmethod
     def from_v(cls, x_t: Data, v: Data, alpha_bar: Rows) -> Prediction:
         """`x0 = alpha x_t - sigma v`, `eps = sigma x_t + alpha v`: defined at every level."""
         _same_shape(x_t, v, "v")
-        alpha, sigma = _signal_and_noise(x_t, alpha_bar)
-        return cls(x_t, (alpha * x_t).addcmul_(sigma, v, value=-1), (sigma * x_t).addcmul_(alpha, v), alpha_bar)
+        alpha, sigma = scales = _signal_and_noise(x_t, alpha_bar)
+        x0, eps = (alpha * x_t).addcmul_(sigma, v, value=-1), (sigma * x_t).addcmul_(alpha, v)
+        return _knowing(cls(x_t, x0, eps, alpha_bar), scales)
 
     @classmethod
     def from_output(cls, parameterization: Parameterization, x_t: Data, output: Data, alpha_bar: Rows) -> Prediction:
@@ -86,7 +88,7 @@ class Prediction:
     @property
     def v(self) -> Data:
         """`alpha eps - sigma x0`."""
-        alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
+        alpha, sigma = self._scales
         return alpha * self.eps - sigma * self.x0
 
     def with_x0(self, x0: Data, rows: RowMask | None = None) -> Prediction:
@@ -99,14 +101,11 @@ class Prediction:
             x0: the new x0 of every row, `(b, ...)`.
             rows: those whose x0 is replaced, `(b,)`; None: all. The others stay as they are, bit for bit.
         """
-        alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
-        keep = sigma == 0 if self.renoised is None else (sigma == 0) | expand(self.renoised, x0)
-        derived = (self.x_t - alpha * x0) / torch.where(sigma > 0, sigma, 1.0)
-        changed = replace(self, x0=x0, eps=torch.where(keep, self.eps, derived))
+        eps = self._eps_beside(x0)
         if rows is None:
-            return changed
+            return replace(self, x0=x0, eps=eps)
         chosen = expand(rows.to(x0.device), x0)
-        return replace(self, x0=torch.where(chosen, x0, self.x0), eps=torch.where(chosen, changed.eps, self.eps))
+        return replace(self, x0=torch.where(chosen, x0, self.x0), eps=torch.where(chosen, eps, self.eps))
 
     def shifted(self, score: Data) -> Prediction:
         """Adds a guidance term to the score: `eps - sigma score`, `x0 + sigma^2 / alpha score`.
@@ -119,7 +118,7 @@ class Prediction:
         References:
             Dhariwal & Nichol, Diffusion Models Beat GANs (2021), algorithm 2.
         """
-        alpha, sigma = _signal_and_noise(self.x_t, self.alpha_bar)
+        alpha, sigma = self._scales
         usable = alpha > 0
         gain = torch.where(usable, sigma**2 / torch.where(usable, alpha, 1.0), 0.0)
         return replace(self, x0=self.x0 + gain * score, eps=self.eps - torch.where(usable, sigma, 0.0) * score)
@@ -135,9 +134,17 @@ class Prediction:
 
     def with_rows(self, index: Tensor, other: Prediction) -> Prediction:
         """Replaces the rows at these integer indices by those of another prediction."""
-        order = torch.arange(len(self.x_t), device=index.device)
-        order[index] = len(self.x_t) + torch.arange(len(index), device=index.device)
-        return Prediction.cat([self, other]).rows(order)
+        rare = (self.renoised, other.renoised, self.variance_fraction, other.variance_fraction)
+        if any(part is not None for part in rare):
+            order = torch.arange(len(self.x_t), device=index.device)
+            order[index] = len(self.x_t) + torch.arange(len(index), device=index.device)
+            return Prediction.cat([self, other]).rows(order)
+        return Prediction(
+            self.x_t.index_copy(0, index, other.x_t),
+            self.x0.index_copy(0, index, other.x0),
+            self.eps.index_copy(0, index, other.eps),
+            self.alpha_bar.index_copy(0, index.to(self.alpha_bar.device), other.alpha_bar),
+        )
 
     def detach(self) -> Prediction:
         """Without its gradient."""
@@ -160,6 +167,20 @@ class Prediction:
             renoised,
         )
 
+    @cached_property
+    def _scales(self) -> tuple[Tensor, Tensor]:
+        """Alpha and sigma, as they multiply data."""
+        return _signal_and_noise(self.x_t, self.alpha_bar)
+
+    def _eps_beside(self, x0: Data) -> Data:
+        """The noise with which x0 makes x_t; see `with_x0`."""
+        alpha, sigma = self._scales
+        # On an accelerator, looking whether a row is clean would wait for it.
+        if self.renoised is None and sigma.device.type == "cpu" and bool(sigma.all()):
+            return (self.x_t - alpha * x0) / sigma
+        keep = sigma == 0 if self.renoised is None else (sigma == 0) | expand(self.renoised, x0)
+        return torch.where(keep, self.eps, (self.x_t - alpha * x0) / torch.where(sigma > 0, sigma, 1.0))
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Prediction:
         optional = (None if part is None else change(part) for part in (self.variance_fraction, self.renoised))
         return Prediction(change(self.x_t), change(self.x0), change(self.eps), change(self.alpha_bar), *optional)
@@ -168,6 +189,12 @@ class Prediction:
 def _signal_and_noise(x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     alpha, sigma = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
     return expand(alpha.to(x_t), x_t), expand(sigma.to(x_t), x_t)
+
+
+def _knowing(made: Prediction, scales: tuple[Tensor, Tensor]) -> Prediction:
+    """Spares the prediction a second reckoning: a step has few numbers, and many small operations."""
+    made.__dict__["_scales"] = scales
+    return made
 
 
 def _same_shape(x_t: Tensor, value: Tensor, name: str) -> None:

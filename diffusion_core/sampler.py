@@ -232,7 +232,7 @@ def step(
     """
     rows = _gather(plans, index, len(prediction.x_t))
     kind = torch.promote_types(prediction.x0.dtype, torch.float32)
-    table = torch.tensor(rows, dtype=torch.float64).to(prediction.x0.device, kind)
+    table = torch.tensor(rows, dtype=kind).to(prediction.x0.device)
     a, b, c, d, d_high = table.view(-1, 5, *(1,) * (prediction.x0.dim() - 1)).unbind(dim=1)
     x_s = (a * prediction.x0).addcmul_(b, prediction.eps.to(kind))
     if any(row[2] for row in rows):

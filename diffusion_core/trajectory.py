@@ -8,7 +8,7 @@ stop anywhere, move to another process, and end in the same sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
@@ -24,8 +24,9 @@ from diffusion_core.prediction import Prediction
 from diffusion_core.sampler import SamplerPlan, noisy_rows, step
 from diffusion_core.types import Data
 
-# Rows of noise per draw, below which its cost is that of the calls and not of the numbers.
+# Rows and numbers of noise per draw, below which its cost is that of the calls and not of the numbers.
 _ROWS_AT_ONCE = 16
+_NUMBERS_AT_ONCE = 1 << 13
 
 OnStep: TypeAlias = "Callable[[int, Data], None]"
 """Called after each step with its number and the predicted x0 `(b, ...)` of all rows."""
@@ -112,6 +113,12 @@ class Trajectory:
         eps = noise.normal(seed, noise.INITIAL, 0, tuple(x0.shape), x0.device, x0.dtype)
         return cls(plan, index, alpha_bar**0.5 * x0 + (1.0 - alpha_bar) ** 0.5 * eps, seed, _one_row(condition, x0))
 
+    def moved(
+        self, x: Float[Tensor, "..."], x0: Float[Tensor, "..."], ahead: tuple[Float[Tensor, "..."], ...]
+    ) -> Trajectory:
+        """The row after its next step."""
+        return Trajectory(self.plan, self.index + 1, x, self.seed, self.condition, x0, self.known, ahead)
+
     @property
     def level(self) -> int:
         """Where the row is."""
@@ -139,21 +146,45 @@ def advance(denoiser: Denoiser, rows: Sequence[Trajectory], condition: Condition
     Returns:
         The rows after their step, in order.
     """
-    plans, index = [row.plan for row in rows], [row.index for row in rows]
-    x = torch.stack([row.x for row in rows])
-    level = torch.tensor([row.level for row in rows])
     asked = Condition.cat([row.condition for row in rows]) if condition is None else condition
+    return advance_batch(denoiser, Batch.of(rows, asked)).rows
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows that step together, stacked; as long as the same rows do, nothing has to be stacked anew.
+
+    Attributes:
+        rows: unfinished when they are to be advanced.
+        condition: theirs.
+        x: theirs, `(b, ...)`.
+        x0: their last predicted x0, or x where there is none yet.
+    """
+
+    rows: list[Trajectory]
+    condition: Condition
+    x: Data
+    x0: Data
+
+    @classmethod
+    def of(cls, rows: Sequence[Trajectory], condition: Condition) -> Batch:
+        """Stacks the rows."""
+        x0 = torch.stack([row.x if row.x0 is None else row.x0 for row in rows])
+        return cls(list(rows), condition, torch.stack([row.x for row in rows]), x0)
+
+
+def advance_batch(denoiser: Denoiser, batch: Batch) -> Batch:
+    """See `advance`."""
+    rows, x = batch.rows, batch.x
+    level = torch.tensor([row.level for row in rows])
     with torch.no_grad():
-        prediction = _fill_known(denoiser(x, level, asked), rows)
-        x0_previous = torch.stack([row.x if row.x0 is None else row.x0 for row in rows])
+        prediction = _fill_known(denoiser(x, level, batch.condition), rows)
         ahead = _drawn_ahead(rows, x)
-        nothing = torch.zeros_like(rows[0].x)
-        z = torch.stack([drawn[0] if drawn else nothing for drawn in ahead]) if any(ahead) else None
-        x = step(plans, index, prediction, x0_previous, z).to(x.dtype)
-    return [
-        replace(row, index=row.index + 1, x=after, x0=x0, ahead=drawn[1:])
-        for row, after, x0, drawn in zip(rows, x.unbind(), prediction.x0.unbind(), ahead, strict=True)
-    ]
+        plans, index = [row.plan for row in rows], [row.index for row in rows]
+        after = step(plans, index, prediction, batch.x0, _stacked_noise(ahead, rows[0].x)).to(x.dtype)
+    told = zip(rows, after.unbind(), prediction.x0.unbind(), ahead, strict=True)
+    moved = [row.moved(x_s, x0, drawn[1:]) for row, x_s, x0, drawn in told]
+    return Batch(moved, batch.condition, after, prediction.x0)
 
 
 def run(denoiser: Denoiser, rows: Sequence[Trajectory], on_step: OnStep | None = None) -> Data:
@@ -343,12 +374,20 @@ def _fill_known(prediction: Prediction, rows: Sequence[Trajectory]) -> Predictio
     return prediction.with_x0(x0, mask)
 
 
+def _stacked_noise(ahead: Sequence[tuple[Tensor, ...]], like: Tensor) -> Data | None:
+    """The noise of this step, zero for the rows that draw none; None if no row does."""
+    if not any(ahead):
+        return None
+    nothing = torch.zeros_like(like)
+    return torch.stack([drawn[0] if drawn else nothing for drawn in ahead])
+
+
 def _drawn_ahead(rows: Sequence[Trajectory], x: Data) -> list[tuple[Tensor, ...]]:
     """Each row's noise for this step and the next; few rows draw several steps at once, at about the same cost."""
     ahead = [row.ahead for row in rows]
     dry = [place for place in noisy_rows([row.plan for row in rows], [row.index for row in rows]) if not ahead[place]]
     if dry:
-        count = max(1, _ROWS_AT_ONCE // len(dry))
+        count = max(1, max(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // rows[0].x.numel()) // len(dry))
         steps = [range(rows[place].index, rows[place].index + min(count, rows[place].remaining)) for place in dry]
         seeds = [rows[place].seed for place, here in zip(dry, steps, strict=True) for _ in here]
         index = [number for here in steps for number in here]

@@ -48,13 +48,16 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which captioned images to build or read, and how they are split."""
 
-    source: Literal["digits", "shapes", "auto", "folder", "sidecar", "webdataset", "parquet", "hf_parquet"] = Field(
-        description="A built-in data set, or the format of your own at `path` (auto: found out)."
-    )
+    source: Literal[
+        "digits", "shapes", "auto", "folder", "sidecar", "webdataset", "parquet", "hf_parquet", "lance", "vectors"
+    ] = Field(description="A built-in data set, or the format of your own at `path` (auto: found out).")
     path: DataPath | None = Field(None, description="Folder, file or URL of your own captioned images.")
     image_column: str | None = Field(None, description="Column or key of images or file names; default: the usual.")
     caption_column: str | None = Field(None, description="Column or key of captions; default: the usual ones.")
     label_column: str | None = Field(None, description="Column or key of the class; then every record needs one.")
+    vector_columns: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Columns of numbers (vectors); default: all but caption and label."
+    )
     image_size: PositiveInt = Field(32, description="Pixels of each side after resizing and cropping (your own).")
     channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB (your own).")
     max_pixels: PositiveInt = Field(64_000_000, description="Pictures with more are refused undecoded (your own).")
@@ -123,7 +126,7 @@ class ScheduleConfig(Section):
 class NetworkConfig(Section):
     """The size of a transformer; channels and text width come from the data and the CLIP."""
 
-    kind: Literal["dit", "unet"] = Field("dit", description="Architecture.")
+    kind: Literal["dit", "unet"] = Field("dit", description="Architecture; for vectors it is always an MLP.")
     patch_size: PositiveInt = Field(2, description="Pixels per patch side.")
     width: PositiveInt = Field(128, description="Width of the blocks.")
     depth: PositiveInt = Field(4, description="Number of blocks.")

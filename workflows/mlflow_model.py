@@ -57,7 +57,7 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Draws one picture per row.
+        """Draws one picture, or one vector, per row.
 
         Args:
             context: not used.
@@ -65,18 +65,19 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             params: see `default_params`; row i is drawn with `seed + i`.
 
         Returns:
-            A table with `image` (PNG) and `seed`.
+            A table with `image` (PNG) and `seed`; of a model of vectors, with a column for each number and `seed`.
 
         Raises:
             InvalidRequest: values that do not fit together; names the field.
         """
         given = default_params(self._package.defaults) | dict(params or {})
         seeds = [int(given["seed"]) + row for row in range(len(model_input))]
-        images: list[bytes] = []
-        for start in range(0, len(seeds), BATCH):
-            rows = slice(start, start + BATCH)
-            images += [png(pixels) for pixels in _draw(self._package, model_input[rows], seeds[rows], given)]
-        return pd.DataFrame({"image": images, "seed": seeds})
+        parts = [slice(start, start + BATCH) for start in range(0, len(seeds), BATCH)]
+        drawn = torch.cat([_draw(self._package, model_input[rows], seeds[rows], given) for rows in parts])
+        scale = self._package.card.scale
+        if scale is not None:
+            return pd.DataFrame(scale.raw(drawn.numpy()), columns=list(scale.columns)).assign(seed=seeds)
+        return pd.DataFrame({"image": [png(pixels) for pixels in drawn], "seed": seeds})
 
 
 def png(pixels: Tensor) -> bytes:
@@ -99,7 +100,8 @@ def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Ma
         clip_scale=given["clip_scale"],
     )
     plan = package.plan(given["sampler"], given["num_inference_steps"], given["eta"])
-    return package.to_images(package.sample(condition, seeds=seeds, plan=plan))
+    x = package.sample(condition, seeds=seeds, plan=plan)
+    return package.to_images(x) if package.card.scale is None else x.float().cpu()
 
 
 def _texts(rows: pd.DataFrame, name: str) -> list[str] | None:

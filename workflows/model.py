@@ -95,7 +95,9 @@ class ModelPackage:
         guided: Denoiser = ClassifierFreeGuidance(network)
         guided = GradientGuidance(guided, classifier.log_density, name="classifier", at="x_t")
         guided = GradientGuidance(guided, judge, name="clip", at="x0")
-        return ModelPackage(folder, card, Thresholding(guided, clip_x0=_BOUND), classifier, clip, device)
+        if card.scale is None:
+            guided = Thresholding(guided, clip_x0=_BOUND)
+        return ModelPackage(folder, card, guided, classifier, clip, device)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -177,7 +179,7 @@ class ModelPackage:
         plan: SamplerPlan | Sequence[SamplerPlan] | None = None,
         on_step: OnStep | None = None,
     ) -> Data:
-        """Samples one row per seed, in [-1, 1]; default plan: DDIM with the package's number of steps."""
+        """Samples one row per seed, in [-1, 1] or normalised; default plan: DDIM with the package's number of steps."""
         return sample(
             self.denoiser,
             self.plan() if plan is None else plan,

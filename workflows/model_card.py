@@ -12,6 +12,8 @@ _FIGURES: Final = {
     "accuracy_unseen": "judged as asked, of combinations that were not",
     "direct_accuracy": "the same without guidance",
     "classifier_prompt_accuracy": "the same by classifier guidance of the unconditional model",
+    "energy_distance": "energy distance to held-out samples, classifier-free",
+    "energy_distance_real": "energy distance of training samples to them",
     "clip_fd": "CLIP-FD to held-out pictures (no FID: its own CLIP, not Inception)",
     "clip_score": "CLIP score",
     "clip_score_real": "CLIP score of real pictures",
@@ -30,12 +32,18 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         tags: of the version.
     """
     shape = " x ".join(str(size) for size in card.shape)
+    drawn = f"{shape} pictures" if card.scale is None else f"vectors of {', '.join(card.scale.columns)}"
+    result = (
+        'png = model.predict(table, params={params})["image"][0]'
+        if card.scale is None
+        else "rows = model.predict(table, params={params})"
+    )
     rows = [f"| {what} | {figures[key]:.4g} |" for key, what in _FIGURES.items() if key in figures]
     example = card.candidate_captions[0]
     lines = [
         f"# {name}",
         "",
-        f"Draws {shape} pictures of `{card.source}` from prompts such as *{example}*.",
+        f"Draws {drawn} of `{card.source}` from prompts such as *{example}*.",
         "The sample grid is `model_card/samples.png` among the run's artifacts.",
         "",
         "| figure | value |",
@@ -46,7 +54,7 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         "import mlflow, pandas",
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
         f'table = pandas.DataFrame({{"prompt": ["{example}"]}})',
-        'png = model.predict(table, params={"guidance_scale": 2.0, "sampler": "ddim", "seed": 7})["image"][0]',
+        result.replace("{params}", '{"guidance_scale": 2.0, "sampler": "ddim", "seed": 7}'),
         "```",
         "",
         f"Data {card.data_hash[:16]}, package {card.hash[:16]}, code {tags.get('git_commit', 'unknown')[:16]}.",

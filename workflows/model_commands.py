@@ -117,9 +117,11 @@ def _draw_files(command: Any, asked: Any, model: str | None, out: Path, gif: Pat
     from workflows.draw.files import write_gif, write_png
     from workflows.model import ModelPackage
     from workflows.model_source import find_model
+    from workflows.package_files import check_draws_pictures
 
     source = find_model(command.config, model)
     package = ModelPackage.load(source.folder, "cuda" if torch.cuda.is_available() else "cpu")
+    check_draws_pictures(package.card, source.label)
     drawing = draw(package, asked)
     write_png(out, drawing.images, zoom)
     if gif is not None:

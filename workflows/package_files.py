@@ -21,6 +21,8 @@ from typing import Any, Final, final
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.errors import InvalidBundle
+from workflows.data.scale import VectorScale
+from workflows.errors import InvalidConfig
 
 FORMAT_VERSION: Final = 1
 """Of `package.json`; others are refused."""
@@ -56,11 +58,12 @@ class PackageCard:
 
     Attributes:
         source: the data set.
-        shape: (c, h, w) of a picture.
+        shape: (c, h, w) of a picture, or (d,) of a vector.
         class_names: names of the labels.
         candidate_captions: texts that a prompt competes with under text guidance.
         data_hash: of the data that it was trained on.
         defaults: of requests.
+        scale: what the numbers of vectors mean; None: it draws pictures.
         parts: hash of each bundle, and of each CLIP file by its path.
         format_version: of the file.
     """
@@ -71,6 +74,7 @@ class PackageCard:
     candidate_captions: tuple[str, ...]
     data_hash: str
     defaults: Defaults
+    scale: VectorScale | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -103,7 +107,8 @@ class PackageCard:
         if set(values) != {part.name for part in fields(PackageCard)}:
             raise InvalidBundle(f"{path} lacks fields or has unknown ones: register the model again")
         lists = {name: tuple(values[name]) for name in ("shape", "class_names", "candidate_captions")}
-        card = PackageCard(**(values | lists | {"defaults": Defaults(**values["defaults"])}))
+        parts = {"defaults": Defaults(**values["defaults"]), "scale": VectorScale.of(values["scale"])}
+        card = PackageCard(**(values | lists | parts))
         if card.hash != claimed:
             raise InvalidBundle(f"{path} was changed after it was written: its hash is not {claimed}")
         return card
@@ -150,6 +155,19 @@ def verify(folder: Path) -> tuple[PackageCard, dict[str, ModelBundle]]:
         if card.parts.get(name) != found.get(name):
             raise InvalidBundle(f"{folder / name} is not the part that {CARD_FILE} describes: its hash differs")
     return card, bundles
+
+
+def check_draws_pictures(card: PackageCard, name: str) -> None:
+    """Refuses a model of vectors where pictures are wanted.
+
+    Raises:
+        InvalidConfig: says how to draw with it.
+    """
+    if card.scale is not None:
+        raise InvalidConfig(
+            f"{name} draws vectors of {', '.join(card.scale.columns[:3])}, ... and no pictures: draw with "
+            f"mlflow.pyfunc.load_model(...).predict"
+        )
 
 
 def open_bundles(folder: Path) -> dict[str, ModelBundle]:

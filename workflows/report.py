@@ -30,6 +30,7 @@ _DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.p
 _COPIED: Final = (
     ("evaluate", "samples.png", "samples.png"),
     ("evaluate", "curves.png", "curves.png"),
+    ("evaluate", "samples.csv", "samples.csv"),
     ("denoiser", "losses.png", "denoiser-losses.png"),
     ("denoiser", "losses.csv", "denoiser-losses.csv"),
     ("classifier", "losses.png", "classifier-losses.png"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from diffusion_core.errors import RaverseError
 
 if TYPE_CHECKING:
     from ray.data import Dataset as RayDataset
+
+_ADVICE: Final = "\nFailed to "
+"""What Ray Data puts behind the message of any error, with how to change its retries."""
 
 
 def run_pass(items: Sequence[dict[str, Any]], build: Callable[[RayDataset], RayDataset]) -> Iterator[dict[str, Any]]:
@@ -42,9 +45,15 @@ def run_pass(items: Sequence[dict[str, Any]], build: Callable[[RayDataset], RayD
             yield from build(ray.data.from_items(list(items), override_num_blocks=len(items))).iter_rows()
         except RayError as error:
             cause = getattr(error, "cause", None)
-            failure = cause if isinstance(cause, RaverseError) else error
+            failure = _as_raised(cause) if isinstance(cause, RaverseError) else error
     if failure is not None:
         # Ray Data's actors live as long as a reference to them, and the error's frames hold some in a cycle.
         failure = failure.with_traceback(None)
         gc.collect()
         raise failure
+
+
+def _as_raised(error: RaverseError) -> RaverseError:
+    """The error with its own sentence alone."""
+    error.args = tuple(arg.split(_ADVICE)[0] if isinstance(arg, str) else arg for arg in error.args)
+    return error

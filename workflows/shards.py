@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -51,28 +53,119 @@ def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
     Raises:
         StorageUnwritable: the folder is full or read-only.
     """
-    final_path = folder / path
-    partial = final_path.with_name(f"{final_path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    with ShardWriter(folder, path, table.schema, key) as writer:
+        writer.write(table)
+        return writer.finish()
+
+
+@final
+class ShardWriter:
+    """Writes a shard bit by bit, for rows that should not be in memory all at once; a context.
+
+    Without `finish`, nothing is left.
+
+    Args:
+        folder: of the cache.
+        path: of the shard, relative to it.
+        schema: of its rows.
+        key: of what it was made from.
+
+    Raises:
+        StorageUnwritable: the folder is full or read-only; so do `write` and `finish`.
+    """
+
+    def __init__(self, folder: Path, path: str, schema: pa.Schema, key: str) -> None:
+        self._folder, self._path, self._rows = folder, path, 0
+        self._partial = _partial(folder / path)
+        with _writing(folder / path, self._partial):
+            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = parquet_writer(self._partial, schema.with_metadata({_KEY: key.encode()}))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        _remove(self._partial)
+
+    def write(self, table: pa.Table) -> None:
+        """Adds rows, as a row group of their own."""
+        with _writing(self._folder / self._path, self._partial):
+            self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
+        self._rows += table.num_rows
+
+    def finish(self) -> Shard:
+        """Puts the shard in its place."""
+        with _writing(self._folder / self._path, self._partial):
+            self._writer.close()
+            shard = Shard(self._path, self._rows, file_sha256(self._partial))
+            self._partial.replace(self._folder / self._path)
+        return shard
+
+
+def copy_shard(folder: Path, shard: Shard, source: Path) -> Shard:
+    """Makes a shard of a file that holds the same bytes, atomically.
+
+    Args:
+        folder: of the cache.
+        shard: what it becomes.
+        source: to copy; its rows carry the shard's key (see `keyed`).
+
+    Raises:
+        StorageUnwritable: the folder is full or read-only.
+    """
+    partial = _partial(folder / shard.path)
+    with _writing(folder / shard.path, partial):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        partial.replace(folder / shard.path)
+    return shard
+
+
+def keyed(table: pa.Table, key: str) -> pa.Table:
+    """The rows of a shard with the key of what they were made from."""
+    return table.replace_schema_metadata({_KEY: key.encode()})
+
+
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Writes rows as all shards are written.
+
+    Features and pictures hardly repeat, and a dictionary of them would take most of the time of writing. Checksums of
+    pages let a run that goes on after another find what a disk has spoilt before any manifest has a hash of it.
+    """
+    return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
+
+
+@contextlib.contextmanager
+def _writing(path: Path, partial: Path) -> Iterator[None]:
+    """A part of the way from nothing to the file at `path`; where it fails, nothing is left."""
     try:
-        final_path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table.replace_schema_metadata({_KEY: key.encode()}), partial, compression="zstd")
-        partial.replace(final_path)
+        yield
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise StorageUnwritable(
-            f"cannot write {final_path} ({error}): free space, or set storage.root elsewhere"
-        ) from None
-    return Shard(path, table.num_rows, file_sha256(final_path))
+        _remove(partial)
+        raise StorageUnwritable(f"cannot write {path} ({error}): free space, or set storage.root elsewhere") from None
+
+
+def _remove(partial: Path) -> None:
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)
 
 
 def find_shard(folder: Path, path: str, key: str) -> Shard | None:
-    """The shard that an earlier run made from the same input, or None."""
+    """The shard that an earlier run made from the same input and that still reads as it was written, or None."""
     try:
-        metadata = pq.read_metadata(folder / path)
+        with pq.ParquetFile(folder / path, page_checksum_verification=True) as file:
+            metadata = file.metadata
+            if (metadata.metadata or {}).get(_KEY) != key.encode():
+                return None
+            for _ in file.iter_batches():
+                pass
     except (OSError, pa.ArrowException):
-        return None
-    if (metadata.metadata or {}).get(_KEY) != key.encode():
         return None
     return Shard(path, metadata.num_rows, file_sha256(folder / path))
 

@@ -14,7 +14,7 @@ from diffusion_core.condition import Condition
 from diffusion_core.errors import InvalidCondition, InvalidGuidance, InvalidShape
 from diffusion_core.networks.attention import TransformerBlock, modulated
 from diffusion_core.networks.embedding import LevelEmbedding, check_labels
-from diffusion_core.networks.patches import PatchEmbedding, PatchGrid
+from diffusion_core.networks.patches import PatchEmbedding, PatchGrid, VectorEmbedding
 from diffusion_core.types import Data, Levels, RowMask, Rows
 
 SAME_TEXT = 1.0 - 1e-5
@@ -26,8 +26,8 @@ class NoisyClassifierConfig:
     """The size of a `NoisyClassifier`.
 
     Attributes:
-        shape: of one row, `(c, *axes)`.
-        patch: length of a patch along each axis, or one for all.
+        shape: of one row, `(c, *axes)`, or `(c,)` for vectors.
+        patch: length of a patch along each axis, or one for all; vectors have none.
         width: of the blocks.
         depth: number of blocks.
         num_heads: attention heads.
@@ -89,7 +89,11 @@ class NoisyClassifier(nn.Module):
         if config.num_classes is None and config.embed_dim is None:
             raise InvalidShape("a noisy classifier needs num_classes, embed_dim or both")
         self.config, width = config, config.width
-        self.patches = PatchEmbedding(PatchGrid(config.shape, config.patch), width)
+        self.patches = (
+            VectorEmbedding(config.shape[0], width)
+            if len(config.shape) == 1
+            else PatchEmbedding(PatchGrid(config.shape, config.patch), width)
+        )
         self.level = LevelEmbedding(width)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, config.num_heads, config.mlp_ratio, with_text=False) for _ in range(config.depth)

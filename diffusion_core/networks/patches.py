@@ -85,6 +85,25 @@ class PatchEmbedding(nn.Module):
         return cast(Tensor, embedded.flatten(1, -2))
 
 
+@final
+class VectorEmbedding(nn.Module):
+    """A vector as a sequence of one element.
+
+    Args:
+        channels: of a row `(c,)`.
+        width: of the element.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(channels, width)
+
+    def forward(self, x: Data) -> Float[Tensor, "b 1 w"]:
+        """`(b, c)` to `(b, 1, width)`."""
+        check_shape(x, (self.project.in_features,))
+        return cast(Tensor, self.project(x))[:, None]
+
+
 def check_shape(x: Data, shape: Sequence[int]) -> None:
     """Refuses rows of another shape.
 

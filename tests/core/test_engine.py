@@ -145,6 +145,27 @@ def test_a_row_whose_step_raises_ends_alone():
         assert torch.equal(ended[row_id], run(guided(Elementwise()), [row])[0])
 
 
+def test_a_step_that_fails_once_for_all_goes_on_row_by_row_and_loses_none():
+    denoiser, faults = guided(Elementwise()), iter([False, True, False, False, False])
+
+    class Failing:
+        schedule, settings = denoiser.schedule, denoiser.settings
+
+        def __call__(self, x_t, level, condition):
+            if len(x_t) > 1 and next(faults, False):
+                raise RuntimeError("out of memory")
+            return denoiser(x_t, level, condition)
+
+    engine, rows = StepEngine(Failing(), SHAPE), mixed_rows(4)
+    ids = [engine.submit(row) for row in rows]
+    ended, steps = {}, max(row.remaining for row in rows)
+    for _ in range(steps):
+        ended |= {outcome.row_id: outcome.x0 for outcome in engine.tick()}
+    assert len(engine) == 0, "a step was made twice"
+    for row, row_id in zip(rows, ids, strict=True):
+        assert torch.equal(ended[row_id], run(guided(Elementwise()), [row])[0])
+
+
 def test_a_cancelled_row_is_gone_before_the_next_step(engine):
     first, second = (engine.submit(row) for row in mixed_rows(2))
     engine.tick()

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workflows.errors import StorageUnwritable
-from workflows.shards import Shard, file_sha256, find_shard, remove_partial, write_shard
+from workflows.shards import Shard, ShardWriter, file_sha256, find_shard, remove_partial, write_shard
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -51,12 +56,68 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_shard(tmp_path, "a/shard.parquet", TABLE, "key")
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(table: pa.Table, path: Path, **_: object) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+FULL_DISK = """
+import pyarrow as pa, random, resource, sys
+from pathlib import Path
+from workflows.errors import StorageUnwritable
+from workflows.shards import Shard, copy_shard, write_shard
 
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(StorageUnwritable, match="No space left"):
-        write_shard(tmp_path, "shard.parquet", TABLE, "key")
-    assert list(tmp_path.iterdir()) == []
+def refused(write, *arguments):
+    try:
+        write(*arguments)
+    except StorageUnwritable as error:
+        print(error)
+    else:
+        sys.exit("written")
+
+def grow_to(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+folder, small = Path(sys.argv[1]), pa.table({"x": [1, 2, 3]})
+grow_to(2000)
+write_shard(folder, "small.parquet", small, "key")
+refused(write_shard, folder, "large.parquet", pa.table({"x": random.Random(0).sample(range(10**9), 1000)}), "key")
+refused(copy_shard, folder, Shard("copy.parquet", 1, ""), Path(sys.executable).resolve())
+grow_to(2)
+refused(write_shard, folder, "begun.parquet", small, "key")
+"""
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """In a process of its own, none of whose files may grow, as on a disk that gets full."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    large, copied, begun = done.stdout.splitlines()
+    assert re.search(r"cannot write .*/large\.parquet .* free space", large)
+    assert "File too large" in copied
+    assert "File too large" in begun
+    assert [path.name for path in tmp_path.iterdir()] == ["small.parquet"]
+
+
+def test_a_shard_written_bit_by_bit_is_there_when_it_is_finished(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "a/shard.parquet", TABLE.schema, "key") as writer:
+        writer.write(TABLE)
+        writer.write(TABLE.slice(1))
+        assert find_shard(tmp_path, "a/shard.parquet", "key") is None
+        shard = writer.finish()
+    assert shard.rows == 5
+    assert find_shard(tmp_path, "a/shard.parquet", "key") == shard
+    assert pq.read_table(tmp_path / "a/shard.parquet")["x"].to_pylist() == [1, 2, 3, 2, 3]
+    with contextlib.suppress(KeyError), ShardWriter(tmp_path, "b/shard.parquet", TABLE.schema, "key") as writer:
+        writer.write(TABLE)
+        raise KeyError
+    assert not list((tmp_path / "b").iterdir())
+
+
+def test_a_flipped_bit_is_found_without_a_manifest(tmp_path: Path) -> None:
+    """Plain pyarrow reads such a file, and gives other numbers."""
+    table = pa.table({"x": random.Random(0).sample(range(10**9), 1000)})
+    shard = write_shard(tmp_path, "shard.parquet", table, "key")
+    data = bytearray((tmp_path / "shard.parquet").read_bytes())
+    for place in range(200, len(data) // 2, 50):
+        changed = data.copy()
+        changed[place] ^= 1
+        (tmp_path / "shard.parquet").write_bytes(changed)
+        assert find_shard(tmp_path, "shard.parquet", "key") is None
+    (tmp_path / "shard.parquet").write_bytes(data)
+    assert find_shard(tmp_path, "shard.parquet", "key") == shard

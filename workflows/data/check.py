@@ -14,12 +14,14 @@ from pathlib import PurePosixPath
 from typing import Any, Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from workflows.data.own import Rules, Usable, use
+from workflows.config import DataConfig
+from workflows.data.own import Rules, Usable, columns_of, rules_of, use
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
-from workflows.data.sources.record import Columns, Record
+from workflows.data.sources.record import Record
 from workflows.errors import InvalidData
 
 _GOLDEN: Final = 0.6180339887498949
@@ -54,6 +56,8 @@ class Check:
     captions: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     thumbnails: list[dict[str, str]] = field(default_factory=list)
+    lows: NDArray[Any] | None = None
+    highs: NDArray[Any] | None = None
 
     def see(self, record: Record) -> None:
         """Counts one record."""
@@ -78,7 +82,10 @@ class Check:
         self.captions.update(usable.captions)
         self.labels["(none)" if usable.record.label is None else usable.record.label] += 1
         self.changes.update(_kind(change) for change in usable.changes)
-        if len(self.thumbnails) < _THUMBNAILS:
+        if usable.pixels.ndim == 1:
+            self.lows = usable.pixels if self.lows is None else np.minimum(self.lows, usable.pixels)
+            self.highs = usable.pixels if self.highs is None else np.maximum(self.highs, usable.pixels)
+        elif len(self.thumbnails) < _THUMBNAILS:
             self.thumbnails.append({"caption": usable.captions[0][:120], "image": _thumbnail(usable)})
 
     def report(self) -> dict[str, Any]:
@@ -95,9 +102,7 @@ class Check:
             "width": _spread(self.widths),
             "height": _spread(self.heights),
             "aspect_ratio": _spread([w / h for w, h in zip(self.widths, self.heights, strict=True)]),
-            "smaller_than_wanted": sum(
-                min(size) < self.rules.shape.size for size in zip(self.widths, self.heights, strict=True)
-            ),
+            "smaller_than_wanted": self._too_small(),
             "captions": {
                 "total": sum(counts),
                 "distinct": len(self.captions),
@@ -110,6 +115,17 @@ class Check:
             "labels": dict(self.labels.most_common()) if set(self.labels) - {"(none)"} else {},
         }
 
+    def ranges(self, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The smallest and largest number of each column of vectors."""
+        if self.lows is None or self.highs is None:
+            return {}
+        spans = zip(columns, self.lows.tolist(), self.highs.tolist(), strict=True)
+        return {name: {"min": float(f"{low:.6g}"), "max": float(f"{high:.6g}")} for name, low, high in spans}
+
+    def _too_small(self) -> int:
+        wanted = 0 if self.rules.shape is None else self.rules.shape.size
+        return sum(min(size) < wanted for size in zip(self.widths, self.heights, strict=True))
+
     def _too_long(self) -> list[str]:
         from open_clip.tokenizer import SimpleTokenizer
 
@@ -118,15 +134,12 @@ class Check:
 
 
 def check_data(
-    path: str, source: str, columns: Columns, rules: Rules, limit: int | None, context_length: int = 77
+    config: DataConfig, limit: int | None, context_length: int = 77
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Reads records, spread evenly over the pieces, and reports on them.
 
     Args:
-        path: folder, file or URL.
-        source: a name of `SOURCES`, or `auto`.
-        columns: of the source.
-        rules: as the import would apply them.
+        config: source, path, columns and rules, as the import would apply them.
         limit: records to look at; None: all.
         context_length: tokens that a caption may have.
 
@@ -136,8 +149,10 @@ def check_data(
     Raises:
         InvalidData: there is nothing, or none of a known format.
     """
+    path, columns = config.path or "", columns_of(config)
     location = Location(path)
-    name = detect(location) if source == "auto" else source
+    name = detect(location) if config.source == "auto" else config.source
+    rules = rules_of(config, name)
     pieces = list(SOURCES[name].pieces(location, columns))
     check = Check(rules, context_length)
     seen = 0
@@ -147,29 +162,34 @@ def check_data(
         seen += 1
         for record in _at_most(SOURCES[name].read(location, pieces[number], columns), limit, check):
             check.see(record)
-    head = {"path": path, "format": name, "pieces": len(pieces), "pieces_read": seen}
+    head: dict[str, Any] = {"path": path, "format": name, "pieces": len(pieces), "pieces_read": seen}
+    if name == "vectors" and pieces:
+        head["columns"] = check.ranges(pieces[0]["columns"][:-2])
     report = head | check.report()
     report["complete"] = seen == len(pieces) and (limit is None or check.records < limit)
-    report["next"] = next_command(path, name, columns, rules)
+    report["next"] = next_command(config, name)
     return report, check.thumbnails
 
 
-def next_command(path: str, source: str, columns: Columns, rules: Rules) -> str:
+def next_command(config: DataConfig, source: str) -> str:
     """The command that runs the whole job on these data."""
+    path = config.path or ""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(path.rstrip("/")).stem).strip("-.") or "mine"
     settings = {
         "name": name,
         "register.model_name": f"raverse-{name}",
         "data.source": source,
         "data.path": path,
-        "data.image_size": rules.shape.size,
-        "data.channels": rules.shape.channels,
-        "data.image_column": columns.image,
-        "data.caption_column": columns.caption,
-        "data.label_column": columns.label,
+        "data.image_size": config.image_size if source != "vectors" else None,
+        "data.channels": config.channels if source != "vectors" else None,
+        "data.image_column": config.image_column,
+        "data.caption_column": config.caption_column,
+        "data.label_column": config.label_column,
+        "data.vector_columns": f"[{','.join(config.vector_columns)}]" if config.vector_columns else None,
     }
     options = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items() if value is not None]
-    return " ".join(["raverse run --config shapes", *options])
+    # Vectors are small: they need no more steps than the digits.
+    return " ".join([f"raverse run --config {'digits' if source == 'vectors' else 'shapes'}", *options])
 
 
 def _at_most(records: Iterator[Record], limit: int | None, check: Check) -> Iterator[Record]:

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+_WIDEST: Final = 120
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem } td, th { padding: 0.15rem 1rem 0.15rem 0; text-align: left;
-vertical-align: top } td.n { text-align: right } .grid { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 110px; font-size: 12px; overflow-wrap: anywhere } img { image-rendering: pixelated }
+vertical-align: top } td.n { text-align: right } tr:nth-child(even) { background: #f7f7f7 }
+.grid { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; width: 110px; font-size: 12px; overflow-wrap: anywhere }
+figcaption { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden }
+img { image-rendering: pixelated }
 pre { background: #f4f4f4; padding: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere } .bad { color: #b3261e }
 """
 
@@ -23,43 +27,71 @@ def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, 
         thumbnails: `caption` and `image` (a data URL) each.
         usable: whether the job would accept these data.
     """
-    captions = report["captions"]
-    facts = {
+    parts = {title: _table(title, values) for title, values in tables(report).items()}
+    parts["Cannot be used"] += _examples(report["unusable_examples"])
+    said = escape(verdict(report, usable=usable))
+    figures = "".join(
+        f'<figure><img src="{escape(item["image"])}" alt=""><figcaption>{escape(item["caption"])}</figcaption></figure>'
+        for item in thumbnails
+    )
+    seen = f'<h2>As the model would see them</h2><div class="grid">{figures}</div>' if figures else ""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["path"])}</title>'
+        f"<style>{_STYLE}</style><h1>{escape(report['path'])}</h1><p class={'good' if usable else 'bad'}>{said}</p>"
+        f"{''.join(parts.values())}{seen}"
+        f"<h2>Next</h2><pre>{escape(report['next'])}</pre></html>\n"
+    )
+
+
+def verdict(report: Mapping[str, Any], *, usable: bool) -> str:
+    """Whether the job would accept these data, in a sentence."""
+    bad = report["records"] - report["usable"]
+    broken = f"{bad} of {report['records']} records cannot be used"
+    if usable:
+        return (
+            f"These data can be used; {broken}." if bad else f"These data can be used: all {report['records']} records."
+        )
+    return f"These data cannot be used as they are: {broken}."
+
+
+def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a reader is told, by title: names and values; a table may be empty."""
+    captions, of_numbers = report["captions"], report["format"] == "vectors"
+    overview = {
         "format": report["format"],
         "records looked at": f"{report['records']}{'' if report['complete'] else ' (a sample)'}",
         "usable": report["usable"],
-        "duplicate images": report["duplicate_images"],
+        "duplicate rows" if of_numbers else "duplicate images": report["duplicate_images"],
         "captions": f"{captions['total']}, of which {captions['distinct']} differ",
         f"captions over {captions['context_length']} tokens": captions["over_context_length"],
-    } | {name: _range(report[name]) for name in ("width", "height", "aspect_ratio")}
-    sections = [
-        _table("Overview", facts),
-        _table("Cannot be used", report["unusable"]),
-        _examples(report["unusable_examples"]),
-        _table("Used with a change", report["changed"]),
-        _table("Modes", report["modes"]),
-        _table("File formats", report["formats"]),
-        _table("Labels", report["labels"]),
-        _table("Most common captions", captions["most_common"]),
-    ]
-    verdict = "These data can be used." if usable else '<span class="bad">These data cannot be used as they are.</span>'
-    figures = "".join(
-        f'<figure><img src="{escape(item["image"])}" alt=""><br>{escape(item["caption"])}</figure>'
-        for item in thumbnails
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["path"])}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(report['path'])}</h1><p>{verdict}</p>{''.join(sections)}"
-        f'<h2>As the model would see them</h2><div class="grid">{figures}</div>'
-        f"<h2>Next</h2><pre>{escape(report['next'])}</pre></html>\n"
-    )
+    }
+    if not of_numbers:
+        overview |= {name.replace("_", " "): _range(report[name]) for name in ("width", "height", "aspect_ratio")}
+        overview["smaller than wanted"] = report["smaller_than_wanted"]
+    return {
+        "Overview": overview,
+        "Columns of numbers": {name: _range(span) for name, span in report.get("columns", {}).items()},
+        "Cannot be used": report["unusable"],
+        "Used with a change": report["changed"],
+        "Modes": {} if of_numbers else report["modes"],
+        "File formats": {} if of_numbers else report["formats"],
+        "Labels": report["labels"],
+        "Most common captions": captions["most_common"],
+    }
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:
     if not values:
         return ""
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td class=n>{escape(str(v))}</td></tr>" for k, v in values.items())
+    rows = "".join(
+        f"<tr><td>{escape(_short(str(name)))}</td><td class=n>{escape(str(value))}</td></tr>"
+        for name, value in values.items()
+    )
     return f"<h2>{escape(title)}</h2><table>{rows}</table>"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _WIDEST else f"{text[:_WIDEST]} ..."
 
 
 def _examples(broken: Sequence[Mapping[str, str]]) -> str:
@@ -70,4 +102,7 @@ def _examples(broken: Sequence[Mapping[str, str]]) -> str:
 
 
 def _range(values: Mapping[str, float]) -> str:
-    return f"{values['min']:g} to {values['max']:g}, median {values['median']:g}" if values else "-"
+    if not values:
+        return "-"
+    middle = f", median {values['median']:g}" if "median" in values else ""
+    return f"{values['min']:g} to {values['max']:g}{middle}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -14,6 +14,8 @@ from workflows.config import DataConfig
 
 data_app = typer.Typer(add_completion=False)
 
+_MOST_ROWS: Final = 10
+_WIDEST: Final = 60
 _DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.items()}
 
 
@@ -24,6 +26,9 @@ def check(
     image_column: Annotated[str | None, typer.Option(help="As data.image_column.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="As data.caption_column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As data.label_column.")] = None,
+    vector_columns: Annotated[
+        str | None, typer.Option(help="As data.vector_columns, with commas between them.")
+    ] = None,
     image_size: Annotated[int, typer.Option(min=1, help="As data.image_size.")] = _DEFAULTS["image_size"],
     channels: Annotated[int, typer.Option(min=1, max=3, help="As data.channels.")] = _DEFAULTS["channels"],
     max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="As data.max_bad_fraction.")] = _DEFAULTS[
@@ -51,6 +56,7 @@ def check(
                 image_column=image_column,
                 caption_column=caption_column,
                 label_column=label_column,
+                vector_columns=tuple(vector_columns.split(",")) if vector_columns else None,
                 image_size=image_size,
                 channels=3 if channels == 3 else 1,
                 max_bad_fraction=max_bad_fraction,
@@ -76,12 +82,8 @@ def _known(source: str) -> str:
 def _check(config: DataConfig, context_length: int, limit: int | None, out: Path) -> bool:
     from workflows.data.check import check_data
     from workflows.data.check_page import page
-    from workflows.data.own import rules_of
-    from workflows.data.sources.record import Columns
 
-    columns = Columns(config.image_column, config.caption_column, config.label_column)
-    path = config.path or ""
-    report, thumbnails = check_data(path, config.source, columns, rules_of(config), limit, context_length)
+    report, thumbnails = check_data(config, limit, context_length)
     bad = report["records"] - report["usable"]
     usable = bool(report["usable"]) and bad <= config.max_bad_fraction * report["records"]
     out.mkdir(parents=True, exist_ok=True)
@@ -91,19 +93,23 @@ def _check(config: DataConfig, context_length: int, limit: int | None, out: Path
     return usable
 
 
-def _show(report: dict[str, object], out: Path, *, usable: bool) -> None:
+def _show(report: dict[str, Any], out: Path, *, usable: bool) -> None:
+    from workflows.data.check_page import tables, verdict
+
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    table = Table("what", "found", title=None)
-    for name, value in report.items():
-        if name not in ("next", "unusable_examples", "path"):
-            shown = ", ".join(f"{k}: {v}" for k, v in list(value.items())[:8]) if isinstance(value, dict) else value
-            table.add_row(name.replace("_", " "), str(shown)[:300])
-    console.print(table)
-    examples = report["unusable_examples"]
-    for row in examples if isinstance(examples, list) else ():
+    for title, values in tables(report).items():
+        if values:
+            table = Table(box=None, show_header=False, title=title, title_justify="left", padding=(0, 2, 0, 0))
+            for name, value in list(values.items())[:_MOST_ROWS]:
+                table.add_row(str(name)[:_WIDEST], str(value))
+            more = len(values) - _MOST_ROWS
+            console.print(table)
+            console.print(*([f"and {more} more"] if more > 0 else []))
+    for row in report["unusable_examples"]:
         console.print(f"  {row['name']}: {row['reason']}")
+    console.print(verdict(report, usable=usable))
     console.print(f"see {out / 'report.html'} and {out / 'report.json'}")
     if usable:
         console.print(f"next: {report['next']}")
     else:
-        console.print("these data cannot be used as they are: mend them, or raise data.max_bad_fraction")
+        console.print("mend them, or raise data.max_bad_fraction")

@@ -1,6 +1,6 @@
 """A data artifact on disk: two Parquet files of captioned images, and what they hold.
 
-    train.parquet, held_out.parquet   sample_id, image (PNG), captions, label, attributes, unseen
+    train.parquet, held_out.parquet   sample_id, image (PNG; of vectors: float32), captions, label, attributes, unseen
     data.json                         `DataInfo`
 
 A sample is described by one value of each attribute (shapes: shape, color, size, position; digits: digit).
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from workflows.data.scale import VectorScale
 from workflows.errors import InvalidData, MissingArtifact
 
 SplitName: TypeAlias = Literal["train", "held_out"]
@@ -50,7 +51,7 @@ class DataInfo:
 
     Attributes:
         source: name of the built-in set, or the format of the user's own.
-        shape: (c, h, w) of every image.
+        shape: (c, h, w) of every image, or (d,) of vectors.
         class_names: names of the labels: the values of the first attribute.
         attributes: attribute name -> its values, in order; none where samples have no label.
         num_train: samples to train on.
@@ -59,10 +60,11 @@ class DataInfo:
         candidate_captions: one canonical caption per combination of attribute values; without attributes, the most
             frequent captions.
         unseen_combinations: indices into `candidate_captions` that no training sample shows.
+        scale: what the numbers of vectors mean; None: samples are images.
     """
 
     source: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     class_names: tuple[str, ...]
     attributes: dict[str, tuple[str, ...]]
     num_train: int
@@ -70,6 +72,7 @@ class DataInfo:
     data_hash: str
     candidate_captions: tuple[str, ...]
     unseen_combinations: tuple[int, ...]
+    scale: VectorScale | None = None
 
     @staticmethod
     def load(folder: Path) -> DataInfo:
@@ -82,7 +85,8 @@ class DataInfo:
             values: dict[str, Any] = json.loads((folder / "data.json").read_text())
         except FileNotFoundError:
             raise MissingArtifact(f"no data.json in {folder}: run `raverse data` first") from None
-        return DataInfo(**{name: _frozen(value) for name, value in values.items()})
+        scale = VectorScale.of(values.pop("scale", None))
+        return DataInfo(**{name: _frozen(value) for name, value in values.items()}, scale=scale)
 
     def save(self, folder: Path) -> None:
         """Writes `data.json`."""
@@ -129,7 +133,7 @@ class Split:
 
     Attributes:
         sample_ids: (n,) int64, unique over both splits.
-        images: (n, c, h, w) uint8.
+        images: (n, c, h, w) uint8; of vectors (n, d) float32, normalised.
         captions: every wording of each sample.
         labels: (n,) int64, index into `class_names`; -1 where there is none.
         attributes: one value per attribute for each sample.
@@ -137,7 +141,7 @@ class Split:
     """
 
     sample_ids: NDArray[np.int64]
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     captions: tuple[tuple[str, ...], ...]
     labels: NDArray[np.int64]
     attributes: tuple[tuple[str, ...], ...]
@@ -189,7 +193,7 @@ class Dataset:
     def read(self, split: SplitName, limit: int | None = None) -> Split:
         """Loads a split, or its first `limit` samples, into memory."""
         rows = self.info.num_samples(split)
-        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)))
+        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)), self.info.shape)
 
     def combinations(self, split: Split) -> NDArray[np.int64]:
         """(n,) index of each sample's combination in `candidate_captions`.
@@ -223,11 +227,12 @@ def read_rows(path: Path, start: int, stop: int) -> pa.Table:
     return file.read_row_groups(groups).slice(start - (first or 0), stop - start)
 
 
-def decode(table: pa.Table) -> Split:
-    """The samples in rows of `SCHEMA`."""
+def decode(table: pa.Table, shape: Sequence[int]) -> Split:
+    """The samples in rows of `SCHEMA`, of pictures (c, h, w) or vectors (d,)."""
+    read = decode_png if len(shape) > 1 else decode_vector
     return Split(
         table["sample_id"].to_numpy(),
-        np.stack([decode_png(data) for data in table["image"].to_pylist()]),
+        np.stack([read(data) for data in table["image"].to_pylist()]),
         tuple(tuple(captions) for captions in table["captions"].to_pylist()),
         table["label"].to_numpy(),
         tuple(tuple(values) for values in table["attributes"].to_pylist()),
@@ -240,6 +245,11 @@ def decode_png(data: bytes) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def decode_vector(data: bytes) -> NDArray[np.float32]:
+    """(d,) numbers."""
+    return np.frombuffer(data, "<f4")
 
 
 def _encode(rows: Split) -> pa.Table:

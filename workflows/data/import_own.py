@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.config import DataConfig
-from workflows.data.dataset import SCHEMA, SPLITS, DataInfo
-from workflows.data.own import REJECTED, PieceImporter, rejected_path, rules_of
+from workflows.data.dataset import SCHEMA, SPLITS, DataInfo, decode_vector
+from workflows.data.own import REJECTED, PieceImporter, columns_of, rejected_path, rules_of
+from workflows.data.scale import VectorScale
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
-from workflows.data.sources.record import Columns
 from workflows.errors import InvalidData
 from workflows.progress import Progress
 from workflows.shard_pass import run_pass
@@ -37,6 +37,7 @@ _PARTS: Final = "parts"
 _MAX_CANDIDATES: Final = 256
 _SHOWN: Final = 3
 _LEAST_CLASSES: Final = 2
+_ROWS_AT_ONCE: Final = 512
 
 
 def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[DataInfo, int]:
@@ -70,7 +71,7 @@ def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[Da
     num_rejected = _write_rejected(parts, folder / REJECTED_FILE)
     summary = _Summary.of(parts)
     _check_share(config, summary, num_rejected, folder / REJECTED_FILE)
-    info = _write_splits(config, source, parts, summary, folder)
+    info = _write_splits(config, source, parts, summary, folder, _value_columns(source, items))
     shutil.rmtree(importer.folder)
     if num_rejected:
         progress.log(f"{num_rejected} records refused, each with its reason in {folder / REJECTED_FILE}")
@@ -79,8 +80,7 @@ def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[Da
 
 def importer_of(config: DataConfig, source: str, location: Location, folder: Path) -> PieceImporter:
     """What writes the parts of a configuration."""
-    columns = Columns(config.image_column, config.caption_column, config.label_column)
-    return PieceImporter(source, location, columns, rules_of(config), folder)
+    return PieceImporter(source, location, columns_of(config), rules_of(config, source), folder)
 
 
 def _items(importer: PieceImporter) -> list[dict[str, Any]]:
@@ -190,17 +190,31 @@ def _check_share(config: DataConfig, summary: _Summary, refused: int, rejected: 
         )
 
 
-def _write_splits(config: DataConfig, source: str, parts: list[Path], summary: _Summary, folder: Path) -> DataInfo:
+def _value_columns(source: str, items: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Names of a vector's numbers, of which every file must have the same."""
+    if source != "vectors" or not items:
+        return ()
+    found = {tuple(item["piece"]["columns"][:-2]) for item in items}
+    if len(found) > 1:
+        one, other = sorted(found)[:2]
+        raise InvalidData(f"files with columns {', '.join(one)} and {', '.join(other)}: set data.vector_columns")
+    return found.pop()
+
+
+def _write_splits(
+    config: DataConfig, source: str, parts: list[Path], summary: _Summary, folder: Path, columns: tuple[str, ...]
+) -> DataInfo:
     held_out = summary.held_out(config.held_out, config.seed)
+    scale = VectorScale.fit(columns, _vectors(parts, ~held_out)) if columns else None
     for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
         with pq.ParquetWriter(folder / f"{split}.parquet", SCHEMA) as writer:
             for table in _chosen(parts, chosen, summary.class_names):
-                writer.write_table(table)
-    c, h, w = config.channels, config.image_size, config.image_size
-    content = f"{summary.content}{np.packbits(held_out).tobytes().hex()}{(c, h, w)}"
+                writer.write_table(table if scale is None else _normalised(table, scale))
+    shape = (len(columns),) if columns else (config.channels, config.image_size, config.image_size)
+    content = f"{summary.content}{np.packbits(held_out).tobytes().hex()}{shape}{scale or ''}"
     info = DataInfo(
         source=source,
-        shape=(c, h, w),
+        shape=shape,
         class_names=summary.class_names,
         attributes={"label": summary.class_names} if summary.class_names else {},
         num_train=int((~held_out).sum()),
@@ -208,6 +222,7 @@ def _write_splits(config: DataConfig, source: str, parts: list[Path], summary: _
         data_hash=hashlib.sha256(content.encode()).hexdigest(),
         candidate_captions=summary.candidates(),
         unseen_combinations=(),
+        scale=scale,
     )
     if not info.num_train or not info.num_held_out:
         raise InvalidData(
@@ -217,14 +232,25 @@ def _write_splits(config: DataConfig, source: str, parts: list[Path], summary: _
     return info
 
 
+def _vectors(parts: list[Path], chosen: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
+    """The chosen rows of each part, as they came."""
+    for table in _chosen(parts, chosen, ()):
+        yield np.stack([decode_vector(data) for data in table["image"].to_pylist()])
+
+
+def _normalised(table: pa.Table, scale: VectorScale) -> pa.Table:
+    rows = scale.normalised(np.stack([decode_vector(data) for data in table["image"].to_pylist()]))
+    place = table.schema.get_field_index("image")
+    return table.set_column(place, SCHEMA.field("image"), pa.array([row.tobytes() for row in rows], pa.binary()))
+
+
 def _chosen(parts: list[Path], chosen: NDArray[np.bool_], class_names: tuple[str, ...]) -> Iterator[pa.Table]:
-    """The chosen samples of each part as rows of `SCHEMA`; ids count all samples in order."""
+    """The chosen samples of the parts as rows of `SCHEMA`; ids count all samples in order."""
     index = {name: number for number, name in enumerate(class_names)}
     start = 0
-    for part in parts:
-        table = pq.read_table(part)
-        rows = np.flatnonzero(chosen[start : start + table.num_rows])
-        picked = table.take(pa.array(rows))
+    for batch in (batch for part in parts for batch in pq.ParquetFile(part).iter_batches(_ROWS_AT_ONCE)):
+        rows = np.flatnonzero(chosen[start : start + batch.num_rows])
+        picked = batch.take(pa.array(rows))
         labels = picked["label"].to_pylist()
         columns = {
             "sample_id": pa.array(rows + start, pa.int64()),
@@ -234,6 +260,6 @@ def _chosen(parts: list[Path], chosen: NDArray[np.bool_], class_names: tuple[str
             "attributes": pa.array([[label] if index else [] for label in labels], pa.list_(pa.string())),
             "unseen": pa.array([False] * len(rows), pa.bool_()),
         }
-        start += table.num_rows
+        start += batch.num_rows
         if len(rows):
             yield pa.table(columns, schema=SCHEMA)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -24,7 +25,7 @@ from workflows.data.sources import SOURCES
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
 from workflows.errors import InvalidData
-from workflows.shards import write_shard
+from workflows.shards import ShardWriter, write_shard
 
 PART: Final = pa.schema(
     {
@@ -37,6 +38,8 @@ PART: Final = pa.schema(
 )
 REJECTED: Final = pa.schema({"name": pa.string(), "kept": pa.bool_(), "reason": pa.string()})
 _LONGEST_NAME: Final = 500
+_ROWS_AT_ONCE: Final = 512
+"""Of a part; a tar file may give many thousands, which must not all be in memory at once."""
 
 
 @final
@@ -45,29 +48,36 @@ class Rules:
     """What a record must be to be used.
 
     Attributes:
-        shape: of every picture.
+        shape: of every picture; None: records are vectors.
         max_caption_chars: longer captions are cut.
         needs_label: whether a record without a label is refused.
     """
 
-    shape: PictureShape
+    shape: PictureShape | None
     max_caption_chars: int
     needs_label: bool = False
 
 
-def rules_of(config: DataConfig) -> Rules:
-    """What a configuration asks of each record."""
-    shape = PictureShape(config.image_size, config.channels, config.max_pixels)
-    return Rules(shape, config.max_caption_chars, needs_label=config.label_column is not None)
+def columns_of(config: DataConfig) -> Columns:
+    """The columns that a configuration names."""
+    return Columns(config.image_column, config.caption_column, config.label_column, config.vector_columns)
+
+
+def rules_of(config: DataConfig, source: str) -> Rules:
+    """What a configuration asks of each record of a source."""
+    picture = PictureShape(config.image_size, config.channels, config.max_pixels)
+    return Rules(
+        None if source == "vectors" else picture, config.max_caption_chars, needs_label=config.label_column is not None
+    )
 
 
 @final
 @dataclass(frozen=True)
 class Usable:
-    """A record that can be used: pixels, cleaned captions, and what had to be changed."""
+    """A record that can be used: pixels (or float32 numbers), cleaned captions, and what had to be changed."""
 
     record: Record
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     captions: tuple[str, ...]
     found: Found
     changes: tuple[str, ...]
@@ -86,10 +96,23 @@ def use(record: Record, rules: Rules) -> Usable:
         raise InvalidData("no caption" if not record.captions else "every caption is empty")
     if rules.needs_label and record.label is None:
         raise InvalidData("no label, though data.label_column is set")
-    pixels, found = prepare(record.image, rules.shape)
+    if record.label is not None and _unicode(record.label) != record.label:
+        record = replace(record, label=_unicode(record.label))
+        changes = (*changes, "what is no Unicode text replaced in the label")
+    pixels, found = _vector(record.image) if rules.shape is None else prepare(record.image, rules.shape)
     if found.frames > 1:
         changes = (*changes, f"animated: the first of {found.frames} frames is used")
     return Usable(record, pixels, captions, found, changes)
+
+
+def _unicode(text: str) -> str:
+    """Text without lone surrogates, which no file of UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _vector(data: bytes) -> tuple[NDArray[np.float32], Found]:
+    numbers = np.frombuffer(data, "<f4")
+    return numbers, Found(len(numbers), 1, "float32", "vector", 1)
 
 
 def clean_captions(captions: Iterable[str], max_chars: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -97,12 +120,12 @@ def clean_captions(captions: Iterable[str], max_chars: int) -> tuple[tuple[str, 
     cleaned: list[str] = []
     changes: dict[str, None] = {}
     for caption in captions:
-        text = caption.encode("utf-8", "replace").decode()
+        text = _unicode(caption)
         readable = "".join(" " if ord(char) < 32 or ord(char) == 127 else char for char in text).strip()
         if "\0" in text:
             changes["NUL removed from a caption"] = None
         if text != caption:
-            changes["lone surrogates replaced in a caption"] = None
+            changes["what is no Unicode text replaced in a caption"] = None
         if len(readable) > max_chars:
             changes[f"a caption of {len(readable)} characters cut to {max_chars}"] = None
             readable = readable[:max_chars].strip()
@@ -139,24 +162,30 @@ class PieceImporter:
             InvalidData: a file that cannot be read at all.
             StorageUnwritable: the folder is full or read-only.
         """
-        rows: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
-        for record in self._records(item["piece"]):
-            try:
-                usable = use(record, self.rules)
-            except InvalidData as error:
-                rejected.append(_remark(record, str(error), kept=False))
-                continue
-            rows.append(_row(usable))
-            rejected.extend(_remark(record, change, kept=True) for change in usable.changes)
-        # The part comes last: a later run takes it as the sign that both are whole.
-        rejects = pa.Table.from_pylist(rejected, schema=REJECTED)
-        write_shard(self.folder, rejected_path(item["path"]), rejects, item["key"])
-        part = write_shard(self.folder, item["path"], pa.Table.from_pylist(rows, schema=PART), item["key"])
-        return asdict(part)
+        with ShardWriter(self.folder, item["path"], PART, item["key"]) as writer:
+            accepted = _accepted(self._records(item["piece"]), self.rules, rejected)
+            while rows := list(islice(accepted, _ROWS_AT_ONCE)):
+                writer.write(pa.Table.from_pylist(rows, schema=PART))
+            # The part comes last: a later run takes it as the sign that both are whole.
+            rejects = pa.Table.from_pylist(rejected, schema=REJECTED)
+            write_shard(self.folder, rejected_path(item["path"]), rejects, item["key"])
+            return asdict(writer.finish())
 
     def _records(self, piece: dict[str, Any]) -> Iterator[Record]:
         return SOURCES[self.source].read(self.location, piece, self.columns)
+
+
+def _accepted(records: Iterable[Record], rules: Rules, rejected: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Records that can be used, as rows of `PART`; what there is to say about others goes to `rejected`."""
+    for record in records:
+        try:
+            usable = use(record, rules)
+        except InvalidData as error:
+            rejected.append(_remark(record, str(error), kept=False))
+            continue
+        rejected.extend(_remark(record, change, kept=True) for change in usable.changes)
+        yield _row(usable)
 
 
 def rejected_path(path: str) -> str:
@@ -166,8 +195,8 @@ def rejected_path(path: str) -> str:
 
 def _row(usable: Usable) -> dict[str, Any]:
     return {
-        "name": usable.record.name.encode("utf-8", "replace").decode(),
-        "image": _png(usable.pixels),
+        "name": _unicode(usable.record.name),
+        "image": _png(usable.pixels) if usable.pixels.ndim > 1 else usable.pixels.tobytes(),
         "captions": list(usable.captions),
         "label": usable.record.label,
         "digest": hashlib.sha256(usable.pixels.tobytes()).digest()[:16],
@@ -175,8 +204,7 @@ def _row(usable: Usable) -> dict[str, Any]:
 
 
 def _remark(record: Record, reason: str, *, kept: bool) -> dict[str, Any]:
-    name = record.name.encode("utf-8", "replace").decode()[:_LONGEST_NAME]
-    return {"name": name, "kept": kept, "reason": reason.encode("utf-8", "replace").decode()}
+    return {"name": _unicode(record.name)[:_LONGEST_NAME], "kept": kept, "reason": _unicode(reason)}
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

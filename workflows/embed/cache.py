@@ -64,7 +64,7 @@ class CachedBatch:
 
     Attributes:
         sample_ids: (b,) int64.
-        images: (b, c, h, w) uint8; x = images / 127.5 - 1.
+        images: (b, c, h, w) uint8, or vectors (b, d) float32; `to_x` makes them what networks see.
         captions: (b, k) int64 positions in `CachedCaptions`, -1 after a sample's last wording.
         num_captions: (b,) int64 wordings per sample.
         labels: (b,) int64, -1 where there is none.
@@ -110,8 +110,8 @@ class EmbeddingCache:
         return self.manifest.key
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of every image."""
+    def shape(self) -> tuple[int, ...]:
+        """(c, h, w) of every image, or (d,) of vectors."""
         return self.manifest.shape
 
     def num_samples(self, split: SplitName) -> int:
@@ -185,7 +185,7 @@ class EmbeddingCache:
 
     def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
         """Fills one tensor shard by shard, so that few shards are in memory twice."""
-        images = torch.empty((count, *self.shape), dtype=torch.uint8)
+        images = torch.empty((count, *self.shape), dtype=torch.uint8 if len(self.shape) > 1 else torch.float32)
         start = 0
         for table in self._read_ahead(paths, ["image"]):
             for chunk in table["image"].chunks:

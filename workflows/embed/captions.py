@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from workflows.embed.manifest import caption_id, normalise
 from workflows.embed.store import CaptionStore
-from workflows.shards import write_shard
+from workflows.shards import Shard, copy_shard, keyed, write_shard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,16 +100,22 @@ class CaptionShardWriter:
             tables.append(self._encoded({key: text for key, text in captions.items() if key in missing}))
         table = pa.concat_tables(tables).combine_chunks()
         places = pc.index_in(pa.array(list(captions)), value_set=table["caption_id"].combine_chunks())
-        shard = write_shard(self._folder, item["path"], table.take(places).combine_chunks(), item["key"])
+        shard = self._save(item, table.take(places).combine_chunks(), tables[1:] if tables[0] is known else tables)
         return asdict(shard) | {"encoded": len(missing)}
 
+    def _save(self, item: dict[str, Any], table: pa.Table, new: list[pa.Table]) -> Shard:
+        """Writes the shard; the store has the new rows from now on."""
+        if self._store is not None and new and new[0].num_rows == table.num_rows:
+            # All rows are new: the part is the shard, and a copy costs less than a second encoding and hash.
+            part = self._store.add(keyed(table, item["key"]))
+            return copy_shard(self._folder, Shard(item["path"], table.num_rows, part.stem), part)
+        if self._store is not None and new:
+            self._store.add(new[0])
+        return write_shard(self._folder, item["path"], table, item["key"])
+
     def _encoded(self, captions: dict[str, str]) -> pa.Table:
-        """New captions, which the store has from now on."""
         texts = list(captions.values())
-        table = caption_table(list(captions), texts, self._encode(texts), self._dtype)
-        if self._store is not None:
-            self._store.add(table)
-        return table
+        return caption_table(list(captions), texts, self._encode(texts), self._dtype)
 
     def _encode(self, captions: list[str]) -> EncodedText:
         import torch

@@ -61,7 +61,7 @@ def _make_towers(
     from workflows.data.dataset import Dataset
     from workflows.embed.clip import load_clip
     from workflows.embed.clip_files import import_clip, save_clip
-    from workflows.embed.clip_training import build_model, fit, model_config
+    from workflows.embed.clip_training import build_model, fit, model_config, tower_side
     from workflows.embed.zero_shot import zero_shot
 
     torch.set_num_threads(num_cpus)
@@ -69,13 +69,14 @@ def _make_towers(
     dataset = Dataset.open(data_folder)
     figures: dict[str, Any] = {}
     if config.source == "train":
-        model, tokenizer = build_model(config, dataset.info.shape[-1])
+        side = tower_side(config, dataset.info.shape)
+        model, tokenizer = build_model(config, side)
         for step, loss in enumerate(fit(model, tokenizer, dataset.read("train"), config, device), start=1):
             figures = {"loss": loss}
             if step % _REPORT_EVERY == 0 and step < config.steps:
                 yield step, figures
         name = f"raverse-{dataset.info.source}"
-        cfg = model_config(config, dataset.info.shape[-1])
+        cfg = model_config(config, side)
         save_clip(folder, model, tokenizer, name=name, source=config.source, model_cfg=cfg)
     else:
         import_clip(config.source, folder)

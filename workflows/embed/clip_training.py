@@ -24,6 +24,7 @@ from torch import Tensor
 from workflows.config import ClipConfig
 from workflows.data.dataset import Split
 from workflows.embed.clip import PictureFormat
+from workflows.embed.pixels import to_x
 from workflows.errors import InvalidClip
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -68,6 +69,11 @@ def model_config(config: ClipConfig, image_size: int) -> dict[str, Any]:
 def _num_heads(width: int, head_width: int) -> int:
     """About `width / head_width` heads, as many as divide the width."""
     return math.gcd(width, max(1, width // head_width))
+
+
+def tower_side(config: ClipConfig, shape: Sequence[int]) -> int:
+    """Pixels of a side of what the image tower takes: a picture's own, or a patch for each number of a vector."""
+    return shape[-1] if len(shape) > 1 else config.patch_size * math.isqrt(shape[0] - 1) + config.patch_size
 
 
 def build_model(config: ClipConfig, image_size: int) -> tuple[Any, Any]:
@@ -127,7 +133,7 @@ def fit(model: Any, tokenizer: Any, split: Split, config: ClipConfig, device: to
         for rows in batches:
             captions = texts.pick(rows.ravel(), rng).to(device)
             images = torch.from_numpy(split.images[rows.ravel()]).to(device)
-            loss = _loss(model, images.float() / 127.5 - 1, ids[captions], groups=len(rows))
+            loss = _loss(model, to_x(images), ids[captions], groups=len(rows))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -25,13 +25,13 @@ class ImageShardWriter:
     Attributes:
         data_folder: of the data artifact.
         folder: of the cache.
-        shape: (c, h, w) that every picture must have.
+        shape: (c, h, w) that every picture must have, or (d,) of vectors.
         encoder: key of the text tower.
     """
 
     data_folder: Path
     folder: Path
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     encoder: str
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class ImageShardWriter:
             InvalidData: a picture of another shape.
             StorageUnwritable: the folder is full or read-only.
         """
-        rows = decode(read_rows(self.data_folder / f"{item['split']}.parquet", item["start"], item["stop"]))
+        rows = decode(read_rows(self.data_folder / f"{item['split']}.parquet", item["start"], item["stop"]), self.shape)
         if rows.images.shape[1:] != self.shape:
             raise InvalidData(f"pictures of shape {rows.images.shape[1:]} in {item['path']}, wanted {self.shape}")
         return asdict(write_shard(self.folder, item["path"], image_table(rows, self.encoder), item["key"]))

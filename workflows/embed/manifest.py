@@ -37,7 +37,7 @@ class Manifest:
         data_hash: of the data artifact.
         clip: the towers' identity.
         dtype: storage type of the tokens.
-        shape: (c, h, w) of every image.
+        shape: (c, h, w) of every image, or (d,) of vectors.
         rows: samples per split, and distinct `captions`.
         files: every shard, in order.
         format: version of the layout.
@@ -48,7 +48,7 @@ class Manifest:
     data_hash: str
     clip: dict[str, Any]
     dtype: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     rows: dict[str, int]
     files: tuple[Shard, ...]
     format: int = FORMAT_VERSION

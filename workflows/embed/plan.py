@@ -7,6 +7,7 @@ range of samples (`split`, `start`, `stop`) or the `captions` that it holds.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,8 +88,7 @@ def plan_shards(dataset: Dataset, identity: ClipIdentity, config: EmbedConfig) -
 
 
 def _image_items(dataset: Dataset, key: str, rows_per_shard: int) -> tuple[Item, ...]:
-    c, h, w = dataset.info.shape
-    size = _shard_rows(rows_per_shard, c * h * w)
+    size = _shard_rows(rows_per_shard, math.prod(dataset.info.shape) * (1 if dataset.info.scale is None else 4))
     return tuple(
         {
             "split": split,

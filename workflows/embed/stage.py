@@ -1,9 +1,9 @@
 """The embed stage: captioned images and towers in, the embedding cache out.
 
-Two passes of Ray Data over lists of shards: a pool of actors encodes the distinct captions, and tasks
-decode the images. Each shard is written where it is computed, so that only its name and hash travel and
-memory does not grow with the data. The plan of the shards depends on the input alone, so any number of
-workers writes the same cache, and a run that was killed goes on with the shards that are missing.
+Two passes of Ray Data over lists of shards: tasks decode the images, and a pool of actors, for which Ray takes the
+processes that the tasks have left, encodes the distinct captions. Each shard is written where it is computed, so that
+only its name and hash travel and memory does not grow with the data. The plan of the shards depends on the input alone,
+so any number of workers writes the same cache, and a run that was killed goes on with the shards that are missing.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     encoded = 0
     write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
     for pass_items, build in (
-        (captions, lambda rows: _encoded(rows, encode, workers, store)),
         (images, lambda rows: rows.map(write_image)),
+        (captions, lambda rows: _encoded(rows, encode, workers, store)),
     ):
         for row in run_pass(pass_items, build):
             encoded += row.pop("encoded", 0)
@@ -98,7 +98,8 @@ def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int, store:
         fn_constructor_args=(*arguments, num_gpus, store),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=workers),
+        # No more than the next shard waits at an actor, so that all of them end at about the same time.
+        compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=num_gpus,
     )

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workflows.errors import StorageUnwritable
-from workflows.shards import file_sha256
+from workflows.shards import file_sha256, parquet_writer
 
 STORE: Final = "cache/captions"
 ENCODER_FILE: Final = "encoder.json"
@@ -83,7 +83,8 @@ class CaptionStore:
         partial = self.folder / f"{uuid.uuid4().hex}{_PARTIAL}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, partial, compression="zstd")
+            with parquet_writer(partial, table.schema) as writer:
+                writer.write_table(table)
             part = self.folder / f"{file_sha256(partial)}.parquet"
             partial.replace(part)
         except OSError as error:

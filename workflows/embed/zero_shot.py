@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip
+from workflows.embed.pixels import to_x
 
 _BATCH: Final = 512
 
@@ -47,4 +48,4 @@ def zero_shot(clip: Clip, dataset: Dataset, device: torch.device) -> dict[str, f
 
 
 def _closest(clip: Clip, pictures: Tensor, candidates: Tensor) -> Tensor:
-    return (clip.image.encode(pictures.float() / 127.5 - 1) @ candidates.T).argmax(dim=-1).cpu()
+    return (clip.image.encode(to_x(pictures)) @ candidates.T).argmax(dim=-1).cpu()

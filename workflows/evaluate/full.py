@@ -31,6 +31,7 @@ from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model import ModelPackage
 from workflows.model_source import ModelSource
+from workflows.package_files import check_draws_pictures
 from workflows.progress import Progress
 from workflows.tracking import flatten, tracked_run
 
@@ -98,7 +99,9 @@ def check_shape(package: ModelPackage, dataset: Dataset) -> None:
 
     Raises:
         InvalidData: they differ.
+        InvalidConfig: the model draws vectors, which the evaluate stage of a job measures.
     """
+    check_draws_pictures(package.card, package.folder.name)
     if tuple(package.shape) != tuple(dataset.info.shape):
         raise InvalidData(
             f"the model draws pictures of shape {tuple(package.shape)}, {dataset.info.source} holds "

@@ -5,7 +5,7 @@ A judge never sees a generated picture while it is trained, and shares nothing w
 
 from __future__ import annotations
 
-from typing import Final, Protocol, final
+from typing import Final, Protocol, cast, final
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class ConvJudge:
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._network = _convolutions(info.shape, sum(self._sizes))
+            self._network = _convolutions(cast(tuple[int, int, int], info.shape), sum(self._sizes))
         self._fit(torch.from_numpy(split.images), torch.from_numpy(truth(info, split.attributes)), generator)
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ def assemble_package(config: RunConfig, inputs: dict[str, Artifact], folder: Pat
         class_names=info.class_names,
         candidate_captions=info.candidate_captions,
         data_hash=info.data_hash,
+        scale=info.scale,
         defaults=Defaults(asked.num_steps, asked.guidance_scale, asked.classifier_scale, asked.clip_scale),
     )
     return assemble(

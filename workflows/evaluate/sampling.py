@@ -64,7 +64,7 @@ class SampleJob:
 
 def sample_jobs(
     package: Path, jobs: Sequence[SampleJob], batch_size: int, progress: Progress, workers: int = 0
-) -> list[NDArray[np.uint8]]:
+) -> list[NDArray[Any]]:
     """Draws every job's pictures.
 
     Args:
@@ -75,22 +75,23 @@ def sample_jobs(
         workers: tasks at once; 0: as many as the cluster has CPUs.
 
     Returns:
-        (n, c, h, w) for each job.
+        (n, c, h, w) uint8 for each job; of vectors (n, d) float32, normalised.
 
     Raises:
         RaverseError: what a task says, such as `NonFinite` for a model that gives no picture.
     """
     shape = PackageCard.load(package).shape
+    kind = np.uint8 if len(shape) > 1 else np.float32
     places = [(job, start) for job, wanted in enumerate(jobs) for start in range(0, len(wanted.prompts), batch_size)]
     items = [
         {"place": place, "package": str(package), "job": pickle.dumps(jobs[job].part(start, start + batch_size))}
         for place, (job, start) in enumerate(places)
     ]
-    drawn: dict[int, NDArray[np.uint8]] = {}
+    drawn: dict[int, NDArray[Any]] = {}
     progress.start(sum(len(job.prompts) for job in jobs), "pictures")
     compute = TaskPoolStrategy(size=workers or None)
     for row in run_pass(items, lambda rows: rows.map(_draw_item, compute=compute, **_resources())):
-        drawn[row["place"]] = np.frombuffer(row["pixels"], np.uint8).reshape(-1, *shape)
+        drawn[row["place"]] = np.frombuffer(row["pixels"], kind).reshape(-1, *shape)
         progress.advance(sum(len(part) for part in drawn.values()))
     return [
         np.concatenate([drawn[place] for place, (job, _) in enumerate(places) if job == wanted])
@@ -103,7 +104,7 @@ def _draw_item(item: dict[str, Any]) -> dict[str, Any]:
     return {"place": item["place"], "pixels": draw(item["package"], job).tobytes()}
 
 
-def draw(package: str, job: SampleJob) -> NDArray[np.uint8]:
+def draw(package: str, job: SampleJob) -> NDArray[Any]:
     """Draws a job in this process, with one thread.
 
     Raises:
@@ -119,7 +120,7 @@ def draw(package: str, job: SampleJob) -> NDArray[np.uint8]:
         torch.set_num_threads(threads)
 
 
-def _draw(model: ModelPackage, job: SampleJob) -> NDArray[np.uint8]:
+def _draw(model: ModelPackage, job: SampleJob) -> NDArray[Any]:
     import torch
 
     prompts = job.prompts
@@ -136,8 +137,8 @@ def _draw(model: ModelPackage, job: SampleJob) -> NDArray[np.uint8]:
     bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise NonFinite(f"the model draws no finite picture for {prompts.texts[bad[0]]!r}: train it longer", tuple(bad))
-    pixels: NDArray[np.uint8] = model.to_images(x).numpy()
-    return pixels
+    drawn: NDArray[Any] = (model.to_images(x) if model.card.scale is None else x.float().cpu()).numpy()
+    return drawn
 
 
 @lru_cache(maxsize=1)

@@ -34,7 +34,8 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
         progress: told about finished pictures.
 
     Returns:
-        The figures of `workflows.evaluate.measure.measure`; without labels, those of `evaluate_unlabelled`.
+        The figures of `workflows.evaluate.measure.measure`; without labels, those of `evaluate_unlabelled`; of
+        vectors, those of `evaluate_vectors`.
 
     Raises:
         InvalidBundle: parts that do not belong together.
@@ -42,6 +43,10 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
     """
     assemble_package(config, inputs, folder / PACKAGE)
     dataset = Dataset.open(inputs["data"].folder)
+    if dataset.info.scale is not None:
+        from workflows.evaluate.vectors import evaluate_vectors
+
+        return evaluate_vectors(config.evaluate, dataset, dataset.info.scale, folder, progress)
     if not dataset.info.attributes:
         return evaluate_unlabelled(config.evaluate, dataset, inputs["clip"].folder, folder, progress)
     jobs = plan_jobs(config.evaluate, ask(dataset, config.evaluate.num_prompts, config.evaluate.seed))

@@ -37,8 +37,15 @@ def compare_packages(
 
     Raises:
         InvalidBundle: a package that was changed.
-        PromotionRefused: one draws other pictures than the data holds, so that nothing can be compared.
+        PromotionRefused: one draws other pictures than the data holds, or nothing says what is seen in them, so that
+            nothing can be compared.
     """
+    if not dataset.info.attributes or dataset.info.scale is not None:
+        what = "have no labels" if dataset.info.scale is None else "are vectors"
+        raise PromotionRefused(
+            f"the data {what}, and the gate judges pictures of classes: compare the versions' evaluations, and give "
+            f"--force, or set register.gate.enabled=false"
+        )
     gate = config.register_.gate
     prompts = ask(dataset, gate.num_prompts, gate.seed)
     clip, judge = load_clip(clip_folder(champion)), train_judge(dataset, config.evaluate.seed)

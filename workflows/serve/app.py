@@ -136,5 +136,11 @@ def _replicas(settings: ServeArgs) -> dict[str, Any]:
     if settings.max_replicas <= settings.min_replicas:
         return {"num_replicas": settings.min_replicas}
     policy = AutoscalingPolicy(policy_function=QueuedSeconds, policy_kwargs={"target_seconds": settings.target_seconds})
-    scaling = AutoscalingConfig(min_replicas=settings.min_replicas, max_replicas=settings.max_replicas, policy=policy)
+    scaling = AutoscalingConfig(
+        min_replicas=settings.min_replicas,
+        max_replicas=settings.max_replicas,
+        upscale_delay_s=settings.upscale_seconds,
+        downscale_delay_s=settings.downscale_seconds,
+        policy=policy,
+    )
     return {"autoscaling_config": scaling}

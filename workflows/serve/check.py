@@ -16,6 +16,7 @@ import httpx
 
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
+from workflows.data.dataset import DataInfo
 from workflows.errors import StageFailed
 from workflows.progress import Progress
 from workflows.serve.app import build
@@ -47,17 +48,21 @@ def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, 
 
     Args:
         config: the job.
-        inputs: `register`.
+        inputs: `data` and `register`.
         folder: for the pictures and `service.json`.
         progress: told about finished requests.
 
     Returns:
-        Number of requests, seconds until the service was ready, of all requests together, and of the median one.
+        Number of requests, seconds until the service was ready, of all requests together, and of the median one; of a
+        model of vectors no requests, since the service answers with pictures.
 
     Raises:
         AddressInUse: the port is taken.
         StageFailed: the service did not start, or did not answer with a picture.
     """
+    if DataInfo.load(inputs["data"].folder).scale is not None:
+        progress.log("the service answers with pictures, and this model draws vectors: it is not asked")
+        return {"requests": 0}
     made = inputs["register"].metrics
     # Answers this machine only, so that the check needs no key.
     changes = {"api_keys_file": None, "require_key": "loopback_only"}

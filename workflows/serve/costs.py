@@ -34,7 +34,7 @@ class StepTimes:
     """How long a step takes, learnt per bucket of evaluations.
 
     Args:
-        buckets: batch sizes, ascending.
+        buckets: sizes of a step, ascending.
     """
 
     def __init__(self, buckets: Sequence[int]) -> None:
@@ -47,7 +47,7 @@ class StepTimes:
         return dict(self._seconds)
 
     def bucket(self, count: float) -> int:
-        """The bucket in which so many evaluations are computed."""
+        """The bucket of a step of so many evaluations."""
         return next((bucket for bucket in self._buckets if bucket >= count), self._buckets[-1])
 
     def learn(self, count: float, seconds: float) -> int:

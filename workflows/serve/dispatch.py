@@ -6,6 +6,8 @@ what was kept last; seeds and settings are part of it, so the picture is the sam
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -13,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol, final
 
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import ReplicaUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from workflows.serve.calls import Call, Event, Kept
@@ -52,6 +54,7 @@ class SamplerBackend:
     def __init__(self, model: str, sampler: DeploymentHandle[Any], metrics: IngressMetrics) -> None:
         self._model, self._sampler, self._metrics = model, sampler, metrics
         self._streaming = sampler.options(stream=True)
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def draw(self, call: Call) -> AsyncGenerator[Event, None]:
         """See `Backend`; what is kept stays here."""
@@ -78,28 +81,39 @@ class SamplerBackend:
 
     async def _attempt(self, call: Call) -> AsyncGenerator[Event, None]:
         stream = self._streaming.draw.remote(call)
-        ended = False
+        ended, last = False, None
         try:
             async for event in stream:
+                last = event
                 ended = isinstance(event, Generated)
                 yield event
-            ended = True
+            _whole(last)
         except Exception:
             ended = True
             raise
         finally:
             if not ended:
                 stream.cancel()
-                # Serve loses a cancellation now and then.
-                self._sampler.broadcast("leave", call.request_id)
+                leaving = asyncio.create_task(self._leave(call.request_id))
+                self._leaving.add(leaving)
+                leaving.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, request_id: str) -> None:
+        """Tells every replica that the client has left: Serve loses a cancellation now and then."""
+        # Nothing is sent before the results are asked for. A replica that is gone has no rows to drop.
+        with contextlib.suppress(DeploymentUnavailableError):
+            await self._sampler.broadcast("leave", request_id).results_async(return_exceptions=True)
 
 
 async def finished(events: AsyncIterator[Event]) -> Generated:
     """The pictures, without what is told on the way."""
-    generated = None
+    last: Event | None = None
     async for event in events:
-        if isinstance(event, Generated):
-            generated = event
-    if generated is None:
+        last = event
+    return _whole(last)
+
+
+def _whole(last: Event | None) -> Generated:
+    if not isinstance(last, Generated):
         raise EngineStopped("a sampler ended its answer before the picture was made: send the request again")
-    return generated
+    return last

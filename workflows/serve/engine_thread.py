@@ -36,7 +36,7 @@ class EngineThread:
         engine: used by no one else from now on.
         limits: beyond which a request is refused, unless it is alone.
         max_rows: rows per step of the engine.
-        buckets: batch sizes that its network sees.
+        buckets: sizes of a step by which its time is learnt.
     """
 
     def __init__(self, engine: StepEngine, limits: Limits, max_rows: int = 32, buckets: Sequence[int] = (64,)) -> None:
@@ -47,6 +47,7 @@ class EngineThread:
         self._steps: deque[StepTaken] = deque(maxlen=_STEPS_REMEMBERED)
         self._waits: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
         self._load = Load()
+        self._busy = 0.0
         self._counts = {"finished": 0, "failed": 0, "cancelled": 0, "refused": 0}
         self._running = True
         self._closed = False
@@ -177,6 +178,7 @@ class EngineThread:
         started, count = time.perf_counter(), self._at_once()
         outcomes = self._engine.tick()
         seconds = time.perf_counter() - started
+        self._busy += seconds
         self._steps.append(StepTaken(self._times.learn(count, seconds), rows, seconds))
         ended = [(self._jobs.get(outcome.row_id), self._take_out(outcome)) for outcome in outcomes]
         self._book()
@@ -284,7 +286,7 @@ class EngineThread:
                 steps += state.remaining
                 total += job.cost * state.remaining
         seconds = self._times.drain(total, self._at_once())
-        self._load = Load(len(self._engine), steps, seconds, **self._counts)
+        self._load = Load(len(self._engine), steps, seconds, self._busy, **self._counts)
 
     def _stop(self) -> None:
         self._running = False

@@ -7,8 +7,8 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from importlib import resources
 from typing import Any, Final, cast, final
 
@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest, ModelNotFound
-from workflows.serve.calls import CHALLENGER, Call, Source, Track
+from workflows.serve.calls import CHALLENGER, Call, Event, Source, Track
 from workflows.serve.dispatch import Backend, SamplerBackend, finished
 from workflows.serve.edits import FORM, form_schema, read_form
 from workflows.serve.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
@@ -46,6 +46,7 @@ from workflows.serve.streaming import Kind, as_events
 
 _LOG: Final = logging.getLogger("ray.serve")
 _TRACK: Final = "x-raverse-track"
+_CLIENT_LEFT: Final = 499
 _FAULTS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -68,7 +69,7 @@ class Ingress:
     """The deployment that answers HTTP; Serve asks it for its ASGI application."""
 
     def __init__(self, samplers: dict[str, DeploymentHandle[Any]], args: ServeArgs) -> None:
-        self._metrics = IngressMetrics()
+        self._metrics = IngressMetrics(samplers)
         self._backends = {name: SamplerBackend(name, handle, self._metrics) for name, handle in samplers.items()}
         self._rules = Rules(KeyRing(load_keys(args.api_keys_file)), args.require_key, args.max_body_bytes)
 
@@ -128,13 +129,24 @@ class Studio:
         name, backend = self.backend(request.model)
         seeded = request.model_copy(update={"seed": drawn_seed(request)})
         call = Call(seeded, _request_id(http), source, _track(http, request))
-        status = 500
+        accounted = self._accounted(http, call, name, started)
+        if not request.stream:
+            with accounted:
+                return await _all(backend, call)
+        events = _told(backend, call, accounted)
+        # Until something is told, an error still is a status of its own.
+        first = await anext(events)
+        self._metrics.first_partial(name, time.monotonic() - started)
+        return StreamingResponse(as_events(first, events, kind), media_type="text/event-stream")
+
+    @contextmanager
+    def _accounted(self, http: Request, call: Call, name: str, started: float) -> Iterator[None]:
+        """Tells metrics and log how a request ended, and when."""
+        status = 200
         try:
-            answer = await (self._stream(backend, call, kind, name, started) if request.stream else _all(backend, call))
-            status = answer.status_code
-            return answer
-        except asyncio.CancelledError:
-            status = 499
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            status = _CLIENT_LEFT
             raise
         except Exception as error:
             status = answer_to(error)[0]
@@ -143,13 +155,6 @@ class Studio:
             seconds = time.monotonic() - started
             self._metrics.ended(name, status, seconds)
             _log_request(http, call, name, status, seconds)
-
-    async def _stream(self, backend: Backend, call: Call, kind: Kind, name: str, started: float) -> Response:
-        events = backend.draw(call)
-        # Until something is told, an error still is a status of its own.
-        first = await anext(events)
-        self._metrics.first_partial(name, time.monotonic() - started)
-        return StreamingResponse(as_events(first, events, kind), media_type="text/event-stream")
 
 
 def _add_picture_routes(api: FastAPI, studio: Studio) -> None:
@@ -197,6 +202,14 @@ def _add_pages(api: FastAPI) -> None:
         return HTMLResponse(reference, headers={"Content-Security-Policy": content_policy(reference)})
 
     api.openapi()["components"]["schemas"]["EditForm"] = form_schema()
+
+
+async def _told(backend: Backend, call: Call, accounted: AbstractContextManager[None]) -> AsyncGenerator[Event, None]:
+    """What the backend tells; it is accounted for once it has ended, or the client has left."""
+    with accounted:
+        async with aclosing(backend.draw(call)) as events:
+            async for event in events:
+                yield event
 
 
 async def _all(backend: Backend, call: Call) -> Response:

@@ -57,6 +57,7 @@ class Load:
         rows: in the engine.
         steps: that these rows still have to make, together.
         seconds: estimate of the time that takes.
+        busy: seconds that the steps so far took.
         finished: rows that ended with a sample.
         failed: rows that ended with an error.
         cancelled: rows whose client left.
@@ -66,6 +67,7 @@ class Load:
     rows: int = 0
     steps: int = 0
     seconds: float = 0.0
+    busy: float = 0.0
     finished: int = 0
     failed: int = 0
     cancelled: int = 0

@@ -5,7 +5,7 @@ The engine's thread keeps plain numbers; a task tells them once a second, so tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, final
 
 from ray.serve import metrics
@@ -81,17 +81,25 @@ class SamplerMetrics:
 
 @final
 class IngressMetrics:
-    """Of one ingress replica."""
+    """Of one ingress replica.
 
-    def __init__(self) -> None:
+    Args:
+        models: their names.
+    """
+
+    def __init__(self, models: Iterable[str]) -> None:
         keys = ("model",)
         self._requests = metrics.Counter("raverse_requests_total", "Requests by status.", ("model", "status"))
         self._partial = metrics.Histogram("raverse_first_partial_seconds", "Until a preview.", _WAIT_BOUNDS, keys)
         self._seconds = metrics.Histogram("raverse_request_seconds", "Until the pictures.", _WAIT_BOUNDS, keys)
-        self._handovers = metrics.Counter("raverse_handovers_total", "Requests sent to another replica.", keys)
+        # Ray exports no counter before its first count, so `rate` would miss the one that matters: this begins at 0,
+        # and is told with every request, since Ray forgets a gauge that nobody sets.
+        self._handovers = metrics.Gauge("raverse_handovers_total", "Requests sent to another replica.", keys)
+        self._handed_over = dict.fromkeys(models, 0)
 
     def ended(self, model: str, status: int, seconds: float) -> None:
         """A request has its answer."""
+        self._handovers.set(self._handed_over[model], {"model": model})
         self._requests.inc(1, {"model": model, "status": str(status)})
         if status < 400:
             self._seconds.observe(seconds, {"model": model})
@@ -102,4 +110,4 @@ class IngressMetrics:
 
     def handed_over(self, model: str) -> None:
         """A replica was lost, another goes on."""
-        self._handovers.inc(1, {"model": model})
+        self._handed_over[model] += 1

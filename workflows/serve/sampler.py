@@ -15,8 +15,9 @@ from torch import Tensor
 from diffusion_core.errors import RaverseError
 from diffusion_core.trajectory import Trajectory
 from workflows.embed.clip import EncodedText
+from workflows.serve.autoscaling import QUEUED_SECONDS
 from workflows.serve.calls import Call, Event, Preview
-from workflows.serve.jobs import Load, News, Report, RowState
+from workflows.serve.jobs import UNBOUNDED, Load, News, Report, RowState
 from workflows.serve.metrics import SamplerMetrics
 from workflows.serve.order import Menu, Order, preview_marks, steps_made, take_order
 from workflows.serve.pictures import Generated
@@ -30,7 +31,6 @@ _LOG: Final = logging.getLogger("ray.serve")
 _EXAMPLES: Final = 8
 _LEFT: Final = 4096
 _METRICS_SECONDS: Final = 1.0
-_UNBOUNDED: Final = float("inf")
 
 
 @final
@@ -114,7 +114,7 @@ class Sampler:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What `workflows.serve.autoscaling` scales on."""
-        return {"queued_seconds": sum(served.engine.load.seconds for served in self._versions.held)}
+        return {QUEUED_SECONDS: sum(served.engine.load.seconds for served in self._versions.held)}
 
     def stop(self) -> None:
         """Ends the engines."""
@@ -130,7 +130,7 @@ class Sampler:
             yield News(states, done=True)
             return
         report = Report(preview_marks(call.request, steps_made(order.settings)), self._args.keep_seconds)
-        deadline = call.request.deadline_seconds or _UNBOUNDED
+        deadline = call.request.deadline_seconds or UNBOUNDED
         async with aclosing(served.engine.follow(rows, report, deadline, call.request_id)) as told:
             async for news in told:
                 fresh = iter(news.states)

@@ -51,6 +51,8 @@ class ServeArgs(Section):
     min_replicas: NonNegativeInt = Field(1, description="Sampler replicas at least; 0: none while nobody asks.")
     max_replicas: PositiveInt = Field(1, description="Sampler replicas at most.")
     target_seconds: float = Field(10.0, gt=0, description="Denoising that may wait per replica, when scaling.")
+    upscale_seconds: float = Field(30.0, ge=0, description="How long more replicas must be wanted before they start.")
+    downscale_seconds: float = Field(600.0, ge=0, description="How long fewer must be wanted before any leaves.")
     drain_seconds: float = Field(120.0, ge=0, description="How long a leaving replica may finish its pictures.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs of a sampler replica.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a sampler replica.")

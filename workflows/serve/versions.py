@@ -13,12 +13,13 @@ from diffusion_core.engine import StepEngine
 from workflows.errors import ModelNotFound
 from workflows.model import ModelPackage
 from workflows.model_reference import find_version, parse_reference, resolve
+from workflows.package_files import check_draws_pictures
 from workflows.serve.calls import CHALLENGER, Call
 from workflows.serve.engine_thread import EngineThread
 from workflows.serve.jobs import Limits
 from workflows.serve.order import Menu
 from workflows.serve.settings import ServeArgs
-from workflows.serve.warming import buckets_of, device_of, warm
+from workflows.serve.warming import buckets_of, device_of, padding_of, warm
 
 _LOG: Final = logging.getLogger("ray.serve")
 _RETIRED_SECONDS: Final = 30.0
@@ -137,9 +138,11 @@ def load_served(args: ServeArgs, reference: str) -> Served:
         ModelNotFound: the registry knows no such model, version or alias.
         TrackingUnreachable: the registry does not answer.
         InvalidBundle: the model's folder is broken.
+        InvalidConfig: the model draws vectors.
     """
-    found, buckets = resolve(args.tracking_uri, reference), buckets_of(args.max_rows)
-    package = ModelPackage.load(found.folder, device_of(args.device), buckets=buckets)
+    found, buckets, device = resolve(args.tracking_uri, reference), buckets_of(args.max_rows), device_of(args.device)
+    package = ModelPackage.load(found.folder, device, buckets=padding_of(device, buckets))
+    check_draws_pictures(package.card, reference)
     _, height, width = package.shape
     longest = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults

@@ -24,9 +24,9 @@ _PICTURES, _COLUMNS, _STEPS, _ZOOM = 16, 4, 20, 4
 
 
 def draw_grid(trainer: Trainer, folder: Path) -> None:
-    """The first worker draws `grids/step-*.png`; every worker must call it, and waits. Only denoisers draw."""
+    """The first worker draws `grids/step-*.png`; all workers call it, and wait. Only for denoisers of pictures."""
     objective = trainer.objective
-    if not isinstance(objective, DenoiserObjective):
+    if not isinstance(objective, DenoiserObjective) or len(objective.config.shape) == 1:
         return
     network = unwrapped(trainer.network)
     weights = {name: whole(value).cpu() for name, value in trainer.ema.weights(network).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffusion_core.networks import DiTConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
+from diffusion_core.networks import DiTConfig, MLPConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config import NetworkConfig as NetworkSection
 from workflows.config import ScheduleConfig
@@ -12,6 +12,10 @@ from workflows.embed.cache import EmbeddingCache
 def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkConfig:
     """A denoiser that reads the cache's tokens and pooled vectors."""
     token_dim, pooled_dim = cache.captions.tokens.shape[2], cache.captions.pooled.shape[1]
+    if len(cache.shape) == 1:
+        return MLPConfig(
+            cache.shape, width=section.width, depth=section.depth, token_dim=token_dim, pooled_dim=pooled_dim
+        )
     if section.kind == "unet":
         return UNetConfig(
             cache.shape,

@@ -175,3 +175,16 @@ def test_rows_of_one_caption_are_no_wrong_answers() -> None:
 def test_a_perfect_match_costs_less_than_a_swapped_one() -> None:
     text = texts(2)
     assert contrastive_loss(features(text), text).mean() < contrastive_loss(features(text[[1, 0, 3, 2]]), text).mean()
+
+
+def test_vectors_are_judged_by_both_heads() -> None:
+    torch.manual_seed(0)
+    config = NoisyClassifierConfig((7,), width=16, depth=1, num_heads=2, num_classes=CLASSES, embed_dim=DIM)
+    network, x = NoisyClassifier(config), torch.randn(ROWS, 7, requires_grad=True)
+    for condition in (Condition.of(label=torch.tensor([0, 1, 2, 0])), Condition.of(pooled=texts().float())):
+        density = network.log_density(x, LEVEL, condition)
+        (gradient,) = torch.autograd.grad(density.sum(), x)
+        assert density.shape == (ROWS,)
+        assert bool((gradient.abs().sum(dim=1) > 0).all())
+    with pytest.raises(InvalidShape, match=r"rows of shape \(6,\)"):
+        network(torch.randn(ROWS, 6), LEVEL.float())

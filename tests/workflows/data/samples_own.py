@@ -106,12 +106,46 @@ def write_hf_parquet(folder: Path, count: int = 30, *, labels: bool = True) -> P
     return folder
 
 
+def write_lance(folder: Path, count: int = 30, *, labels: bool = True) -> Path:
+    """Two fragments, the second appended."""
+    import lance
+
+    half = count // 2
+    for numbers in (range(half), range(half, count)):
+        columns: dict[str, object] = {
+            "image": [picture(number) for number in numbers],
+            "caption": [caption(number) for number in numbers],
+        }
+        if labels:
+            columns["label"] = [label(number) for number in numbers]
+        lance.write_dataset(pa.table(columns), folder, mode="append" if folder.exists() else "create")
+    return folder
+
+
+def write_vectors(folder: Path, count: int = 300, *, captions: bool = True) -> Path:
+    """Three classes of four numbers: a blob each, of which one number is constant and one has a large mean."""
+    folder.mkdir(parents=True)
+    rng, labels = np.random.default_rng(0), np.arange(count) % 3
+    columns: dict[str, object] = {
+        "length": rng.normal(3.0 * labels, 0.5),
+        "width": rng.normal(-2.0 * labels, 0.3),
+        "year": (2000 + rng.integers(0, 20, count)).astype(np.int32),
+        "constant": np.full(count, 7.0, np.float32),
+        "label": [label(number) for number in range(count)],
+    }
+    if captions:
+        columns["caption"] = [f"a {label(number)} one" for number in range(count)]
+    pq.write_table(pa.table(columns), folder / "part.parquet", row_group_size=100)
+    return folder
+
+
 WRITERS = {
     "folder": write_folder,
     "sidecar": write_sidecar,
     "webdataset": write_webdataset,
     "parquet": write_parquet,
     "hf_parquet": write_hf_parquet,
+    "lance": write_lance,
 }
 
 

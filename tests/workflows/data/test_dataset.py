@@ -46,7 +46,7 @@ def test_a_split_is_read_as_it_was_written(tmp_path: Path, shape: tuple[int, int
     write_split(split, tmp_path / "train.parquet")
     table = pq.read_table(tmp_path / "train.parquet")
     assert table.schema.equals(SCHEMA)
-    found = decode(table)
+    found = decode(table, split.images.shape[1:])
     assert found.images.shape == (9, *shape)
     np.testing.assert_array_equal(found.images, split.images)
     np.testing.assert_array_equal(found.sample_ids, split.sample_ids)

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from PIL import Image
 
 from tests.workflows.data import samples_own as samples
-from tests.workflows.data.test_picture import bomb
+from tests.workflows.data.test_picture import bomb, encoded
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
@@ -85,6 +86,16 @@ def test_broken_records_are_refused_with_their_reasons(tmp_path: Path) -> None:
     (source / "0005.txt").write_text("a\0b")
     (source / "0006.txt").write_text("word " * 200_000)
     (source / "0007.txt").unlink()
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "lime")]
+    deep = Image.fromarray(np.full((9, 9), 0x8040, np.uint16))
+    good = {
+        "0008.jpg": encoded(Image.new("CMYK", (9, 9)), "JPEG"), "0009.png": encoded(frames[0].convert("P")),
+        "0010.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "0011.png": encoded(deep),
+    }  # fmt: skip
+    for name, data in good.items():
+        (source / f"{name[:4]}.png").unlink()
+        (source / name).write_bytes(data)
+    (source / "0012.txt").write_text("猫の写真 صورة قطة", encoding="utf-8")
     figures = build(tmp_path / "data", source, "data.max_bad_fraction=0.2")
     assert figures["num_rejected"] == 5
     assert int(str(figures["num_train"])) + int(str(figures["num_held_out"])) == 35
@@ -99,6 +110,30 @@ def test_broken_records_are_refused_with_their_reasons(tmp_path: Path) -> None:
     kept = [(row["name"], row["reason"]) for row in rows if row["kept"]]
     assert ("0005.png", "NUL removed from a caption") in kept
     assert ("0006.png", "a caption of 999999 characters cut to 2000") in kept
+    assert ("0010.gif", "animated: the first of 2 frames is used") in kept
+    dataset = Dataset.open(tmp_path / "data")
+    captions = {text for name in ("train", "held_out") for texts in dataset.read(name).captions for text in texts}
+    assert "猫の写真 صورة قطة" in captions
+
+
+def test_labels_that_no_file_can_hold_are_replaced_and_told(tmp_path: Path) -> None:
+    source = samples.write_folder(tmp_path / "source", 20)
+    lines = (source / "metadata.jsonl").read_text().replace('"red"', '"r\\ud800"')
+    (source / "metadata.jsonl").write_text(lines)
+    build(tmp_path / "data", source)
+    assert "r?" in Dataset.open(tmp_path / "data").info.class_names
+    reasons = pq.read_table(tmp_path / "data/rejected.parquet")["reason"].to_pylist()
+    assert set(reasons) == {"what is no Unicode text replaced in the label"}
+
+
+def test_a_piece_of_many_records_is_written_bit_by_bit(tmp_path: Path) -> None:
+    source = samples.write_webdataset(tmp_path / "source", 2400)
+    build(tmp_path / "data", source)
+    assert pq.read_metadata(tmp_path / "data/train.parquet").num_row_groups >= 4
+    dataset = Dataset.open(tmp_path / "data")
+    for split in map(dataset.read, ("train", "held_out")):
+        for number, texts in zip(split.sample_ids, split.captions, strict=True):
+            assert texts[0] == samples.caption(int(number))
 
 
 def test_too_many_broken_records_stop_the_job(tmp_path: Path) -> None:
@@ -160,10 +195,33 @@ def test_the_same_input_gives_the_same_bytes_whatever_was_there(tmp_path: Path) 
     assert contents(tmp_path / "one") != contents(tmp_path / "two")
 
 
+@ray.remote(num_cpus=1)
+class Holder:
+    """Takes a processor away."""
+
+    def hold(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["parquet", "webdataset"])
+def test_one_worker_and_two_write_the_same_bytes(name: str, tmp_path: Path) -> None:
+    source = samples.WRITERS[name](tmp_path / "source", 40)
+    for number in range(6):
+        samples.WRITERS[name](source / f"{number}", 600)
+    assert ray.cluster_resources()["CPU"] == 2
+    build(tmp_path / "two", source)
+    holder = Holder.remote()
+    ray.get(holder.hold.remote())
+    assert ray.available_resources()["CPU"] == 1
+    build(tmp_path / "one", source)
+    ray.kill(holder)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
 KILLED = """
 import sys
 from pathlib import Path
 import ray
+from PIL import Image
 from tests.workflows.data.test_import_own import build
 address, folder, source = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)

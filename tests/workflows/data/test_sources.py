@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.workflows.data import samples_own as samples
-from workflows.data.own import clean_captions
+from workflows.data.own import Rules, clean_captions, use
+from workflows.data.picture import PictureShape
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
@@ -109,7 +111,7 @@ def test_other_names_of_keys(tmp_path: Path) -> None:
 def test_bad_lines_of_metadata_are_listed(tmp_path: Path) -> None:
     folder = samples.write_folder(tmp_path / "data", 2)
     bad = ["{", "[1]", '{"text": "x"}', '{"file_name": "gone.png", "text": "x"}', '{"file_name": "../x", "text": "x"}']
-    bad += ['{"file_name": "images/0000.png", "text": 7}', ""]
+    bad += ['{"file_name": "images/0000.png", "text": 7}', "[" * 100_000, ""]
     with (folder / "metadata.jsonl").open("a") as file:
         file.write("\n".join(bad))
     (folder / "images/alone.png").write_bytes(samples.picture(9))
@@ -121,9 +123,10 @@ def test_bad_lines_of_metadata_are_listed(tmp_path: Path) -> None:
         "the file does not exist",
         "the file lies outside the folder",
         "the caption is int, wanted a text or a list of texts",
+        "the line is not JSON (nested too deeply)",
         "no line in metadata.jsonl names it",
     ]
-    assert len(found) == 2 + 7, "nothing is lost"
+    assert len(found) == 2 + 8, "nothing is lost"
 
 
 def test_side_cars_without_their_other_half_are_listed(tmp_path: Path) -> None:
@@ -211,6 +214,40 @@ def test_hugging_face_images_may_lie_beside_the_table(tmp_path: Path) -> None:
     assert found[2].image == b""
 
 
+def not_utf8(values: list[bytes]) -> pa.Array:
+    """A column that says it is text, as other writers make them from any bytes."""
+    return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
+
+
+def test_texts_that_are_no_utf8_are_read_and_told(tmp_path: Path) -> None:
+    samples.write_sidecar(tmp_path / "s", 1)
+    (tmp_path / "s/0000.txt").write_bytes(b"caf\xe9")
+    samples.write_tar(tmp_path / "w/0.tar", [("1.png", samples.picture(1)), ("1.txt", b"caf\xe9")])
+    column = not_utf8([b"caf\xe9", b"good"])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), column)
+    for name, captions in (("t", column), ("l", lists)):
+        (tmp_path / name).mkdir()
+        pq.write_table(
+            pa.table({"image": [samples.picture(0)] * 2, "caption": captions}), tmp_path / name / "0.parquet"
+        )
+    found = [
+        records(tmp_path / name, kind)
+        for name, kind in zip("swtl", ("sidecar", "webdataset", "parquet", "parquet"), strict=True)
+    ]
+    for first, *more in found:
+        usable = use(first, Rules(PictureShape(8), 99))
+        assert usable.captions == ("caf?",)
+        assert usable.changes == ("what is no Unicode text replaced in a caption",)
+        assert [record.captions for record in more] in ([], [("good",)])
+
+
+def test_a_file_name_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    samples.write_sidecar(tmp_path / "s", 1)
+    (tmp_path / "s" / os.fsdecode(b"\xff.png")).write_bytes(samples.picture(1))
+    with pytest.raises(InvalidData, match=r"the name of .* is no UTF-8: rename it"):
+        records(tmp_path / "s", "sidecar")
+
+
 @pytest.mark.parametrize("text", ["猫の写真", "صورة قطة", "фото кошки", "क बिल्ली", "👩‍👩‍👧 family", "a\u0301 é"])
 def test_captions_of_any_script_stay_as_they_are(text: str) -> None:
     assert clean_captions([text], 2000) == ((text,), ())
@@ -218,7 +255,7 @@ def test_captions_of_any_script_stay_as_they_are(text: str) -> None:
 
 def test_captions_that_tools_cannot_read_are_changed_and_told() -> None:
     assert clean_captions(["a\0b"], 99) == (("a b",), ("NUL removed from a caption",))
-    assert clean_captions(["\ud800x"], 99) == (("?x",), ("lone surrogates replaced in a caption",))
+    assert clean_captions(["\ud800x"], 99) == (("?x",), ("what is no Unicode text replaced in a caption",))
     assert clean_captions(["x" * 1_000_000], 50) == (("x" * 50,), ("a caption of 1000000 characters cut to 50",))
     assert clean_captions(["  ", "a", "a"], 50) == (("a",), ("an empty caption left out",))
     assert clean_captions([], 50) == ((), ())

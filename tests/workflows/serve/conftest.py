@@ -32,6 +32,7 @@ from workflows.serve.text import CachedTower
 from workflows.tracking import tracked_run
 
 MODEL = "tiny"
+DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def sampler(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Sampler]:
 @pytest.fixture(scope="module")
 def api(sampler: Sampler) -> FastAPI:
     """The routes over it, open to anyone."""
-    return http_api({MODEL: sampler}, Rules(KeyRing(()), "never"), IngressMetrics())
+    return http_api({MODEL: sampler}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))
 
 
 def call(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:

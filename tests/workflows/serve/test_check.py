@@ -19,17 +19,20 @@ from workflows.serve.app import serve as serve_model
 from workflows.serve.check import check_service, requests_for
 
 
-def registered(config: RunConfig, **changes: str) -> dict[str, Artifact]:
-    metrics = {"model": config.register_.model_name, "version": "1", "alias": config.register_.alias} | changes
-    return {"register": Artifact("register", "0" * 64, config.root_folder, metrics=metrics)}
+def registered(config: RunConfig, data: Artifact) -> dict[str, Artifact]:
+    metrics = {"model": config.register_.model_name, "version": "1", "alias": config.register_.alias}
+    return {"data": data, "register": Artifact("register", "0" * 64, config.root_folder, metrics=metrics)}
 
 
 @pytest.fixture(scope="module")
 def checked(
-    ray_session: None, tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory
+    ray_session: None,
+    tiny_config: RunConfig,
+    tiny_artifacts: dict[str, Artifact],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, object]]:
-    folder = tmp_path_factory.mktemp("check")
-    return folder, check_service(tiny_config, registered(tiny_config), folder, Progress.silent())
+    folder, inputs = tmp_path_factory.mktemp("check"), registered(tiny_config, tiny_artifacts["data"])
+    return folder, check_service(tiny_config, inputs, folder, Progress.silent())
 
 
 def test_every_kind_of_guidance_answers_with_every_sampler(checked: tuple[Path, dict[str, object]]) -> None:
@@ -56,14 +59,16 @@ def test_nothing_is_left_running(checked: tuple[Path, dict[str, object]], tiny_c
         httpx.get(f"http://127.0.0.1:{tiny_config.serve.port}/healthz")
 
 
-def test_a_taken_port_is_told(ray_session: None, tiny_config: RunConfig, tmp_path: Path) -> None:
+def test_a_taken_port_is_told(
+    ray_session: None, tiny_config: RunConfig, tiny_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         config = tiny_config.model_copy(update={"serve": ServeConfig(port=port)})
         with pytest.raises(AddressInUse, match=f"127.0.0.1:{port}.*serve.port=PORT"):
-            check_service(config, registered(config), tmp_path, Progress.silent())
+            check_service(config, registered(config, tiny_artifacts["data"]), tmp_path, Progress.silent())
     assert not serve.status().proxies
 
 

@@ -38,9 +38,9 @@ class Handle:
         count = self._dies_after.pop(0) if self._dies_after else None
         return Stream(self, self._events(call, count))
 
-    def broadcast(self, method: str, request_id: str) -> None:
+    def broadcast(self, method: str, request_id: str) -> Broadcast:
         assert method == "leave"
-        self.left.append(request_id)
+        return Broadcast(self, request_id)
 
     async def _events(self, call: Call, count: int | None) -> AsyncGenerator[Event, None]:
         made = 0
@@ -49,6 +49,18 @@ class Handle:
                 raise ActorDiedError
             made += 1
             yield event
+
+
+class Broadcast:
+    """As Serve's: sent when its results are asked for, not before."""
+
+    def __init__(self, handle: Handle, request_id: str) -> None:
+        self._handle, self._request_id = handle, request_id
+
+    async def results_async(self, *, return_exceptions: bool) -> list[None]:
+        assert return_exceptions
+        self._handle.left.append(self._request_id)
+        return [None]
 
 
 class Stream:
@@ -74,7 +86,7 @@ def call(**fields: object) -> Call:
 
 
 def draw(handle: Handle, asked: Call) -> Generated:
-    backend = SamplerBackend("tiny", handle, IngressMetrics())  # type: ignore[arg-type]
+    backend = SamplerBackend("tiny", handle, IngressMetrics(["tiny"]))  # type: ignore[arg-type]
     return asyncio.run(finished(backend.draw(asked)))
 
 
@@ -91,7 +103,7 @@ def test_a_picture_survives_its_replicas(often_kept: Sampler) -> None:
 
 def test_previews_go_on_where_they_were(often_kept: Sampler) -> None:
     async def watch() -> list[int]:
-        backend = SamplerBackend("tiny", Handle(often_kept, [12]), IngressMetrics())  # type: ignore[arg-type]
+        backend = SamplerBackend("tiny", Handle(often_kept, [12]), IngressMetrics(["tiny"]))  # type: ignore[arg-type]
         asked = call(stream=True, preview_every=10)
         return [event.step async for event in backend.draw(asked) if isinstance(event, Preview)]
 
@@ -113,7 +125,7 @@ def test_a_bad_request_is_not_sent_twice(often_kept: Sampler) -> None:
 def test_a_client_who_leaves_is_told_to_every_replica(often_kept: Sampler) -> None:
     async def leave() -> Handle:
         handle = Handle(often_kept, [])
-        backend = SamplerBackend("tiny", handle, IngressMetrics())  # type: ignore[arg-type]
+        backend = SamplerBackend("tiny", handle, IngressMetrics(["tiny"]))  # type: ignore[arg-type]
         drawing = asyncio.create_task(finished(backend.draw(call(num_inference_steps=100, n=4))))
         # Rows of the tests before may still be there: only a call that was sent can be left.
         while not handle.calls or (await often_kept.load()).rows == 0:
@@ -121,6 +133,11 @@ def test_a_client_who_leaves_is_told_to_every_replica(often_kept: Sampler) -> No
         drawing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await drawing
+        # It is told beside: who left does not wait for it.
+        for _ in range(1000):
+            if handle.left:
+                break
+            await asyncio.sleep(0)
         return handle
 
     handle = asyncio.run(leave())
@@ -138,7 +155,7 @@ def test_an_answer_without_a_picture_is_an_error() -> None:
 
 def test_what_is_kept_stays_inside(often_kept: Sampler) -> None:
     async def watch() -> list[Event]:
-        backend = SamplerBackend("tiny", Handle(often_kept, []), IngressMetrics())  # type: ignore[arg-type]
+        backend = SamplerBackend("tiny", Handle(often_kept, []), IngressMetrics(["tiny"]))  # type: ignore[arg-type]
         return [event async for event in backend.draw(call())]
 
     assert not any(isinstance(event, Kept) for event in asyncio.run(watch()))

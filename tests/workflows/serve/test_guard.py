@@ -32,7 +32,7 @@ def ask(api: FastAPI, method: str, path: str, client: str = "127.0.0.1", **optio
 @pytest.fixture(scope="module")
 def made(sampler: Sampler) -> Callable[..., FastAPI]:
     def make(keys: KeyRing | None = None, **rules: Any) -> FastAPI:
-        return http_api({"tiny": sampler}, Rules(keys or KeyRing(()), **rules), IngressMetrics())
+        return http_api({"tiny": sampler}, Rules(keys or KeyRing(()), **rules), IngressMetrics(["tiny"]))
 
     return make
 
@@ -108,7 +108,7 @@ def test_a_fault_of_ours_shows_no_trace(made: Callable[..., FastAPI]) -> None:
         def draw(self, call: object) -> None:
             raise RuntimeError("/secret/place")
 
-    api = http_api({"tiny": Broken()}, Rules(KeyRing(()), "never"), IngressMetrics())  # type: ignore[dict-item]
+    api = http_api({"tiny": Broken()}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))  # type: ignore[dict-item]
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from tests.workflows.serve.conftest import DASHBOARD
 from workflows.serve.metrics import NAMES, SamplerMetrics
 from workflows.serve.sampler import Sampler
-
-DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"
 
 
 def test_the_dashboard_shows_every_metric_and_no_other() -> None:
@@ -80,9 +78,11 @@ def test_a_request_is_one_line_of_json_in_the_log(
     lines: list[str] = []
     monkeypatch.setattr("workflows.serve.ingress._LOG.info", lambda form, text: lines.append(form % text))
     headers = {"x-request-id": "mine"}
-    for body in ({"prompt": "a handwritten one", "seed": 3, "num_inference_steps": 2}, {"prompt": " "}):
+    drawn = {"prompt": "a handwritten one", "seed": 3, "num_inference_steps": 2}
+    for body in (drawn, {"prompt": " "}, drawn | {"stream": True, "preview_every": 1}):
         ask(api, "POST", "/v1/images/generations", json=body, headers=headers)
-    good, bad = (json.loads(line) for line in lines)
+    good, bad, streamed = (json.loads(line) for line in lines)
     assert (good["status"], good["seed"], good["model"], bad["status"]) == (200, 3, "tiny", 400)
+    assert (streamed["status"], streamed["stream"]) == (200, True)
     assert good["request_id"].startswith("mine/")
     assert "handwritten" not in lines[0]

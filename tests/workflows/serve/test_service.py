@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,10 +14,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import ray
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
 
+from tests.workflows.serve.conftest import DASHBOARD
 from workflows.config import ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound, StageFailed
 from workflows.serve.app import APP_NAME
@@ -205,3 +208,16 @@ def test_a_serve_at_another_address_is_told(service: Any) -> None:
     with pytest.raises(AddressInUse, match="runs on this cluster already"), hosted(ServeConfig(port=1), None, "x"):  # type: ignore[arg-type]
         pass
     assert service.post().status_code == 200
+
+
+def test_every_series_that_the_dashboard_queries_is_in_the_live_metrics(service: Any) -> None:
+    assert service.post(stream=True, partial_images=1).status_code == 200
+    node = ray.nodes()[0]
+    exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = set(re.findall(r"ray_raverse_\w+", DASHBOARD.read_text()))
+
+    def missing() -> set[str]:
+        return wanted - set(re.findall(r"^ray_raverse_\w+", httpx.get(exporter, timeout=30).text, re.MULTILINE))
+
+    # Ray collects every ten seconds; the series of the tests before are there.
+    assert until(lambda: not missing()), missing()

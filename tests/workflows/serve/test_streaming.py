@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +102,11 @@ def test_a_fault_before_the_first_event_is_a_status(
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
-def test_a_fault_after_the_first_event_is_an_event(stream: Callable[..., httpx.Response], sampler: Sampler) -> None:
+def test_a_fault_after_the_first_event_is_an_event_and_counted_as_the_fault(
+    stream: Callable[..., httpx.Response], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("workflows.serve.ingress._LOG.info", lambda form, text: lines.append(form % text))
     engine = sampler._versions.present.engine._engine
     whole, calls = engine.denoiser, []
 
@@ -117,6 +123,39 @@ def test_a_fault_after_the_first_event_is_an_event(stream: Callable[..., httpx.R
         engine.denoiser = whole
     assert [event.get("type") for event in told[:-1]] == ["image_generation.partial_image"] * 2
     assert "lower the guidance scale" in told[-1]["error"]["message"]
+    assert [json.loads(line)["status"] for line in lines] == [422]
+
+
+def test_a_stream_that_is_left_is_counted_as_left_and_its_rows_leave(
+    api: FastAPI, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("workflows.serve.ingress._LOG.info", lambda form, text: lines.append(form % text))
+    body = json.dumps({"prompt": PROMPT, "stream": True, "preview_every": 1, "num_inference_steps": 50}).encode()
+
+    async def leave_after_the_first_event() -> None:
+        left, asked = asyncio.Event(), iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            if (message := next(asked, None)) is not None:
+                return message
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                left.set()
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/images/generations", "query_string": b""}
+        headers = [(b"content-type", b"application/json")]
+        await api({**scope, "headers": headers, "client": ("127.0.0.1", 1), "scheme": "http"}, receive, send)
+
+    asyncio.run(leave_after_the_first_event())
+    assert [json.loads(line)["status"] for line in lines] == [499]
+    until = time.monotonic() + 20
+    while sampler._versions.present.engine.load.rows and time.monotonic() < until:
+        time.sleep(0.01)
+    assert sampler._versions.present.engine.load.rows == 0
 
 
 def test_a_deadline_that_passes_is_504_and_the_rows_leave(

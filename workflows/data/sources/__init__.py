@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final
 
-from workflows.data.sources import folder, sidecar, table, webdataset
+from workflows.data.sources import folder, lance, sidecar, table, vectors, webdataset
 from workflows.data.sources.location import Entry, Location
 from workflows.data.sources.record import Columns, Record
 from workflows.errors import InvalidData
@@ -41,8 +41,12 @@ SOURCES: Final[dict[str, Source]] = {
     "hf_parquet": Source(
         table.detect_hf, table.pieces, table.read, "Parquet with image: {bytes, path} and a caption column"
     ),
+    "vectors": Source(
+        vectors.detect, vectors.pieces, vectors.read, "Parquet with columns of numbers and a caption or a label"
+    ),
     "parquet": Source(table.detect, table.pieces, table.read, "Parquet with image bytes and a caption column"),
     "webdataset": Source(webdataset.detect, webdataset.pieces, webdataset.read, "tar files of KEY.jpg and KEY.txt"),
+    "lance": Source(lance.detect, lance.pieces, lance.read, "a Lance data set with image bytes and a caption column"),
     "sidecar": Source(sidecar.detect, sidecar.pieces, sidecar.read, "images with a .txt of the same name beside them"),
 }
 """By the name that `data.source` takes; the first that fits is detected."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -16,6 +15,7 @@ from workflows.data.sources.record import (
     captions_of,
     is_image,
     label_of,
+    parsed,
     pick,
 )
 from workflows.errors import InvalidData
@@ -67,7 +67,7 @@ def _stretches(location: Location, file: str, columns: Columns, listed: set[str]
 
 def _file_name(line: bytes, columns: Columns) -> str | None:
     try:
-        name = pick(json.loads(line), columns.image, _FILE_NAMES)
+        name = pick(parsed(line), columns.image, _FILE_NAMES)
     except (ValueError, TypeError):
         return None
     return name if isinstance(name, str) else None
@@ -88,7 +88,7 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
 
 def _record(location: Location, where: str, folder: PurePosixPath, line: bytes, columns: Columns) -> Record:
     try:
-        values = json.loads(line)
+        values = parsed(line)
     except ValueError as error:
         return Record(where, fault=f"the line is not JSON ({error})")
     if not isinstance(values, dict):

@@ -57,13 +57,16 @@ class Location:
         filesystem, path = self._opened
         try:
             infos = filesystem.get_file_info([path] if self._is_file else fs.FileSelector(path, recursive=True))
+            found = [
+                Entry(self._relative(info.path), int(info.size or 0), int(info.mtime_ns or 0))
+                for info in infos
+                if info.type == fs.FileType.File
+            ]
         except OSError as error:
             raise InvalidData(f"cannot list {self.url} ({error}): check data.path and access") from None
-        found = [
-            Entry(self._relative(info.path), int(info.size or 0), int(info.mtime_ns or 0))
-            for info in infos
-            if info.type == fs.FileType.File
-        ]
+        except UnicodeDecodeError as error:
+            name = bytes(error.object).decode("utf-8", "replace")
+            raise InvalidData(f"the name of {name} is no UTF-8: rename it") from None
         return sorted(entry for entry in found if not any(part.startswith(".") for part in entry.path.split("/")))
 
     def open(self, path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,11 +23,13 @@ class Columns:
         image: image bytes, or file names.
         caption: one caption, or a list of them.
         label: the class.
+        values: columns of numbers, for vectors.
     """
 
     image: str | None = None
     caption: str | None = None
     label: str | None = None
+    values: tuple[str, ...] | None = None
 
 
 @final
@@ -36,7 +39,7 @@ class Record:
 
     Attributes:
         name: where it comes from, such as `train/7.jpg` or `part.parquet:31`.
-        image: encoded picture.
+        image: encoded picture; of vectors, little-endian float32 numbers.
         captions: as found.
         label: its class, as text.
         fault: why it cannot be used; None: it may be.
@@ -67,6 +70,23 @@ def captions_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, Sequence) and all(item is None or isinstance(item, str) for item in value):
         return tuple(item for item in value if item is not None)
     raise ValueError(f"the caption is {type(value).__name__}, wanted a text or a list of texts")
+
+
+def decoded(data: bytes) -> str:
+    """Text of a file; bytes that are no UTF-8 become lone surrogates, which the import replaces and tells of."""
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def parsed(data: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def label_of(value: Any) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from workflows.data.sources.location import Entry, Location
-from workflows.data.sources.record import Columns, Record, is_image, label_of
+from workflows.data.sources.record import Columns, Record, decoded, is_image, label_of
 from workflows.errors import InvalidData
 
 _FILES_AT_ONCE: Final = 512
@@ -48,8 +48,8 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
             yield Record(path, fault="no .txt of this name beside it")
             continue
         try:
-            lines = tuple(location.read(text).decode("utf-8-sig", "replace").splitlines())
-            found = label_of(location.read(label).decode("utf-8", "replace").strip()) if label else None
+            lines = tuple(decoded(location.read(text)).splitlines())
+            found = label_of(decoded(location.read(label)).strip()) if label else None
             yield Record(path, location.read(path), lines, found)
         except OSError as error:
             yield Record(path, fault=str(error))

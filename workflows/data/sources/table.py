@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from workflows.data.sources.record import (
     Columns,
     Record,
     captions_of,
+    decoded,
     label_of,
 )
 from workflows.errors import InvalidData
@@ -32,11 +33,16 @@ def detect(location: Location, entries: list[Entry]) -> bool:  # noqa: ARG001 --
 
 def detect_hf(location: Location, entries: list[Entry]) -> bool:
     """Whether the first Parquet file has a struct with `bytes`."""
+    schema = first_schema(location, entries)
+    return schema is not None and any(
+        pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema
+    )
+
+
+def first_schema(location: Location, entries: list[Entry]) -> Any:
+    """Of the first Parquet file; None: there is none."""
     first = next((entry.path for entry in entries if entry.path.endswith(".parquet")), None)
-    if first is None:
-        return False
-    schema = _file(location, first).schema_arrow
-    return any(pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0 for field in schema)
+    return None if first is None else _file(location, first).schema_arrow
 
 
 def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:
@@ -45,19 +51,32 @@ def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:
     Raises:
         InvalidData: no Parquet file, one that cannot be read, or one that lacks a column.
     """
+    return cut(location, lambda schema, where: resolve(schema, columns, where))
+
+
+def cut(location: Location, found: Callable[[Any, str], Sequence[str | None]]) -> Iterator[dict[str, Any]]:
+    """Stretches of row groups of every file.
+
+    Args:
+        location: of the files.
+        found: names the columns to read, given a schema and where it is.
+
+    Raises:
+        InvalidData: no Parquet file, or one that cannot be read.
+    """
     names = [entry.path for entry in location.entries() if entry.path.endswith(".parquet")]
     if not names:
         raise InvalidData(f"no .parquet in {location.url}: set data.path to one, or choose another data.source")
     for name in names:
         file = _file(location, name)
-        found = resolve(file.schema_arrow, columns, f"{name} in {location.url}")
-        start, groups, rows = 0, [], 0
+        wanted = list(found(file.schema_arrow, f"{name} in {location.url}"))
+        start, groups, count = 0, [], 0
         for group in range(file.num_row_groups):
             groups.append(group)
-            rows += file.metadata.row_group(group).num_rows
-            if rows >= _ROWS_PER_PIECE or group == file.num_row_groups - 1:
-                yield {"file": name, "groups": groups, "first": start, "columns": list(found)}
-                start, groups, rows = start + rows, [], 0
+            count += file.metadata.row_group(group).num_rows
+            if count >= _ROWS_PER_PIECE or group == file.num_row_groups - 1:
+                yield {"file": name, "groups": groups, "first": start, "columns": wanted}
+                start, groups, count = start + count, [], 0
 
 
 def resolve(schema: Any, columns: Columns, where: str) -> tuple[str, str, str | None]:
@@ -66,10 +85,10 @@ def resolve(schema: Any, columns: Columns, where: str) -> tuple[str, str, str | 
     Raises:
         InvalidData: one is missing, or of another type.
     """
-    image = _column(schema, columns.image, IMAGE_NAMES, "image", where)
-    caption = _column(schema, columns.caption, CAPTION_NAMES, "caption", where)
+    image = column(schema, columns.image, IMAGE_NAMES, "image", where)
+    caption = column(schema, columns.caption, CAPTION_NAMES, "caption", where)
     kind = schema.field(image).type
-    if not (_is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+    if not (is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
         raise InvalidData(
             f"column {image!r} of {where} is {kind}, wanted bytes or a struct with bytes: set data.image_column"
         )
@@ -80,7 +99,7 @@ def resolve(schema: Any, columns: Columns, where: str) -> tuple[str, str, str | 
             f"column {caption!r} of {where} is {kind}, wanted text or lists of it: set data.caption_column"
         )
     if columns.label is not None:
-        return image, caption, _column(schema, columns.label, (), "label", where)
+        return image, caption, column(schema, columns.label, (), "label", where)
     return image, caption, next((name for name in LABEL_NAMES if name in schema.names), None)
 
 
@@ -91,14 +110,26 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
         InvalidData: the file is damaged.
     """
     image, caption, label = piece["columns"]
+    for where, row, label_name in rows(location, piece, label):
+        yield record_of(location, where, row[image], row[caption], label_name)
+
+
+def rows(
+    location: Location, piece: dict[str, Any], label: str | None
+) -> Iterator[tuple[str, dict[str, Any], str | None]]:
+    """Where each row is, its values, and its label by name.
+
+    Raises:
+        InvalidData: the file is damaged.
+    """
     name, number = piece["file"], piece["first"]
     file = _file(location, name)
-    names = _class_names(file.schema_arrow, label)
-    wanted = [column for column in (image, caption, label) if column is not None]
+    names = class_names(file.schema_arrow, label)
+    wanted = [column for column in piece["columns"] if column is not None]
     try:
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=list(piece["groups"]), columns=wanted):
-            for row in batch.to_pylist():
-                yield _record(location, f"{name}:{number}", row[image], row[caption], _named(row.get(label), names))
+            for row in values_of(batch):
+                yield f"{name}:{number}", row, label_by_name(row.get(label) if label else None, names)
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise InvalidData(
@@ -106,7 +137,27 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
         ) from None
 
 
-def _record(location: Location, where: str, image: Any, caption: Any, label: str | None) -> Record:
+def values_of(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as plain values; Arrow does not look whether texts are UTF-8, Python does."""
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = {name: _texts(batch[name]) for name in batch.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return found
+
+
+def _texts(column: pa.Array) -> list[Any]:
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return [None if data is None else decoded(data) for data in column.cast(pa.large_binary()).to_pylist()]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [None if not cell.is_valid else _texts(cell.values) for cell in column]
+    return list(column.to_pylist())
+
+
+def record_of(location: Location, where: str, image: Any, caption: Any, label: str | None) -> Record:
+    """A record from the cells of a row."""
     try:
         data = image
         if isinstance(image, dict):
@@ -125,7 +176,12 @@ def _file(location: Location, name: str) -> pq.ParquetFile:
         raise InvalidData(f"{name} in {location.url} is no readable Parquet ({error}): repair or remove it") from None
 
 
-def _column(schema: Any, wanted: str | None, usual: Sequence[str], what: str, where: str) -> str:
+def column(schema: Any, wanted: str | None, usual: Sequence[str], what: str, where: str) -> str:
+    """The wanted column, or the first of the usual ones.
+
+    Raises:
+        InvalidData: it is not there.
+    """
     names = usual if wanted is None else (wanted,)
     for name in names:
         if name in schema.names:
@@ -135,11 +191,12 @@ def _column(schema: Any, wanted: str | None, usual: Sequence[str], what: str, wh
     )
 
 
-def _is_binary(kind: Any) -> bool:
+def is_binary(kind: Any) -> bool:
+    """Whether cells of this type are bytes."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
-def _class_names(schema: Any, label: str | None) -> list[str] | None:
+def class_names(schema: Any, label: str | None) -> list[str] | None:
     """Names of a Hugging Face ClassLabel column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -149,7 +206,8 @@ def _class_names(schema: Any, label: str | None) -> list[str] | None:
     return list(names)
 
 
-def _named(value: Any, names: list[str] | None) -> str | None:
+def label_by_name(value: Any, names: list[str] | None) -> str | None:
+    """A label's text, where need be by its number."""
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else None
     return label_of(value)

@@ -5,7 +5,6 @@ Members of a key need not stand side by side: a tar's directory is read first, t
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,8 +16,10 @@ from workflows.data.sources.record import (
     Columns,
     Record,
     captions_of,
+    decoded,
     is_image,
     label_of,
+    parsed,
     pick,
 )
 from workflows.errors import InvalidData
@@ -52,7 +53,7 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
         InvalidData: it is no tar file.
     """
     name = piece["file"]
-    with location.open(name) as raw:
+    with _open(location, name) as raw:
         try:
             tar = tarfile.open(fileobj=raw, mode="r:")  # noqa: SIM115 -- closed with the file that it reads
         except tarfile.TarError as error:
@@ -61,6 +62,13 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
         for key, members in samples.items():
             yield _record(tar, f"{name}:{key}", members, columns)
         yield from faults
+
+
+def _open(location: Location, name: str) -> Any:
+    try:
+        return location.open(name)
+    except OSError as error:
+        raise InvalidData(f"cannot read {name} in {location.url} ({error})") from None
 
 
 def _directory(tar: tarfile.TarFile, name: str) -> tuple[dict[str, Members], list[Record]]:
@@ -91,15 +99,15 @@ def _record(tar: tarfile.TarFile, where: str, members: Members, columns: Columns
     if picture is None:
         return Record(where, fault=f"no image among its members ({', '.join(members)})")
     try:
-        values = json.loads(_bytes(tar, members["json"])) if "json" in members else {}
+        values = parsed(_bytes(tar, members["json"])) if "json" in members else {}
         if not isinstance(values, dict):
             return Record(where, fault=f"its .json holds {type(values).__name__}, wanted an object")
         captions = captions_of(pick(values, columns.caption, CAPTION_NAMES))
         if "txt" in members and columns.caption is None:
-            captions = (_bytes(tar, members["txt"]).decode("utf-8-sig", "replace"),)
+            captions = (decoded(_bytes(tar, members["txt"])),)
         label = label_of(pick(values, columns.label, LABEL_NAMES))
         if "cls" in members and columns.label is None:
-            label = label_of(_bytes(tar, members["cls"]).decode("utf-8", "replace").strip())
+            label = label_of(decoded(_bytes(tar, members["cls"])).strip())
         return Record(where, _bytes(tar, picture), captions, label)
     except (ValueError, OSError, tarfile.TarError) as error:
         return Record(where, fault=str(error))
