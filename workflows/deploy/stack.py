@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, Literal, final
 
@@ -31,6 +30,7 @@ from workflows.preflight import check_writable
 from workflows.progress import Progress
 from workflows.serve.keys import VARIABLE
 from workflows.serve.settings import ServeArgs
+from workflows.session import LOOPBACK_ONLY
 
 Preset = Literal["plain", "secure"]
 
@@ -41,8 +41,7 @@ NUM_WORKERS: Final = 2
 _MLFLOW: Final = Path(__file__).parents[2] / "deploy" / "image" / "mlflow.sh"
 _SECONDS: Final = 300.0
 _PROBE_SECONDS: Final = 3.0
-_HEAD: Final = "ray-head"
-_OBJECTS: Final = 2**30  # of each node; by default each would take a third of the memory
+_RAY: Final = "ray"
 _MLFLOW_SECRETS: Final = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -112,7 +111,11 @@ class Stack:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAVERSE_"))}
         # `mlflow`, `ray` and `serve` are those of this environment.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        always = {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+        always = {
+            "PATH": path,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        } | LOOPBACK_ONLY
         if not self._secure:
             return clean | always | {"RAY_AUTH_MODE": "disabled"}
         asked = {name: secrets[name] for name in (VARIABLE, "RAY_AUTH_TOKEN", *_MLFLOW_SECRETS)}
@@ -150,9 +153,9 @@ class Stack:
         progress.log(f"PostgreSQL at {HOST}:{database}")
         # MLflow makes its tables while Ray starts.
         mlflow = self._start_mlflow(database, secrets)
-        wait_until(lambda: _answers(f"{self.dashboard}/api/version"), self._start_head(), _SECONDS)
-        for worker, agent in [self._start_worker(number) for number in range(1, NUM_WORKERS + 1)]:
-            wait_until(partial(_answers, f"http://{HOST}:{agent}/api/local_raylet_healthz"), worker, _SECONDS)
+        ray = self._start_ray()
+        wait_until(lambda: "nodes at" in Path(ray.log).read_text(), ray, _SECONDS)
+        wait_until(lambda: _answers(f"{self.dashboard}/api/version"), ray, _SECONDS)
         progress.log(f"Ray at {self.address}, with {NUM_WORKERS} workers; dashboard at {self.dashboard}")
         wait_until(lambda: _answers(f"{self.tracking}/health"), mlflow, _SECONDS)
         progress.log(f"MLflow at {self.tracking}")
@@ -165,28 +168,12 @@ class Stack:
             asked["AUTHENTICATION"] = "basic-auth"
         return self.processes.start("mlflow", [str(_MLFLOW)], self.environment() | asked | place | {"WORKERS": "1"})
 
-    def _start_head(self) -> Started:
-        options = [f"--port={self.ports.ray}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.ports.dashboard}"]
-        return self._ray(_HEAD, "--head", "--num-cpus=0", f"--ray-client-server-port={_free_port()}", *options)
-
-    def _start_worker(self, number: int) -> tuple[Started, int]:
-        # Each takes at least a training worker and an actor of a data pass.
-        cpus, agent = max(2, (os.cpu_count() or 1) // NUM_WORKERS), _free_port()
-        options = (f"--address={self.address}", f"--num-cpus={cpus}")
-        return self._ray(f"ray-worker-{number}", *options, agent=agent), agent
-
-    def _ray(self, name: str, *options: str, agent: int | None = None) -> Started:
-        # Many nodes share this machine, so none may take the usual ports.
-        free = [f"--dashboard-agent-listen-port={agent or _free_port()}", f"--metrics-export-port={_free_port()}"]
-        fixed = [
-            "--block",
-            "--disable-usage-stats",
-            f"--node-ip-address={HOST}",
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-            f"--object-store-memory={_OBJECTS}",
-        ]
-        return self.processes.start(name, ["ray", "start", *options, *free, *fixed], self.environment())
+    def _start_ray(self) -> Started:
+        # Each worker takes at least a training worker and an actor of a data pass.
+        cpus = max(2, (os.cpu_count() or 1) // NUM_WORKERS)
+        numbers = (self.ports.ray, self.ports.dashboard, NUM_WORKERS, cpus)
+        command = [sys.executable, "-m", "workflows.deploy.ray_nodes", *map(str, numbers)]
+        return self.processes.start(_RAY, command, self.environment())
 
     def _make_model(self, job: list[str], progress: Progress) -> None:
         model = ServeArgs.of(self.config).model
@@ -217,8 +204,8 @@ class Stack:
         done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise StageFailed(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or ['no reason'])[-1]}")
-        (head,) = [one for one in self.processes.listed() if one.name == _HEAD]
-        wait_until(lambda: _answers(f"{self.service}/healthz"), head, _SECONDS)
+        (ray,) = [one for one in self.processes.listed() if one.name == _RAY]
+        wait_until(lambda: _answers(f"{self.service}/healthz"), ray, _SECONDS)
         progress.log(f"the service at {self.service}")
 
 
