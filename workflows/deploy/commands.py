@@ -1,4 +1,4 @@
-"""The commands for machines other than this one: `doctor`, `submit`, `render`, `plan`.
+"""The commands for machines other than this one: `doctor`, `submit`, `render`, `stack`, `plan`.
 
 Libraries are imported by the commands that need them, so that the command line answers at once.
 """
