@@ -1,10 +1,12 @@
 # `make demo` and `make test` need python3 (3.11 or later) and nothing else.
 
 PYTHON ?= python3
+PRESET ?= plain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures interop-demo clean
+.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures interop-demo stack
+.PHONY: stack-down clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +18,7 @@ help:
 	@echo "make bench-serve  the service against the alternatives: a table and a plot"
 	@echo "make figures    the tables and plots of the README, from models that the job trains"
 	@echo "make interop-demo  a tiny Stable Diffusion: import, fine-tune, promote, serve, export"
+	@echo "make stack      PostgreSQL, MLflow, a Ray cluster and the service on this machine; stack-down ends them"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
 $(BIN)/python:
@@ -29,6 +32,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-server: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed
@@ -69,6 +76,13 @@ figures: install
 
 interop-demo: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.workflows.interop.demo
+
+# `make stack PRESET=secure` asks for passwords.
+stack: $(VENV)/.installed-server
+	$(BIN)/raverse stack start --config digits --preset $(PRESET)
+
+stack-down:
+	$(BIN)/raverse stack stop --config digits
 
 clean:
 	rm -rf $(VENV) build *.egg-info
