@@ -134,6 +134,14 @@ class NetworkConfig(Section):
     mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of the feed-forward layers, relative to `width`.")
 
 
+class ClassifierNetworkConfig(NetworkConfig):
+    """The size of the noisy-image classifier."""
+
+    stem: Literal["linear", "convolution"] = Field(
+        "convolution", description="How patches become vectors; convolutions want patches of 2, 4, 8, ... pixels."
+    )
+
+
 class TrainConfig(Section):
     """The training loop: the same for denoiser and classifier."""
 
@@ -213,7 +221,7 @@ class DenoiserConfig(Section):
 class ClassifierConfig(Section):
     """The noisy-image classifier: it judges x_t, so it shares the denoiser's schedule."""
 
-    network: NetworkConfig = NetworkConfig()
+    network: ClassifierNetworkConfig = ClassifierNetworkConfig()
     train: TrainConfig = TrainConfig()
 
 
