@@ -29,10 +29,11 @@ _MODULES = {
     "objective": "LossHistory TrainingDraws level_weight simple_loss training_draws training_loss",
     "oracle": "GaussianMixture OracleDenoiser energy_distance",
     "prediction": "Parameterization Prediction",
+    "row": "Known Trajectory advance",
     "sampler": "SamplerPlan Variance ddim ddpm dpm_solver estimate_x0_variance step",
     "schedule": "NoiseSchedule",
     "spacing": "leading linspace quadratic trailing",
-    "trajectory": "Known OnStep Trajectory advance image_to_image inpaint interpolate invert run sample",
+    "trajectory": "OnStep image_to_image inpaint interpolate invert run sample",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

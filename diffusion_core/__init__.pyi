@@ -53,6 +53,9 @@ from diffusion_core.oracle import OracleDenoiser as OracleDenoiser
 from diffusion_core.oracle import energy_distance as energy_distance
 from diffusion_core.prediction import Parameterization as Parameterization
 from diffusion_core.prediction import Prediction as Prediction
+from diffusion_core.row import Known as Known
+from diffusion_core.row import Trajectory as Trajectory
+from diffusion_core.row import advance as advance
 from diffusion_core.sampler import SamplerPlan as SamplerPlan
 from diffusion_core.sampler import Variance as Variance
 from diffusion_core.sampler import ddim as ddim
@@ -65,10 +68,7 @@ from diffusion_core.spacing import leading as leading
 from diffusion_core.spacing import linspace as linspace
 from diffusion_core.spacing import quadratic as quadratic
 from diffusion_core.spacing import trailing as trailing
-from diffusion_core.trajectory import Known as Known
 from diffusion_core.trajectory import OnStep as OnStep
-from diffusion_core.trajectory import Trajectory as Trajectory
-from diffusion_core.trajectory import advance as advance
 from diffusion_core.trajectory import image_to_image as image_to_image
 from diffusion_core.trajectory import inpaint as inpaint
 from diffusion_core.trajectory import interpolate as interpolate

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import Denoiser, check_settings
 from diffusion_core.errors import InvalidPlan, InvalidShape, NonFinite
-from diffusion_core.trajectory import Batch, Trajectory, advance, advance_batch
+from diffusion_core.row import Batch, Trajectory, advance, advance_batch
 
 
 @dataclass(frozen=True, eq=False)

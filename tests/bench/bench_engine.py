@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from diffusion_core.denoiser import NetworkDenoiser  # noqa: E402
 from diffusion_core.engine import StepEngine  # noqa: E402
-from diffusion_core.trajectory import Trajectory, run  # noqa: E402
+from diffusion_core.row import Trajectory  # noqa: E402
+from diffusion_core.trajectory import run  # noqa: E402
 from tests.bench.serve_arms import BATCH, write_package  # noqa: E402
 from tests.bench.serve_load import requests  # noqa: E402
 from workflows.model import ModelPackage  # noqa: E402

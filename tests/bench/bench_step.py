@@ -21,9 +21,10 @@ from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.networks import DiT, DiTConfig
 from diffusion_core.prediction import Prediction
+from diffusion_core.row import Trajectory, advance
 from diffusion_core.sampler import SamplerPlan, ddim, ddpm
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import Trajectory, advance, sample
+from diffusion_core.trajectory import sample
 
 SHAPE, NUM_STEPS = (3, 32, 32), 10
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig
+from diffusion_core.row import Trajectory
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import Trajectory, run
+from diffusion_core.trajectory import run
 from tests.workflows.conftest import tiny_card, write_tiny_classifier, write_tiny_clip
 from tests.workflows.serve.conftest import MODEL, free_port, make_config, register_package
 from workflows.model import ModelPackage

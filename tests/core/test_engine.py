@@ -16,9 +16,10 @@ from diffusion_core.engine import RoundRobin, StepEngine
 from diffusion_core.errors import InvalidGuidance, InvalidPlan, InvalidShape, NonFinite
 from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance, Thresholding
 from diffusion_core.networks import DiT, DiTConfig
+from diffusion_core.row import Trajectory
 from diffusion_core.sampler import ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import Trajectory, run, sample
+from diffusion_core.trajectory import run, sample
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 SCHEDULE, SHAPE, F64 = NoiseSchedule.cosine(), (3, 4, 4), torch.float64

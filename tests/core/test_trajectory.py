@@ -13,9 +13,10 @@ from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.errors import InvalidCondition, InvalidGuidance, InvalidPlan, InvalidSeed, InvalidShape
 from diffusion_core.oracle import GaussianMixture, OracleDenoiser, energy_distance
+from diffusion_core.row import Trajectory
 from diffusion_core.sampler import ddim, ddpm, dpm_solver, estimate_x0_variance
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import Trajectory, image_to_image, inpaint, interpolate, invert, run, sample
+from diffusion_core.trajectory import image_to_image, inpaint, interpolate, invert, run, sample
 
 F64 = torch.float64
 

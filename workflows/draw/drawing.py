@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
+from diffusion_core.row import Trajectory
 from diffusion_core.sampler import SamplerPlan
-from diffusion_core.trajectory import Trajectory, image_to_image, inpaint, invert, run
+from diffusion_core.trajectory import image_to_image, inpaint, invert, run
 from diffusion_core.types import Data
 from workflows.draw.files import read_mask, read_picture
 from workflows.draw.request import DrawRequest

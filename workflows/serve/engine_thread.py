@@ -19,7 +19,7 @@ from typing import Final, final
 from torch import Tensor
 
 from diffusion_core.engine import Outcome, StepEngine
-from diffusion_core.trajectory import Trajectory
+from diffusion_core.row import Trajectory
 from workflows.errors import DeadlineExceeded, Overloaded
 from workflows.serve.costs import StepTimes
 from workflows.serve.errors import EngineStopped

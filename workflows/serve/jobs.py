@@ -11,7 +11,7 @@ from typing import Final, TypeAlias, final
 
 from torch import Tensor
 
-from diffusion_core.trajectory import Trajectory
+from diffusion_core.row import Trajectory
 from workflows.serve.costs import evaluations
 
 UNBOUNDED: Final = float("inf")

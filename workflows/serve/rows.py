@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion_core.condition import Condition
+from diffusion_core.row import Known, Trajectory
 from diffusion_core.sampler import SamplerPlan
-from diffusion_core.trajectory import Known, Trajectory
 from workflows.embed.clip import EncodedText
 from workflows.model import ModelPackage
 from workflows.serve.calls import Kept, KeptRow, Source

@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
 from diffusion_core.errors import RaverseError
-from diffusion_core.trajectory import Trajectory
+from diffusion_core.row import Trajectory
 from workflows.embed.clip import EncodedText
 from workflows.serve.autoscaling import QUEUED_SECONDS
 from workflows.serve.calls import Call, Event, Preview

@@ -15,10 +15,11 @@ from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.engine import StepEngine
 from diffusion_core.errors import InvalidShape, NonFinite
+from diffusion_core.row import Trajectory
 from diffusion_core.sampler import ddim
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
-from diffusion_core.trajectory import Trajectory, sample
+from diffusion_core.trajectory import sample
 from workflows.errors import Overloaded
 from workflows.serve.engine_thread import EngineThread
 from workflows.serve.errors import EngineStopped
