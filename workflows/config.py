@@ -128,18 +128,13 @@ class NetworkConfig(Section):
 
     kind: Literal["dit", "unet"] = Field("dit", description="Architecture; for vectors it is always an MLP.")
     patch_size: PositiveInt = Field(2, description="Pixels per patch side.")
+    stem: Literal["linear", "convolution"] = Field(
+        "convolution", description="How patches become vectors; convolutions want patches of 2, 4, 8, ... pixels."
+    )
     width: PositiveInt = Field(128, description="Width of the blocks.")
     depth: PositiveInt = Field(4, description="Number of blocks.")
     num_heads: PositiveInt = Field(4, description="Attention heads.")
     mlp_ratio: float = Field(4.0, gt=0, description="Hidden width of the feed-forward layers, relative to `width`.")
-
-
-class ClassifierNetworkConfig(NetworkConfig):
-    """The size of the noisy-image classifier."""
-
-    stem: Literal["linear", "convolution"] = Field(
-        "convolution", description="How patches become vectors; convolutions want patches of 2, 4, 8, ... pixels."
-    )
 
 
 class TrainConfig(Section):
@@ -221,7 +216,7 @@ class DenoiserConfig(Section):
 class ClassifierConfig(Section):
     """The noisy-image classifier: it judges x_t, so it shares the denoiser's schedule."""
 
-    network: ClassifierNetworkConfig = ClassifierNetworkConfig()
+    network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
 
 

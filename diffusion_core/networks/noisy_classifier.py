@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, cast, final
+from typing import NamedTuple, cast, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,10 +14,8 @@ from diffusion_core.condition import Condition
 from diffusion_core.errors import InvalidCondition, InvalidGuidance, InvalidShape
 from diffusion_core.networks.attention import TransformerBlock, modulated
 from diffusion_core.networks.embedding import LevelEmbedding, check_labels
-from diffusion_core.networks.patches import ConvolutionStem, PatchEmbedding, PatchGrid, VectorEmbedding
+from diffusion_core.networks.patches import PatchGrid, Stem, VectorEmbedding, patch_embedding
 from diffusion_core.types import Data, Levels, RowMask, Rows
-
-Stem: TypeAlias = Literal["linear", "convolution"]
 
 SAME_TEXT = 1.0 - 1e-5
 """Cosine from which two pooled vectors are the same caption: encoded in other batches they differ by rounding."""
@@ -30,7 +28,7 @@ class NoisyClassifierConfig:
     Attributes:
         shape: of one row, `(c, *axes)`, or `(c,)` for vectors.
         patch: length of a patch along each axis, or one for all; vectors have none.
-        stem: what makes a vector of a patch: `linear`, a map of its pixels, or `convolution`, see `ConvolutionStem`.
+        stem: what makes a vector of a patch.
         width: of the blocks.
         depth: number of blocks.
         num_heads: attention heads.
@@ -93,7 +91,11 @@ class NoisyClassifier(nn.Module):
         if config.num_classes is None and config.embed_dim is None:
             raise InvalidShape("a noisy classifier needs num_classes, embed_dim or both")
         self.config, width = config, config.width
-        self.patches = _embedding(config)
+        self.patches = (
+            VectorEmbedding(config.shape[0], width)
+            if len(config.shape) == 1
+            else patch_embedding(PatchGrid(config.shape, config.patch), width, config.stem)
+        )
         self.level = LevelEmbedding(width)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, config.num_heads, config.mlp_ratio, with_text=False) for _ in range(config.depth)
@@ -175,13 +177,6 @@ class NoisyClassifier(nn.Module):
                 f"rows {rows} have no target for this classifier, which judges by {' or '.join(heads)}"
             )
         return by_label, by_text
-
-
-def _embedding(config: NoisyClassifierConfig) -> nn.Module:
-    if len(config.shape) == 1:
-        return VectorEmbedding(config.shape[0], config.width)
-    kinds = {"linear": PatchEmbedding, "convolution": ConvolutionStem}
-    return kinds[config.stem](PatchGrid(config.shape, config.patch), config.width)
 
 
 def _label_density(logits: Tensor | None, label: Tensor) -> Rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Final, cast, final
+from typing import Final, Literal, TypeAlias, cast, final
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,9 @@ from diffusion_core.errors import InvalidShape
 from diffusion_core.networks.convolution import convolution, num_groups
 from diffusion_core.networks.embedding import sinusoidal
 from diffusion_core.types import Data
+
+Stem: TypeAlias = Literal["linear", "convolution"]
+"""What makes a vector of a patch: `linear`, a map of its values, or `convolution`, see `ConvolutionStem`."""
 
 _KERNEL: Final = 5
 
@@ -120,6 +123,11 @@ class ConvolutionStem(nn.Module):
         for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             x = norm(convolve(x if place == 0 else functional.silu(x)))
         return with_positions(x.flatten(2).transpose(1, 2), self.positions)
+
+
+def patch_embedding(grid: PatchGrid, width: int, stem: Stem) -> PatchEmbedding | ConvolutionStem:
+    """The stem of that name."""
+    return PatchEmbedding(grid, width) if stem == "linear" else ConvolutionStem(grid, width)
 
 
 def position_tables(counts: Sequence[int], width: int) -> nn.ParameterList:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffusion_core.networks import DiTConfig, MLPConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import ClassifierNetworkConfig, ScheduleConfig
 from workflows.config import NetworkConfig as NetworkSection
+from workflows.config import ScheduleConfig
 from workflows.embed.cache import EmbeddingCache
 
 
@@ -28,6 +28,7 @@ def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkC
     return DiTConfig(
         cache.shape,
         patch=section.patch_size,
+        stem=section.stem,
         width=section.width,
         depth=section.depth,
         num_heads=section.num_heads,
@@ -38,7 +39,7 @@ def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkC
 
 
 def classifier_network(
-    section: ClassifierNetworkConfig, cache: EmbeddingCache, num_classes: int, num_candidates: int
+    section: NetworkSection, cache: EmbeddingCache, num_classes: int, num_candidates: int
 ) -> NoisyClassifierConfig:
     """A noisy-image classifier with a text head, and a label head where there are classes."""
     return NoisyClassifierConfig(
