@@ -129,6 +129,9 @@ class NetworkConfig(Section):
 
     kind: Literal["dit", "unet"] = Field("dit", description="Architecture; for vectors it is always an MLP.")
     patch_size: PositiveInt = Field(2, description="Pixels per patch side.")
+    stem: Literal["linear", "convolution"] = Field(
+        "linear", description="How patches become vectors; convolutions want patches of 2, 4, 8, ... pixels."
+    )
     width: PositiveInt = Field(128, description="Width of the blocks.")
     depth: PositiveInt = Field(4, description="Number of blocks.")
     num_heads: PositiveInt = Field(4, description="Attention heads.")
