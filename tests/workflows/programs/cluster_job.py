@@ -57,7 +57,7 @@ def main() -> None:
     ray.init(address=cluster.address, logging_level="error")
     if how != "calm":
         threading.Thread(target=lose_one, args=(cluster, nodes, folder, how == "preempted"), daemon=True).start()
-    job(cache, folder, steps, checkpoint_every=10 * steps if how == "preempted" else 15)
+    job(cache, folder, steps, checkpoint_every=10 * steps if how == "preempted" else 50)
     ray.shutdown()
     cluster.shutdown()
 

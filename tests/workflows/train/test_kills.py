@@ -22,7 +22,7 @@ from workflows.train.losslog import read_losses
 PROGRAMS = Path(__file__).parents[1] / "programs"
 ROOT = Path(__file__).parents[3]
 STEPS = 300
-NODE_STEPS = 1500  # the notice must come before the end
+NODE_STEPS = 500  # the notice must come before the end
 KILLS = ("worker", "driver", "worker", "driver", "worker")
 
 
