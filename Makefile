@@ -1,10 +1,11 @@
 # `make demo` and `make test` need python3 (3.11 or later) and nothing else.
 
 PYTHON ?= python3
+PRESET ?= plain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures clean
+.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures stack stack-down clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +16,7 @@ help:
 	@echo "make bench      benchmarks on the processor"
 	@echo "make bench-serve  the service against the alternatives: a table and a plot"
 	@echo "make figures    the tables and plots of the README, from models that the job trains"
+	@echo "make stack      PostgreSQL, MLflow, a Ray cluster and the service on this machine; stack-down ends them"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
 $(BIN)/python:
@@ -28,6 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-server: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server]'
 	touch $@ $(VENV)/.installed
 
 install: $(VENV)/.installed
@@ -65,6 +71,13 @@ figures: install
 		$(BIN)/raverse sweep --config $$name && \
 		$(BIN)/raverse evaluate --config $$name --model raverse-$$name@champion || exit 1; \
 	done
+
+# `make stack PRESET=secure` asks for passwords.
+stack: $(VENV)/.installed-server
+	$(BIN)/raverse stack start --config digits --preset $(PRESET)
+
+stack-down:
+	$(BIN)/raverse stack stop --config digits
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -36,7 +36,7 @@ _ENVIRONMENT: Final = {
 
 # The name is historical: off means that every port of an embedded Ray is bound to 127.0.0.1 only, on Linux too
 # (`ray.init` takes `_node_ip_address="127.0.0.1"` back). Ray reads it when it is imported.
-_LOOPBACK_ONLY: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK_ONLY: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def set_environment() -> None:
@@ -45,7 +45,7 @@ def set_environment() -> None:
     To be called before Ray is imported.
     """
     embedded = cluster_address() is None
-    for name, value in (_ENVIRONMENT | (_LOOPBACK_ONLY if embedded else {})).items():
+    for name, value in (_ENVIRONMENT | (LOOPBACK_ONLY if embedded else {})).items():
         os.environ.setdefault(name, value)
 
 

@@ -1,4 +1,4 @@
-"""The commands for machines other than this one: `doctor`, `submit`, `render`, `plan`.
+"""The commands for machines other than this one: `doctor`, `submit`, `render`, `stack`, `plan`.
 
 Libraries are imported by the commands that need them, so that the command line answers at once.
 """
@@ -33,6 +33,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
     _add_doctor(app, open_command)
     _add_submit(app, open_command)
     _add_render(app, open_command)
+    _add_stack(app, open_command)
     _add_plan(app)
 
 
@@ -107,6 +108,51 @@ def _add_submit(app: typer.Typer, open_command: OpenCommand) -> None:
             if follow:
                 raise typer.Exit(jobs.follow(cluster, job, partial(typer.echo, nl=False)))
         return None
+
+
+def _add_stack(app: typer.Typer, open_command: OpenCommand) -> None:
+    stack = typer.Typer(
+        no_args_is_help=True, help="PostgreSQL, MLflow, a Ray cluster and the service, on this machine."
+    )
+
+    @stack.command()
+    def start(
+        config: ConfigOption = "digits",
+        overrides: SetOption = None,
+        preset: Annotated[
+            Literal["plain", "secure"], typer.Option("--preset", help="secure: passwords and an API key.")
+        ] = "plain",
+        ray_port: Annotated[int, typer.Option(help="Of Ray's control store.")] = 6379,
+        dashboard_port: Annotated[int, typer.Option(help="Of Ray's dashboard.")] = 8265,
+        mlflow_port: Annotated[int, typer.Option(help="Of MLflow.")] = 5000,
+    ) -> None:
+        """Starts them on the loopback interface, and runs the job first where there is no model yet.
+
+        Example: raverse stack start --config digits --preset secure
+        """
+        with open_command(config, overrides) as command:
+            from workflows.deploy.stack import Ports, Stack
+
+            made = Stack(command.config, Ports(ray_port, dashboard_port, mlflow_port), preset)
+            made.start(
+                ["--config", config, *(word for one in overrides or [] for word in ("--set", one))], command.progress
+            )
+            command.console.print(made.summary(), soft_wrap=True, highlight=False)
+
+    @stack.command()
+    def stop(config: ConfigOption = "digits", overrides: SetOption = None) -> None:
+        """Ends what `start` has started, and nothing else; data and passwords stay.
+
+        Example: raverse stack stop --config digits
+        """
+        with open_command(config, overrides) as command:
+            from workflows.deploy.processes import Processes
+            from workflows.deploy.stack import stack_folder
+
+            ended = Processes(stack_folder(command.config)).stop_all()
+            command.progress.log(f"ended {', '.join(ended)}" if ended else "nothing was running")
+
+    app.add_typer(stack, name="stack")
 
 
 def _add_plan(app: typer.Typer) -> None:
