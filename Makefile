@@ -5,7 +5,8 @@ PRESET ?= plain
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures stack stack-down clean
+.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures interop-demo stack
+.PHONY: stack-down clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make bench      benchmarks on the processor"
 	@echo "make bench-serve  the service against the alternatives: a table and a plot"
 	@echo "make figures    the tables and plots of the README, from models that the job trains"
+	@echo "make interop-demo  a tiny Stable Diffusion: import, fine-tune, promote, serve, export"
 	@echo "make stack      PostgreSQL, MLflow, a Ray cluster and the service on this machine; stack-down ends them"
 	@echo "make bench-gpu  tests and benchmarks that need a GPU"
 
@@ -71,6 +73,9 @@ figures: install
 		$(BIN)/raverse sweep --config $$name && \
 		$(BIN)/raverse evaluate --config $$name --model raverse-$$name@champion || exit 1; \
 	done
+
+interop-demo: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.workflows.interop.demo
 
 # `make stack PRESET=secure` asks for passwords.
 stack: $(VENV)/.installed-server

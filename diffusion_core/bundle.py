@@ -1,6 +1,6 @@
 """A trained network as a folder: weights, their moving average, and all that is needed to use them.
 
-    weights.safetensors  ema.safetensors  bundle.json
+    weights.safetensors  ema.safetensors (if it differs)  bundle.json
 
 `bundle.json` holds the network's kind and configuration, the noise schedule, what is predicted, the CLIP it was
 trained with, and the sha256 of both weight files; `hash` is the sha256 of all that. Nothing is pickled.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -72,7 +74,7 @@ class ModelBundle:
         cls,
         folder: Path | str,
         config: NetworkConfig,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | Path,
         *,
         schedule: NoiseSchedule,
         parameterization: Parameterization | None = None,
@@ -84,7 +86,8 @@ class ModelBundle:
         Args:
             folder: to create, or replace.
             config: of the network; its class says the kind.
-            weights: `network.state_dict()`, whole tensors.
+            weights: `network.state_dict()`, whole tensors; or a safetensors file that holds them, which is linked
+                where the file system can, not copied. Such a bundle has no averaged weights of its own.
             schedule: that the network was trained with.
             parameterization: what it predicts; None for a classifier.
             ema: `EMA.weights(network)`; None: the weights once more.
@@ -98,11 +101,12 @@ class ModelBundle:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             partial = Path(temporary) / "bundle"
             partial.mkdir()
-            for name, tensors in ((WEIGHTS, weights), (EMA, weights if ema is None else ema)):
-                _check_tensors(kind, config, {key: tuple(value.shape) for key, value in tensors.items()}, name)
-                save_file(
-                    {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, partial / name
-                )
+            if isinstance(weights, Path):
+                link_or_copy(weights, partial / WEIGHTS)
+                _check_tensors(kind, config, _shapes(partial / WEIGHTS), WEIGHTS)
+            else:
+                for name, tensors in ((WEIGHTS, weights), (EMA, weights if ema is None else ema)):
+                    _write(kind, config, tensors, partial / name)
             manifest = {
                 "format_version": FORMAT_VERSION,
                 "kind": kind.name,
@@ -111,7 +115,7 @@ class ModelBundle:
                 "parameterization": parameterization,
                 "shape": list(config.shape),
                 "clip": None if clip is None else dict(clip),
-                "files": {name: _sha256(partial / name) for name in (WEIGHTS, EMA)},
+                "files": {name: _sha256(partial / name) for name in (WEIGHTS, EMA) if (partial / name).exists()},
             }
             text = json.dumps({**manifest, "hash": _hash(manifest)}, indent=1, sort_keys=True)
             (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -137,7 +141,7 @@ class ModelBundle:
                 raise InvalidBundle(f"{folder / name} is not the file that {MANIFEST} describes: its sha256 differs")
         kind = network_kind(manifest["kind"])
         config = config_from(kind, manifest["config"])
-        for name in (WEIGHTS, EMA):
+        for name in manifest["files"]:
             _check_tensors(kind, config, _shapes(folder / name), name)
         try:
             schedule = NoiseSchedule.from_config(manifest["schedule"])
@@ -157,7 +161,8 @@ class ModelBundle:
         # The initial weights are overwritten: they must not advance the caller's random state.
         with torch.random.fork_rng(devices=[]):
             network = network_kind(self.kind).build(self.config)
-        network.load_state_dict(load_file(self.folder / (EMA if ema else WEIGHTS)))
+        averaged = ema and (self.folder / EMA).is_file()
+        network.load_state_dict(load_file(self.folder / (EMA if averaged else WEIGHTS)))
         return network.to(device).eval().requires_grad_(False)
 
     def denoiser(
@@ -199,12 +204,25 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     claimed = manifest.get("hash")
     if _hash({key: value for key, value in manifest.items() if key != "hash"}) != claimed:
         raise InvalidBundle(f"{path} was changed after it was written: its hash is not {claimed}")
-    if set(manifest["files"]) != {WEIGHTS, EMA} or manifest["parameterization"] not in (
+    if set(manifest["files"]) not in ({WEIGHTS, EMA}, {WEIGHTS}) or manifest["parameterization"] not in (
         None,
         *get_args(Parameterization),
     ):
         raise InvalidBundle(f"{path} describes other files than {WEIGHTS} and {EMA}, or an unknown parameterization")
     return cast("dict[str, Any]", manifest)
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """A second name of the same file on the same file system, else a copy: large weights are stored once."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write(kind: NetworkKind, config: NetworkConfig, tensors: Mapping[str, Tensor], path: Path) -> None:
+    _check_tensors(kind, config, {key: tuple(value.shape) for key, value in tensors.items()}, path.name)
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, path)
 
 
 def _check_tensors(kind: NetworkKind, config: NetworkConfig, found: Mapping[str, tuple[int, ...]], file: str) -> None:

@@ -129,10 +129,10 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
 
 @final
 class EMA:
-    """The moving average of a network's parameters, in at least single precision, sharded as they are.
+    """The moving average of a network's trained parameters, in at least single precision, sharded as they are.
 
     Args:
-        network: whose parameters are averaged; its buffers are not, `weights` takes them as they are.
+        network: whose parameters are averaged; buffers and frozen ones are not, `weights` takes them as they are.
         decay: how much is kept at each update.
     """
 
@@ -141,7 +141,7 @@ class EMA:
         self.num_updates = 0
         self.averages = {
             name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
-            for name, parameter in network.named_parameters()
+            for name, parameter in _trained(network).items()
         }
 
     @torch.no_grad()
@@ -189,9 +189,15 @@ class EMA:
         self.num_updates = int(state["num_updates"])
 
     def _matched(self, network: nn.Module) -> list[nn.Parameter]:
-        parameters = dict(network.named_parameters())
+        parameters = _trained(network)
         _check_same(self.averages, parameters)
         return [parameters[name] for name in self.averages]
+
+
+def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that change: of a network that is frozen as a whole, all of them."""
+    every = dict(network.named_parameters())
+    return {name: value for name, value in every.items() if value.requires_grad} or every
 
 
 def _local(tensor: Tensor) -> Tensor:

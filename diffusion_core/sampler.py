@@ -47,7 +47,7 @@ class SamplerPlan:
 
     Attributes:
         levels: visited levels, strictly monotone: descending to sample, ascending to invert.
-        alpha_bar: of those levels, float64 `(n + 1,)`.
+        alpha_bar: of those levels, float64 `(n + 1,)`: where the first step starts, then where each step goes.
         A: weight of x0, `(n,)`.
         B: weight of eps.
         C: weight of the previous step's x0.
@@ -78,7 +78,8 @@ class SamplerPlan:
         self._require(self.A + self.C, after.sqrt(), "A + C = sqrt(alpha_bar_s)")
         if self.keeps_marginals:
             self._require(self.B**2 + self.D**2, 1.0 - after, "B^2 + D^2 = 1 - alpha_bar_s")
-        if self.levels[-1] == 0 and [float(column[-1]) for column in columns] != [1.0] + [0.0] * (len(columns) - 1):
+        clean = self.levels[-1] == 0 and float(self.alpha_bar[-1]) == 1.0
+        if clean and [float(column[-1]) for column in columns] != [1.0] + [0.0] * (len(columns) - 1):
             raise InvalidPlan("the step into level 0 must be x0 itself: A = 1, all else 0")
 
     @property
@@ -105,21 +106,25 @@ class SamplerPlan:
             raise InvalidPlan(f"step {place} breaks {rule} by {float(off[place]):.2e}")
 
 
-def ddim(schedule: NoiseSchedule, levels: Sequence[int], eta: float = 0.0) -> SamplerPlan:
+def ddim(
+    schedule: NoiseSchedule, levels: Sequence[int], eta: float = 0.0, targets: Sequence[float] | None = None
+) -> SamplerPlan:
     """`x_s = sqrt(ab_s) x0 + sqrt(1 - ab_s - D^2) eps + D z`, D = eta times DDPM's posterior deviation.
 
     Args:
         schedule: gives alpha_bar.
         levels: strictly descending, ending in 0 (see `spacing`).
         eta: stochasticity in [0, 1]; 0 is deterministic, 1 is DDPM.
+        targets: alpha_bar that each step goes to; None: that of the next level. Published checkpoints may stop at
+            alpha_bar_1, before clean data.
 
     Raises:
         InvalidLevels: the list is not such a list.
-        InvalidPlan: eta outside [0, 1].
+        InvalidPlan: eta outside [0, 1], or a target that is no less noisy than its level.
     """
     if not 0.0 <= eta <= 1.0:
         raise InvalidPlan(f"found eta={eta}, wanted a number in [0, 1]: 0 is deterministic, 1 is DDPM")
-    visited, before, after = _visited(schedule, levels)
+    visited, before, after = _visited(schedule, levels, targets)
     deviation = eta * _posterior_variance(before, after).sqrt()
     return SamplerPlan(
         visited,
@@ -174,8 +179,14 @@ def ddpm(
     return SamplerPlan(visited, table, after.sqrt(), eps_weight, zeros, lower.sqrt(), upper, keeps_marginals=exact)
 
 
-def dpm_solver(schedule: NoiseSchedule, levels: Sequence[int], stochastic: bool = False) -> SamplerPlan:
-    """DPM-Solver++(2M), or its SDE form; second order except in the first step and the one into level 0.
+def dpm_solver(
+    schedule: NoiseSchedule,
+    levels: Sequence[int],
+    stochastic: bool = False,
+    targets: Sequence[float] | None = None,
+    last_order: Literal[1, 2] = 1,
+) -> SamplerPlan:
+    """DPM-Solver++(2M), or its SDE form; second order except in the first step and (by default) the last.
 
     With lambda = log(sqrt(ab) / sqrt(1 - ab)), h = lambda_s - lambda_t and r = h_previous / h, the x0 used is
     (1 + 1 / 2r) x0 - (1 / 2r) x0_previous.
@@ -184,15 +195,19 @@ def dpm_solver(schedule: NoiseSchedule, levels: Sequence[int], stochastic: bool 
         schedule: gives alpha_bar.
         levels: strictly descending, ending in 0.
         stochastic: SDE-DPM-Solver++(2M), midpoint form.
+        targets: as of `ddim`.
+        last_order: of the last step; the one onto clean data, where h is infinite, is first order in any case.
 
     Raises:
         InvalidLevels: the list is not such a list.
+        InvalidPlan: a target that is no less noisy than its level.
     """
-    visited, before, after = _visited(schedule, levels)
-    log_snr = 0.5 * (before / (1.0 - before)).log()
-    size = torch.diff(log_snr)
+    visited, before, after = _visited(schedule, levels, targets)
+    size = 0.5 * torch.diff((_table(before, after) / (1.0 - _table(before, after))).log())
     half = torch.zeros_like(after)
-    half[1:-1] = 0.5 * size[1:] / size[:-1]
+    half[1:] = 0.5 * size[1:] / size[:-1]
+    if last_order == 1 or float(after[-1]) == 1.0:
+        half[-1] = 0.0
     sigma_s, sigma_t = (1.0 - after).sqrt(), (1.0 - before).sqrt()
     ratio = sigma_s * before.sqrt() / (sigma_t * after.sqrt())
     decay = ratio**2 if stochastic else ratio
@@ -282,11 +297,18 @@ def estimate_x0_variance(
     return errors
 
 
-def _visited(schedule: NoiseSchedule, levels: Sequence[int]) -> tuple[tuple[int, ...], Tensor, Tensor]:
+def _visited(
+    schedule: NoiseSchedule, levels: Sequence[int], targets: Sequence[float] | None = None
+) -> tuple[tuple[int, ...], Tensor, Tensor]:
     """The checked levels, and alpha_bar at both ends of each step."""
     visited = checked_levels(schedule, levels)
     table = schedule.alpha_bar[list(visited)]
-    return visited, table[:-1].clone(), table[1:].clone()
+    before, after = table[:-1].clone(), table[1:].clone()
+    if targets is not None:
+        after = torch.tensor(list(targets), dtype=torch.float64)
+        if after.shape != before.shape or not bool(((after > before) & (after <= 1.0)).all()):
+            raise InvalidPlan(f"targets must be {len(before)} numbers in (alpha_bar of the step's level, 1]")
+    return visited, before, after
 
 
 def _table(before: Tensor, after: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from workflows.data.commands import data_app
 from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app
 from workflows.failure import explain
+from workflows.interop import commands as interop_commands
 from workflows.pipeline import plan_job, run_job, run_one
 from workflows.preflight import check_port, exclusive_storage
 from workflows.progress import Progress
@@ -190,6 +191,7 @@ def _write_traceback(folder: Path | None) -> Path:
 for _stage in STAGES:
     if _stage.name != "evaluate":
         _add_stage(_stage.name, f"{_stage.help} Reads: {', '.join(_stage.inputs) or 'nothing'}.")
+interop_commands.add_to(app, _command)
 model_commands.add_to(app, _command, partial(_run_stage, "evaluate"))
 deploy_commands.add_to(app, _command)
 

@@ -110,6 +110,7 @@ class EmbedConfig(Section):
         "float32", description="Storage type of the token embeddings."
     )
     rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
+    flips: bool = Field(False, description="Cache latents of mirrored pictures too, and train on both (latents).")
     share_captions: bool = Field(True, description="Keep encoded captions under `storage.root`/cache for later runs.")
 
 
@@ -128,6 +129,9 @@ class NetworkConfig(Section):
 
     kind: Literal["dit", "unet"] = Field("dit", description="Architecture; for vectors it is always an MLP.")
     patch_size: PositiveInt = Field(2, description="Pixels per patch side.")
+    stem: Literal["linear", "convolution"] = Field(
+        "linear", description="How patches become vectors; convolutions want patches of 2, 4, 8, ... pixels."
+    )
     width: PositiveInt = Field(128, description="Width of the blocks.")
     depth: PositiveInt = Field(4, description="Number of blocks.")
     num_heads: PositiveInt = Field(4, description="Attention heads.")
@@ -201,13 +205,35 @@ class TrainConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank matrices that are trained beside an imported network, whose own weights stay as they are."""
+
+    rank: int = Field(0, ge=0, description="Rank of the matrices; 0: all weights are trained.")
+    alpha: float = Field(8.0, gt=0, description="Their output counts alpha / rank times.")
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Ends of the names of the layers that get them."
+    )
+
+
 class DenoiserConfig(Section):
     """The denoiser: network, schedule, parameterization and training."""
 
+    base: str | None = Field(
+        None,
+        description="Imported model to fine-tune: NAME@ALIAS, NAME/VERSION or a package's folder. Network, schedule, "
+        "parameterization, text tower and autoencoder are its own.",
+    )
+    lora: LoraConfig = LoraConfig()
     network: NetworkConfig = NetworkConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     parameterization: Literal["x0", "eps", "v"] = Field("v", description="What the network predicts.")
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _lora_has_a_base(self) -> Self:
+        if self.lora.rank and self.base is None:
+            raise ValueError("denoiser.lora trains matrices beside an imported network: set denoiser.base")
+        return self
 
 
 class ClassifierConfig(Section):

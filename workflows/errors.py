@@ -4,6 +4,7 @@
     ├── InvalidConfig       (ValueError)         an unknown key or a value out of range
     ├── InvalidData         (ValueError)         a data source that cannot be used
     ├── InvalidClip         (ValueError)         towers that do not load or do not fit
+    ├── InvalidCheckpoint   (ValueError)         another program's checkpoint that cannot be used
     ├── MissingArtifact     (FileNotFoundError)  a stage's input has not been made yet
     ├── StageFailed         (RuntimeError)       a stage ended without its artifact
     ├── ClusterUnreachable  (ConnectionError)    no Ray at the address
@@ -37,6 +38,10 @@ class InvalidData(RaverseError, ValueError):
 
 class InvalidClip(RaverseError, ValueError):
     """CLIP towers that do not load, or that do not offer what is asked of them."""
+
+
+class InvalidCheckpoint(RaverseError, ValueError):
+    """A checkpoint of another program that is of an unsupported kind, incomplete, or unsafe to load."""
 
 
 class MissingArtifact(RaverseError, FileNotFoundError):

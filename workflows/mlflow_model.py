@@ -22,16 +22,17 @@ from torch import Tensor
 
 from workflows.errors import InvalidRequest
 from workflows.model import ModelPackage
-from workflows.package_files import Defaults
+from workflows.package_files import PackageCard
 
 BATCH: Final = 64
 """Rows that are denoised at once; a row's picture does not depend on it."""
 
 
-def default_params(defaults: Defaults) -> dict[str, Any]:
+def default_params(card: PackageCard) -> dict[str, Any]:
     """What `predict(params=...)` may say, with the values that it otherwise takes."""
+    defaults, conditional = card.defaults, bool(card.candidate_captions or card.class_names)
     return {
-        "guidance": "classifier_free",
+        "guidance": "classifier_free" if conditional else "none",
         "guidance_scale": float(defaults.guidance_scale),
         "classifier_scale": float(defaults.classifier_scale),
         "clip_scale": float(defaults.clip_scale),
@@ -70,7 +71,7 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Raises:
             InvalidRequest: values that do not fit together; names the field.
         """
-        given = default_params(self._package.defaults) | dict(params or {})
+        given = default_params(self._package.card) | dict(params or {})
         seeds = [int(given["seed"]) + row for row in range(len(model_input))]
         parts = [slice(start, start + BATCH) for start in range(0, len(seeds), BATCH)]
         drawn = torch.cat([_draw(self._package, model_input[rows], seeds[rows], given) for rows in parts])
@@ -91,7 +92,7 @@ def png(pixels: Tensor) -> bytes:
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:
     guidance = given["guidance"]
     condition = package.condition(
-        len(rows) if guidance == "none" else [str(prompt) for prompt in rows["prompt"]],
+        len(rows) if guidance == "none" or not package.reads_text else [str(prompt) for prompt in rows["prompt"]],
         guidance,
         labels=_labels(package, rows),
         negative_prompts=_texts(rows, "negative_prompt"),
@@ -100,8 +101,7 @@ def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Ma
         clip_scale=given["clip_scale"],
     )
     plan = package.plan(given["sampler"], given["num_inference_steps"], given["eta"])
-    x = package.sample(condition, seeds=seeds, plan=plan)
-    return package.to_images(x) if package.card.scale is None else x.float().cpu()
+    return package.drawn(package.sample(condition, seeds=seeds, plan=plan))
 
 
 def _texts(rows: pd.DataFrame, name: str) -> list[str] | None:

@@ -2,37 +2,45 @@
 
     package = ModelPackage.load(folder)
     condition = package.condition(["a handwritten seven"], "classifier_free", guidance_scale=2.0)
-    pictures = package.to_images(package.sample(condition, seeds=[7]))
+    pictures = package.drawn(package.sample(condition, seeds=[7]))
 
 The denoiser offers every kind of guidance at once, each row pays for what it asks:
 
     Thresholding(GradientGuidance(GradientGuidance(ClassifierFreeGuidance(network), classifier), CLIP at x0))
+
+A package without a classifier, or without an image tower, offers the other kinds. A latent model denoises latents,
+which its codec turns into pictures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Literal, final
 
 import torch
 from torch import Tensor
 
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import Denoiser
-from diffusion_core.errors import InvalidBundle
-from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance, Thresholding
-from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
+from diffusion_core.guidance import Thresholding
+from diffusion_core.networks.noisy_classifier import NoisyClassifier
+from diffusion_core.row import Trajectory
 from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import OnStep, sample
-from diffusion_core.types import Data, Levels, Rows
+from diffusion_core.trajectory import OnStep, run, sample
+from diffusion_core.types import Data
+from workflows.codec import Codec, Pixels
 from workflows.embed.clip import Clip, load_clip
 from workflows.errors import InvalidRequest
-from workflows.package_files import CLIP, Defaults, PackageCard, assemble, verify
-from workflows.steering import make_plan, steer
+from workflows.interop.sampling import Sampling
+from workflows.model_parts import adapt, guided, open_classifier, open_codec
+from workflows.package_files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.steering import GUIDANCE_KINDS, make_plan, parse_guidance, steer
 
 _BOUND: Final = 1.0
+_NO_BOUND: Final = 0.0
+"""Vectors are normalised, not bounded."""
 
 
 @final
@@ -43,8 +51,10 @@ class ModelPackage:
         folder: where it lies.
         card: what it draws, and its defaults.
         denoiser: with all guidance around it.
-        classifier: the noisy-image classifier in it.
-        clip: text and image towers.
+        codec: from pictures to what it denoises, and back.
+        sampling: conventions of an imported checkpoint; None: the core's own.
+        shape: of one row that it denoises: a picture, or its latents.
+        guidance: kinds that it offers.
         device: where it computes.
     """
 
@@ -53,15 +63,33 @@ class ModelPackage:
         folder: Path,
         card: PackageCard,
         denoiser: Denoiser,
-        classifier: NoisyClassifier,
-        clip: Clip,
+        classifier: NoisyClassifier | None,
+        clip: Clip | None,
         device: torch.device | str,
+        *,
+        shape: tuple[int, ...] | None = None,
+        codec: Codec | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
-        self.folder, self.card, self.denoiser, self.classifier, self.clip = folder, card, denoiser, classifier, clip
+        self.folder, self.card, self.denoiser, self._classifier, self._clip = folder, card, denoiser, classifier, clip
         self.device = torch.device(device)
+        self.shape = card.shape if shape is None else shape
+        self.codec: Codec = Pixels() if codec is None else codec
+        self.sampling = sampling
+        reads = clip is not None or self.sees_labels
+        offered = {
+            "none": True,
+            "direct": reads,
+            "classifier_free": reads,
+            "classifier": classifier is not None,
+            "clip": clip is not None and clip.image_tower is not None,
+        }
+        self.guidance = tuple(kind for kind in GUIDANCE_KINDS if offered[kind])
 
     @staticmethod
-    def assemble(folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path, clip: Path) -> PackageCard:
+    def assemble(
+        folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path | None, clip: Path | None
+    ) -> PackageCard:
         """Makes a package on disk: see `workflows.package_files.assemble`."""
         return assemble(folder, card, denoiser=denoiser, classifier=classifier, clip=clip)
 
@@ -86,18 +114,70 @@ class ModelPackage:
             InvalidClip: towers that do not load.
         """
         card, bundles = verify(folder)
-        clip = load_clip(clip_folder(folder), device)
+        clip = load_clip(clip_folder(folder), device) if clip_folder(folder).is_dir() else None
         network = bundles["denoiser"].denoiser(device=device, buckets=buckets, autocast=autocast)
-        classifier = bundles["classifier"].network(device=device)
-        if not isinstance(classifier, NoisyClassifier):
-            raise InvalidBundle(f"the classifier of {folder} is a {type(classifier).__name__}, no NoisyClassifier")
-        judge = ClipDensity(clip, clip.text.encode(card.candidate_captions).pooled)
-        guided: Denoiser = ClassifierFreeGuidance(network)
-        guided = GradientGuidance(guided, classifier.log_density, name="classifier", at="x_t")
-        guided = GradientGuidance(guided, judge, name="clip", at="x0")
-        if card.scale is None:
-            guided = Thresholding(guided, clip_x0=_BOUND)
-        return ModelPackage(folder, card, guided, classifier, clip, device)
+        if (folder / PIPELINE).is_dir():
+            adapt(network, folder, bundles["denoiser"].hash, device)
+        classifier = open_classifier(folder, bundles, device)
+        sampling = Sampling.load(folder / PIPELINE) if (folder / PIPELINE).is_dir() else None
+        bound = _BOUND if sampling is None else sampling.clip
+        if card.scale is not None:
+            bound = _NO_BOUND
+        return ModelPackage(
+            folder,
+            card,
+            Thresholding(guided(network, classifier, clip, card.candidate_captions), clip_x0=bound),
+            classifier,
+            clip,
+            device,
+            shape=bundles["denoiser"].shape,
+            codec=open_codec(folder, card, device),
+            sampling=sampling,
+        )
+
+    @property
+    def clip(self) -> Clip:
+        """The towers.
+
+        Raises:
+            InvalidRequest: the model reads no text.
+        """
+        if self._clip is None:
+            raise InvalidRequest("this model reads no text: leave the prompt out", "prompt")
+        return self._clip
+
+    def scorer(self) -> Clip | None:
+        """Loads the towers that score pictures; None: there are none that look at pictures."""
+        if self._clip is not None and self._clip.image_tower is not None:
+            return self._clip
+        scorer = scorer_folder(self.folder)
+        return None if scorer is None else load_clip(scorer, self.device)
+
+    @property
+    def classifier(self) -> NoisyClassifier:
+        """The noisy-image classifier.
+
+        Raises:
+            InvalidRequest: there is none.
+        """
+        if self._classifier is None:
+            raise InvalidRequest(f"this model has no classifier: guidance is {', '.join(self.guidance)}", "guidance")
+        return self._classifier
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether prompts condition it."""
+        return self._clip is not None
+
+    @property
+    def conditions(self) -> Literal["text", "label", "nothing"]:
+        """What its denoiser reads."""
+        return "text" if self.reads_text else "label" if self.sees_labels else "nothing"
+
+    @property
+    def sees_labels(self) -> bool:
+        """Whether the denoiser itself is conditioned on labels, in place of prompts."""
+        return self._clip is None and len(self.card.class_names) > 0
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -105,8 +185,8 @@ class ModelPackage:
         return self.denoiser.schedule
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one picture."""
+    def picture_shape(self) -> tuple[int, ...]:
+        """Of what is drawn: a picture (c, h, w), or a vector (d,)."""
         return self.card.shape
 
     @property
@@ -140,7 +220,8 @@ class ModelPackage:
         Args:
             prompts: one per row; or the number of rows, where no prompt is needed.
             guidance: a kind, or several joined by `+`.
-            labels: class of each row, for `classifier`: then the classifier is asked for the class, not the prompt.
+            labels: class of each row, for `classifier`: then the classifier is asked for the class, not the prompt;
+                for a model that is conditioned on labels, what each row shows.
             negative_prompts: one per row, for `classifier_free`.
             guidance_scale: classifier-free scale; default: the package's (so for the other scales).
             classifier_scale: of the noisy classifier.
@@ -149,6 +230,7 @@ class ModelPackage:
         Raises:
             InvalidRequest: an unknown kind, or one that lacks what it needs.
         """
+        self._check_guidance(guidance)
         texts = None if isinstance(prompts, int) else self.clip.text.encode(prompts)
         negatives = None if negative_prompts is None else self.clip.text.encode(negative_prompts)
         defaults = self.defaults
@@ -162,14 +244,28 @@ class ModelPackage:
             classifier_scale=defaults.classifier_scale if classifier_scale is None else classifier_scale,
             clip_scale=defaults.clip_scale if clip_scale is None else clip_scale,
             num_classes=len(self.class_names),
+            sees_labels=self.sees_labels,
         ).to(self.device)
 
     def plan(
-        self, sampler: str = "ddim", num_steps: int | None = None, eta: float = 0.0, spacing: str = "trailing"
+        self,
+        sampler: str = "ddim",
+        num_steps: int | None = None,
+        eta: float = 0.0,
+        spacing: str | None = None,
     ) -> SamplerPlan:
-        """A sampler's table; see `make_plan`."""
+        """A sampler's table: see `make_plan`; of an imported checkpoint, as its own scheduler would step.
+
+        Args:
+            sampler: `ddim`, `ddpm` or `dpm_solver`.
+            num_steps: default: the package's.
+            eta: of DDIM.
+            spacing: default: `trailing`, or the checkpoint's own.
+        """
         steps = self.defaults.num_steps if num_steps is None else num_steps
-        return make_plan(self.schedule, sampler, steps, eta, spacing)
+        if self.sampling is not None:
+            return self.sampling.plan(self.schedule, sampler, steps, eta, spacing)
+        return make_plan(self.schedule, sampler, steps, eta, spacing or "trailing")
 
     def sample(
         self,
@@ -178,11 +274,31 @@ class ModelPackage:
         seeds: Sequence[int],
         plan: SamplerPlan | Sequence[SamplerPlan] | None = None,
         on_step: OnStep | None = None,
+        start: Data | None = None,
     ) -> Data:
-        """Samples one row per seed, in [-1, 1] or normalised; default plan: DDIM with the package's number of steps."""
+        """Samples one row per seed: pictures in [-1, 1], latents, or normalised vectors.
+
+        Args:
+            condition: of the rows.
+            seeds: one per row.
+            plan: default: DDIM with the package's number of steps.
+            on_step: receives the predicted x0 along the way.
+            start: noise to start from, `(b, *shape)`; None: that of the seeds.
+
+        Returns:
+            `(b, *shape)`; `drawn` makes of it what the model draws.
+        """
+        chosen = self.plan() if plan is None else plan
+        if start is not None:
+            plans = [chosen] * len(seeds) if isinstance(chosen, SamplerPlan) else list(chosen)
+            given = zip(plans, range(len(seeds)), start.to(self.device), seeds, strict=True)
+            rows = [condition.rows(slice(row, row + 1)) for row in range(condition.num_rows)]
+            return run(
+                self.denoiser, [Trajectory.start_at(p, rows[i], x, seed=seed) for p, i, x, seed in given], on_step
+            )
         return sample(
             self.denoiser,
-            self.plan() if plan is None else plan,
+            chosen,
             condition,
             seeds=seeds,
             shape=self.shape,
@@ -190,37 +306,28 @@ class ModelPackage:
             on_step=on_step,
         )
 
+    def drawn(self, x: Data) -> Tensor:
+        """Samples as what the model draws, on the CPU: uint8 pixels, or float32 vectors, still normalised."""
+        return self.pictures(x) if self.card.scale is None else x.float().cpu()
+
+    def pictures(self, x: Data) -> Tensor:
+        """Samples as uint8 pixels, on the CPU."""
+        return self.to_images(self.codec.decode(x))
+
+    def previews(self, x0: Data) -> Tensor:
+        """As `pictures`, of rows on their way, quickly."""
+        return self.to_images(self.codec.preview(x0))
+
+    def _check_guidance(self, guidance: str) -> None:
+        if missing := sorted(parse_guidance(guidance) - set(self.guidance)):
+            raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
+
     @staticmethod
     def to_images(x: Data) -> Tensor:
         """Data in [-1, 1] as uint8 pixels, on the CPU."""
         return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
-@final
-class ClipDensity:
-    """CLIP's log p(caption | picture), normalised over candidate captions: guidance through the predicted x0.
-
-    Args:
-        clip: the towers.
-        candidates: pooled captions that a row's own competes with, `(m, e)`.
-    """
-
-    def __init__(self, clip: Clip, candidates: Tensor) -> None:
-        self._clip, self._candidates = clip, candidates
-
-    def __call__(self, x: Data, level: Levels, condition: Condition) -> Rows:  # noqa: ARG002
-        """See `diffusion_core.guidance.LogDensity`.
-
-        Raises:
-            InvalidRequest: a row without a text.
-        """
-        if condition.pooled is None:
-            raise InvalidRequest("CLIP guidance needs a prompt in every row that asks for it", "prompt")
-        seen = self._clip.image.encode(x)
-        scale = seen.new_tensor([self._clip.logit_scale])
-        return text_density(seen, scale, condition.pooled.to(seen), self._candidates)
-
-
 def clip_folder(folder: Path) -> Path:
-    """Where a package keeps its CLIP towers."""
+    """Where a package keeps the CLIP towers that its denoiser reads."""
     return folder / CLIP

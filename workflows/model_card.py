@@ -39,11 +39,11 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         else "rows = model.predict(table, params={params})"
     )
     rows = [f"| {what} | {figures[key]:.4g} |" for key, what in _FIGURES.items() if key in figures]
-    example = card.candidate_captions[0]
+    example = next(iter(card.candidate_captions), "")
     lines = [
         f"# {name}",
         "",
-        f"Draws {drawn} of `{card.source}` from prompts such as *{example}*.",
+        f"Draws {drawn} of `{card.source}`" + (f" from prompts such as *{example}*." if example else "."),
         "The sample grid is `model_card/samples.png` among the run's artifacts.",
         "",
         "| figure | value |",

@@ -1,8 +1,12 @@
 """A model package on disk: all that is needed to draw pictures from prompts, in one folder.
 
     denoiser/      a `ModelBundle`
-    classifier/    a `ModelBundle` of a noisy-image classifier
-    clip/          an open_clip folder with `clip.json`
+    classifier/    a `ModelBundle` of a noisy-image classifier, where there is one
+    clip/          an open_clip folder with `clip.json`, or a pipeline's text tower; none where no text is read
+    autoencoder/   of a latent model
+    pipeline/      of an imported model: how its scheduler samples, and the small files that it is exported with
+    adapter/       of a LoRA version: its matrices; the denoiser is the base's, unchanged
+    scorer/        of a fine-tuned pipeline: the CLIP that scores its pictures
     package.json   `PackageCard`: what the model draws, its defaults, and a hash of every part
 
 The folder is what is registered, downloaded and served. It holds no pickle and no code.
@@ -19,16 +23,22 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, final
 
-from diffusion_core.bundle import ModelBundle
+from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
+from workflows.interop.adapter import ADAPTER
+from workflows.interop.kinds import register
 
 FORMAT_VERSION: Final = 1
 """Of `package.json`; others are refused."""
 CARD_FILE: Final = "package.json"
 BUNDLES: Final = ("denoiser", "classifier")
 CLIP: Final = "clip"
+AUTOENCODER: Final = "autoencoder"
+PIPELINE: Final = "pipeline"
+SCORER: Final = "scorer"
+_FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE, SCORER, ADAPTER)
 # The marker of the stage that made a part says nothing about the part.
 _NO_PART: Final = shutil.ignore_patterns("artifact.json", ".*")
 
@@ -114,15 +124,26 @@ class PackageCard:
         return card
 
 
-def assemble(folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path, clip: Path) -> PackageCard:
-    """Copies the parts into a package, under a temporary name until it is whole.
+def assemble(
+    folder: Path,
+    card: PackageCard,
+    *,
+    denoiser: Path,
+    classifier: Path | None,
+    clip: Path | None,
+    more: Mapping[str, Path] | None = None,
+    link: bool = False,
+) -> PackageCard:
+    """Puts the parts into a package, under a temporary name until it is whole.
 
     Args:
         folder: to create, or replace.
         card: without its `parts`.
         denoiser: a bundle's folder.
-        classifier: a bundle's folder.
-        clip: an open_clip folder with `clip.json`.
+        classifier: a bundle's folder; None: the package has none.
+        clip: an open_clip folder with `clip.json`, or a pipeline's text tower; None: the package has none.
+        more: folders of the other parts.
+        link: files are linked where the file system can, not copied.
 
     Returns:
         The card as it was written.
@@ -130,11 +151,14 @@ def assemble(folder: Path, card: PackageCard, *, denoiser: Path, classifier: Pat
     Raises:
         InvalidBundle: a part that is broken, or parts that do not belong together.
     """
+    parts = {"denoiser": denoiser, "classifier": classifier, CLIP: clip, **(more or {})}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         partial = Path(temporary) / "package"
-        for name, source in (("denoiser", denoiser), ("classifier", classifier), (CLIP, clip)):
-            shutil.copytree(source, partial / name, ignore=_NO_PART)
+        for name, source in parts.items():
+            if source is not None:
+                copy = link_or_copy if link else shutil.copy2
+                shutil.copytree(source, partial / name, ignore=_NO_PART, copy_function=copy)
         whole = replace(card, parts=_hashes(partial, open_bundles(partial)))
         whole.save(partial)
         if folder.exists():
@@ -171,12 +195,16 @@ def check_draws_pictures(card: PackageCard, name: str) -> None:
 
 
 def open_bundles(folder: Path) -> dict[str, ModelBundle]:
-    """The two bundles, with one noise schedule, one data shape and one CLIP.
+    """The denoiser and, where there is one, the classifier, with one noise schedule, data shape and CLIP.
 
     Raises:
         InvalidBundle: a broken bundle, or two that differ in one of these.
     """
-    bundles = {name: ModelBundle.load(folder / name) for name in BUNDLES}
+    register()
+    names = [name for name in BUNDLES if name == "denoiser" or (folder / name).exists()]
+    bundles = {name: ModelBundle.load(folder / name) for name in names}
+    if len(bundles) < len(BUNDLES):
+        return bundles
     denoiser, classifier = (bundles[name] for name in BUNDLES)
     pairs = {
         "noise schedule": (denoiser.schedule.to_config(), classifier.schedule.to_config()),
@@ -189,8 +217,20 @@ def open_bundles(folder: Path) -> dict[str, ModelBundle]:
     return bundles
 
 
+def scorer_folder(folder: Path) -> Path | None:
+    """Where a package keeps a CLIP that looks at pictures; None: it has none, as an imported pipeline."""
+    if (folder / SCORER).is_dir():
+        return folder / SCORER
+    return None if (folder / PIPELINE).is_dir() else folder / CLIP
+
+
 def _hashes(folder: Path, bundles: Mapping[str, ModelBundle]) -> dict[str, str]:
-    files = sorted(path for path in (folder / CLIP).rglob("*") if path.is_file())
+    files = sorted(path for name in _FOLDERS for path in (folder / name).rglob("*") if path.is_file())
     return {name: bundle.hash for name, bundle in bundles.items()} | {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        path.relative_to(folder).as_posix(): _sha256(path) for path in files
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from workflows.model_reference import PACKAGE
-from workflows.package_files import PackageCard
+from workflows.package_files import PIPELINE, PackageCard
 from workflows.tracking import TrackedRun
 
 _ROOT: Final = Path(__file__).parent.parent
-# What the model's code imports.
+# What the model's code imports; an imported checkpoint needs the second row too.
 _LIBRARIES: Final = (
     "mlflow",
     "torch",
@@ -22,6 +22,7 @@ _LIBRARIES: Final = (
     "safetensors",
     "jaxtyping",
 )
+_INTEROP: Final = ("diffusers", "transformers")
 
 
 def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str, str | None]:
@@ -40,7 +41,7 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
     inputs = [ColSpec("string", "prompt")]
     inputs += [ColSpec("string", name, required=False) for name in ("negative_prompt", "label")]
     kinds = {str: "string", float: "double", int: "long"}
-    params = [ParamSpec(name, kinds[type(value)], value) for name, value in default_params(card.defaults).items()]
+    params = [ParamSpec(name, kinds[type(value)], value) for name, value in default_params(card).items()]
     columns = None if card.scale is None else [ColSpec("double", name) for name in card.scale.columns]
     outputs = Schema([*(columns or [ColSpec("binary", "image")]), ColSpec("long", "seed")])
     signature = ModelSignature(Schema(inputs), outputs, ParamSchema(params))
@@ -51,27 +52,17 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
             artifacts={PACKAGE: str(package)},
             code_paths=[str(_ROOT / "diffusion_core"), str(_ROOT / "workflows")],
             signature=signature,
-            input_example=pd.DataFrame({"prompt": [card.candidate_captions[0]]}),
-            pip_requirements=_requirements(),
+            input_example=pd.DataFrame({"prompt": [next(iter(card.candidate_captions), "")]}),
+            pip_requirements=_requirements((package / PIPELINE).is_dir()),
         )
     # Leaving `start_run` closed the run, which still has a version to get.
     run.client.update_run(run.run_id, status="RUNNING")
     return str(logged.model_uri), logged.model_id
 
 
-def _requirements() -> list[str]:
+def _requirements(imported: bool) -> list[str]:
     """The libraries at the versions that are installed."""
     from importlib.metadata import version
 
-    names = (
-        "mlflow",
-        "torch",
-        "torchvision",
-        "open_clip_torch",
-        "numpy",
-        "pandas",
-        "pillow",
-        "safetensors",
-        "jaxtyping",
-    )
+    names = _LIBRARIES + (_INTEROP if imported else ())
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]

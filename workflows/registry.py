@@ -52,7 +52,7 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
     with tracked_run(config, job_run_file(config), config_key(config)) as run:
         _log_run(run, config, inputs)
         progress.advance(1)
-        version = _version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
+        version = make_version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
         _log_card(run, version, card, inputs, folder)
         promotion = promote(config, version, Dataset.open(inputs["data"].folder), progress)
         _tell(promotion, config, progress)
@@ -97,7 +97,7 @@ def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> 
         "package_hash": card.hash,
         "data_hash": card.data_hash,
         "denoiser_hash": card.parts["denoiser"],
-        "classifier_hash": card.parts["classifier"],
+        "classifier_hash": card.parts.get("classifier", ""),
         "clip_weights_sha256": str(inputs["clip"].metrics.get("weights_sha256", "")),
         "cache_key": inputs["embed"].key,
         "git_commit": git_commit(),
@@ -116,7 +116,7 @@ def _log_run(run: TrackedRun, config: RunConfig, inputs: dict[str, Artifact]) ->
             run.log_file(file, stage)
 
 
-def _version(run: TrackedRun, name: str, tags: dict[str, str], package: Path, card: PackageCard) -> ModelVersion:
+def make_version(run: TrackedRun, name: str, tags: dict[str, str], package: Path, card: PackageCard) -> ModelVersion:
     """Makes a version, or finds the one that an interrupted attempt of the same run has made."""
     from mlflow.exceptions import MlflowException
 

@@ -100,16 +100,33 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
+def _embed_section(config: RunConfig) -> dict[str, Any]:
+    values, base = _dump(config.embed, "batch_size", "workers", "share_captions", "flips"), _base(config)
+    return values | base | ({"flips": config.embed.flips} if base else {})
+
+
+def _base(config: RunConfig) -> dict[str, Any]:
+    """What is fine-tuned; nothing where a network is trained from nothing."""
+    if config.denoiser.base is None:
+        return {}
+    from workflows.interop.base import base_key
+
+    return base_key(config)
+
+
 def _denoiser_section(config: RunConfig) -> dict[str, Any]:
     network, schedule = _dump(config.denoiser.network), _dump(config.denoiser.schedule)
     train = _dump(config.denoiser.train, *TRAINING_UNSEEN)
-    return {"network": network, "schedule": schedule, "target": config.denoiser.parameterization, "train": train}
+    values = {"network": network, "schedule": schedule, "target": config.denoiser.parameterization, "train": train}
+    base = _base(config)
+    return {"train": train, "lora": _dump(config.denoiser.lora)} | base if base else values
 
 
 def _classifier_section(config: RunConfig) -> dict[str, Any]:
     """The classifier judges the denoiser's x_t, so it depends on the denoiser's schedule too."""
     network, schedule = _dump(config.classifier.network), _dump(config.denoiser.schedule)
-    return {"network": network, "schedule": schedule, "train": _dump(config.classifier.train, *TRAINING_UNSEEN)}
+    train = _dump(config.classifier.train, *TRAINING_UNSEEN)
+    return {"network": network, "schedule": schedule, "train": train} | _base(config)
 
 
 STAGES: Final = (
@@ -130,7 +147,7 @@ STAGES: Final = (
         name="embed",
         help="Writes images and cached CLIP embeddings to Parquet with Ray Data.",
         load=_embed,
-        sections=lambda config: _dump(config.embed, "batch_size", "workers", "share_captions"),
+        sections=_embed_section,
         inputs=("data", "clip"),
     ),
     Stage(

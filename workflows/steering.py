@@ -37,6 +37,7 @@ def steer(
     classifier_scale: float | Sequence[float] = 0.0,
     clip_scale: float | Sequence[float] = 0.0,
     num_classes: int | None = None,
+    sees_labels: bool = False,
 ) -> Condition:
     """Translates a user's kind of guidance into what the wrappers read.
 
@@ -53,30 +54,31 @@ def steer(
         classifier_scale: for `classifier`.
         clip_scale: for `clip`.
         num_classes: labels are below this; None: not checked.
+        sees_labels: the denoiser is conditioned on the label, in place of a prompt.
 
     Raises:
         InvalidRequest: an unknown kind, or one that lacks what it needs; names the field.
     """
     kinds = parse_guidance(guidance)
-    _check_inputs(kinds, text, labels, negative, num_classes)
+    _check_inputs(kinds, text, labels, negative, num_classes, sees_labels)
     condition = Condition.null(num_rows)
     if text is not None and kinds != {"none"}:
         tokens, mask, pooled = text
         condition = Condition.of(tokens, mask, pooled)
     if labels is not None:
         label = torch.as_tensor(labels, dtype=torch.int64, device=condition.present.device)
-        condition = Condition(condition.present, condition.tokens, condition.mask, condition.pooled, label)
+        present = torch.ones_like(condition.present) if sees_labels else condition.present
+        condition = Condition(present, condition.tokens, condition.mask, condition.pooled, label)
     if not kinds & _SEEING:
         condition = condition.hidden()
     if negative is not None:
         avoided = Condition.of(*negative)
         parts = (condition.tokens, condition.mask, condition.pooled, condition.label)
         condition = Condition(condition.present, *parts, negative=avoided)
-    return condition.with_settings(
-        guidance_scale=guidance_scale if "classifier_free" in kinds else 1.0,
-        classifier_scale=classifier_scale if "classifier" in kinds else 0.0,
-        clip_scale=clip_scale if "clip" in kinds else 0.0,
-    )
+    # Scales of kinds that nobody asks for are not named: a model may lack these kinds.
+    asked = {"classifier": {"classifier_scale": classifier_scale}, "clip": {"clip_scale": clip_scale}}
+    scales = {name: scale for kind in asked.keys() & kinds for name, scale in asked[kind].items()}
+    return condition.with_settings(guidance_scale=guidance_scale if "classifier_free" in kinds else 1.0, **scales)
 
 
 def parse_guidance(guidance: str) -> frozenset[str]:
@@ -127,12 +129,13 @@ def _check_inputs(
     labels: Sequence[int] | None,
     negative: EncodedText | None,
     num_classes: int | None,
+    sees_labels: bool,
 ) -> None:
     if negative is not None and "classifier_free" not in kinds:
         raise InvalidRequest("a negative prompt has an effect with guidance `classifier_free` only", "negative_prompt")
-    if labels is not None and "classifier" not in kinds:
+    if labels is not None and "classifier" not in kinds and not (sees_labels and kinds & _SEEING):
         raise InvalidRequest("a label has an effect with guidance `classifier` only", "label")
-    by_label = labels is not None and kinds == {"classifier"}
+    by_label = labels is not None and (sees_labels or kinds == {"classifier"})
     if kinds != {"none"} and text is None and not by_label:
         raise InvalidRequest(f"guidance {'+'.join(sorted(kinds))} needs a prompt", "prompt")
     if labels is not None and num_classes is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffusion_core.condition import Condition
 from diffusion_core.networks.attention import TransformerBlock, modulated, zeroed
 from diffusion_core.networks.embedding import ConditionEmbedding, LevelEmbedding
-from diffusion_core.networks.patches import PatchEmbedding, PatchGrid
+from diffusion_core.networks.patches import PatchGrid, Stem, patch_embedding
 from diffusion_core.types import Data, Rows
 
 
@@ -29,6 +29,7 @@ class DiTConfig:
         pooled_dim: width of `Condition.pooled`; None: it is not read.
         num_classes: labels 0 .. num_classes - 1; None: they are not read.
         learned_variance: the output has 2c channels.
+        stem: what makes a vector of a patch.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +42,7 @@ class DiTConfig:
     pooled_dim: int | None = None
     num_classes: int | None = None
     learned_variance: bool = False
+    stem: Stem = "linear"
 
 
 @final
@@ -63,7 +65,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config, width = config, config.width
         self.grid = PatchGrid(config.shape, config.patch)
-        self.patches = PatchEmbedding(self.grid, width)
+        self.patches = patch_embedding(self.grid, width, config.stem)
         self.level = LevelEmbedding(width)
         self.condition = ConditionEmbedding(width, config.token_dim, config.pooled_dim, config.num_classes)
         with_text = config.token_dim is not None

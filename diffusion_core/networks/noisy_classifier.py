@@ -14,7 +14,7 @@ from diffusion_core.condition import Condition
 from diffusion_core.errors import InvalidCondition, InvalidGuidance, InvalidShape
 from diffusion_core.networks.attention import TransformerBlock, modulated
 from diffusion_core.networks.embedding import LevelEmbedding, check_labels
-from diffusion_core.networks.patches import PatchEmbedding, PatchGrid, VectorEmbedding
+from diffusion_core.networks.patches import PatchGrid, Stem, VectorEmbedding, patch_embedding
 from diffusion_core.types import Data, Levels, RowMask, Rows
 
 SAME_TEXT = 1.0 - 1e-5
@@ -28,6 +28,7 @@ class NoisyClassifierConfig:
     Attributes:
         shape: of one row, `(c, *axes)`, or `(c,)` for vectors.
         patch: length of a patch along each axis, or one for all; vectors have none.
+        stem: what makes a vector of a patch.
         width: of the blocks.
         depth: number of blocks.
         num_heads: attention heads.
@@ -46,6 +47,7 @@ class NoisyClassifierConfig:
     num_classes: int | None = None
     embed_dim: int | None = None
     num_candidates: int = 0
+    stem: Stem = "linear"
 
 
 class NoisyFeatures(NamedTuple):
@@ -92,7 +94,7 @@ class NoisyClassifier(nn.Module):
         self.patches = (
             VectorEmbedding(config.shape[0], width)
             if len(config.shape) == 1
-            else PatchEmbedding(PatchGrid(config.shape, config.patch), width)
+            else patch_embedding(PatchGrid(config.shape, config.patch), width, config.stem)
         )
         self.level = LevelEmbedding(width)
         self.blocks = nn.ModuleList(

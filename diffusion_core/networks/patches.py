@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast, final
+from itertools import pairwise
+from typing import Final, Literal, TypeAlias, cast, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diffusion_core.errors import InvalidShape
+from diffusion_core.networks.convolution import convolution, num_groups
 from diffusion_core.networks.embedding import sinusoidal
 from diffusion_core.types import Data
+
+Stem: TypeAlias = Literal["linear", "convolution"]
+"""What makes a vector of a patch: `linear`, a map of its values, or `convolution`, see `ConvolutionStem`."""
+
+_KERNEL: Final = 5
 
 
 @final
@@ -70,19 +78,76 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.grid = grid
         self.project = nn.Linear(grid.shape[0] * grid.volume, width)
-        # Each axis starts with sinusoids in columns of its own: their sum tells the axes apart from the start.
-        columns = torch.arange(width).chunk(len(grid.counts))
-        tables = [torch.zeros(count, width) for count in grid.counts]
-        for table, own in zip(tables, columns, strict=False):
-            table[:, own] = sinusoidal(torch.arange(len(table), dtype=torch.float32), len(own), longest=100.0)
-        self.positions = nn.ParameterList(tables)
+        self.positions = position_tables(grid.counts, width)
 
     def forward(self, x: Data) -> Float[Tensor, "b n w"]:
         """`(b, c, *axes)` to `(b, n, width)`."""
-        embedded = self.project(self.grid.split(x)).unflatten(1, self.grid.counts)
-        for axis, table in enumerate(self.positions):
-            embedded = embedded + table.reshape(-1, *(1,) * (len(self.grid.counts) - 1 - axis), table.shape[1])
-        return cast(Tensor, embedded.flatten(1, -2))
+        return with_positions(self.project(self.grid.split(x)), self.positions)
+
+
+@final
+class ConvolutionStem(nn.Module):
+    """As `PatchEmbedding`, by convolutions that overlap: each halves every axis, the last has `width` channels.
+
+    Edges are found wherever they lie, which a linear map of patches must learn for each place in the patch.
+
+    Args:
+        grid: how many vectors there are: patches of 2^k along every axis, k being the number of convolutions.
+        width: of the vectors; a convolution before has half the channels of the one after it.
+
+    Raises:
+        InvalidShape: patches of other sides, more than three axes, or a width that cannot be halved that often.
+
+    References:
+        Xiao et al., Early Convolutions Help Transformers See Better (2021).
+    """
+
+    def __init__(self, grid: PatchGrid, width: int) -> None:
+        super().__init__()
+        side, rank = grid.patch[0], len(grid.patch)
+        count = side.bit_length() - 1
+        if side < 2 or set(grid.patch) != {2**count} or rank > 3:
+            raise InvalidShape(f"a convolution stem has patches of 2, 4, 8, ... along one to three axes: {grid.patch}")
+        channels = [grid.shape[0], *(width >> (count - 1 - place) for place in range(count))]
+        if width % 2 ** (count - 1):
+            raise InvalidShape(f"width {width} cannot be halved {count - 1} times: a stem of patch {side} needs that")
+        self.grid = grid
+        pairs = list(pairwise(channels))
+        self.convolutions = nn.ModuleList(convolution(rank, a, b, size=_KERNEL, stride=2) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.GroupNorm(num_groups(wanted), wanted) for wanted in channels[1:])
+        self.positions = position_tables(grid.counts, width)
+
+    def forward(self, x: Data) -> Float[Tensor, "b n w"]:
+        """`(b, c, *axes)` to `(b, n, width)`."""
+        check_shape(x, self.grid.shape)
+        for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            x = norm(convolve(x if place == 0 else functional.silu(x)))
+        return with_positions(x.flatten(2).transpose(1, 2), self.positions)
+
+
+def patch_embedding(grid: PatchGrid, width: int, stem: Stem) -> PatchEmbedding | ConvolutionStem:
+    """The stem of that name."""
+    return PatchEmbedding(grid, width) if stem == "linear" else ConvolutionStem(grid, width)
+
+
+def position_tables(counts: Sequence[int], width: int) -> nn.ParameterList:
+    """A table `(count, width)` per axis.
+
+    Each starts with sinusoids in columns of its own: their sum tells the axes apart from the start.
+    """
+    columns = torch.arange(width).chunk(len(counts))
+    tables = [torch.zeros(count, width) for count in counts]
+    for table, own in zip(tables, columns, strict=False):
+        table[:, own] = sinusoidal(torch.arange(len(table), dtype=torch.float32), len(own), longest=100.0)
+    return nn.ParameterList(tables)
+
+
+def with_positions(vectors: Float[Tensor, "b n w"], tables: nn.ParameterList) -> Float[Tensor, "b n w"]:
+    """Adds to each vector of the grid its entry in the table of every axis."""
+    placed = vectors.unflatten(1, [len(table) for table in tables])
+    for axis, table in enumerate(tables):
+        placed = placed + table.reshape(-1, *(1,) * (len(tables) - 1 - axis), table.shape[1])
+    return cast(Tensor, placed.flatten(1, -2))
 
 
 @final

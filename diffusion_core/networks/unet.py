@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -14,6 +13,7 @@ from torch.nn import functional
 from diffusion_core.condition import Condition
 from diffusion_core.errors import InvalidShape
 from diffusion_core.networks.attention import Attention, zeroed
+from diffusion_core.networks.convolution import convolution, num_groups
 from diffusion_core.networks.embedding import ConditionEmbedding, LevelEmbedding
 from diffusion_core.networks.patches import check_shape
 from diffusion_core.types import Data, Rows
@@ -218,17 +218,6 @@ class Resampling(nn.Module):
         """Takes what every block takes, and reads the data alone."""
         del vector, text, mask
         return cast(Tensor, self.conv(functional.interpolate(x, scale_factor=2.0) if self.up else x))
-
-
-def convolution(rank: int, channels: int, wanted: int, size: int = 3, stride: int = 1) -> nn.Module:
-    """A convolution over `rank` axes that keeps their lengths, or divides them by the stride."""
-    kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-    return kinds[rank](channels, wanted, size, stride=stride, padding=size // 2)
-
-
-def num_groups(channels: int) -> int:
-    """At most 32 groups of at least 4 channels."""
-    return math.gcd(channels, max(1, min(32, channels // 4)))
 
 
 def expand_channels(part: Float[Tensor, "b c"], like: Tensor) -> Float[Tensor, "b c ..."]:

@@ -6,6 +6,7 @@ python -m diffusion_core.oracle [picture.png]
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def convergence(oracle: OracleDenoiser) -> dict[str, list[float]]:
     schedule, shape = oracle.schedule, (64, *oracle.mixture.shape)
     start = noise.normal(0, noise.INITIAL, 0, shape, dtype=torch.float64)
     exact = oracle.mixture.ode_map(start, float(schedule.alpha_bar[-1]))
+    samplers: dict[str, Callable[[NoiseSchedule, Sequence[int]], SamplerPlan]]
     samplers = {"DDIM": ddim, "DPM-Solver++(2M)": dpm_solver}
     return {
         name: [

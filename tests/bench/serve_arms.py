@@ -24,7 +24,7 @@ from workflows.serve.calls import Call
 from workflows.serve.ingress import Ingress
 from workflows.serve.order import take_order
 from workflows.serve.pictures import Generated
-from workflows.serve.rows import pixels_of, trajectories
+from workflows.serve.rows import previews_of, trajectories
 from workflows.serve.sampler import Sampler, card_of
 from workflows.serve.schema import ModelCard
 from workflows.serve.settings import ServeArgs
@@ -70,7 +70,8 @@ class Lockstep(ABC):
         menu, package = self._served.menu, self._served.package
         order = take_order(call.request, menu)
         texts = await self._texts.encode(f"{menu.model}/{menu.version}", order.texts)
-        yield Generated(order.settings, pixels_of([await self.make(trajectories(package, order, texts)[0])]))
+        sample = await self.make(trajectories(package, order, texts)[0])
+        yield Generated(order.settings, previews_of(package, [sample]))
 
     @abstractmethod
     async def make(self, row: Trajectory) -> Tensor:

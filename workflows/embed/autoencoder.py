@@ -42,11 +42,20 @@ class Autoencoder:
         except ImportError:
             raise InvalidConfig("latents need diffusers: pip install 'raverse[diffusers]'") from None
         try:
-            model = AutoencoderKL.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as error:
+            model, found = AutoencoderKL.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0][:200]
             raise InvalidConfig(f"{folder} holds no AutoencoderKL with safetensors weights ({first})") from None
+        if wrong := [*found["missing_keys"], *found["mismatched_keys"]]:
+            raise InvalidConfig(f"the weights in {folder} do not fit its config.json: {wrong[0]}")
         return Autoencoder(model, device)
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture's side per latent."""
+        return int(2 ** (len(self._model.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,8 +67,12 @@ class Autoencoder:
         Returns:
             Mean and standard deviation of the latents, each float32 `(b, z, h', w')`.
         """
-        x = images.to(self._device).float() / 127.5 - 1.0
-        posterior = self._model.encode(x).latent_dist
+        return self.encode_pictures(images.to(self._device).float() / 127.5 - 1.0)
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode`, of pictures in [-1, 1]."""
+        posterior = self._model.encode(pictures.to(self._device).float()).latent_dist
         return (posterior.mean - self._shift) * self._scale, posterior.std * self._scale
 
     @torch.no_grad()

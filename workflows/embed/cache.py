@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import SplitName
+from workflows.embed.latents import LatentFormat
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
 
@@ -64,7 +65,8 @@ class CachedBatch:
 
     Attributes:
         sample_ids: (b,) int64.
-        images: (b, c, h, w) uint8, or vectors (b, d) float32; `to_x` makes them what networks see.
+        images: (b, c, h, w) uint8, or vectors (b, d) float32, or latents as `LatentFormat` stores them; `to_x0` makes
+            them what networks see.
         captions: (b, k) int64 positions in `CachedCaptions`, -1 after a sample's last wording.
         num_captions: (b,) int64 wordings per sample.
         labels: (b,) int64, -1 where there is none.
@@ -111,8 +113,13 @@ class EmbeddingCache:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(c, h, w) of every image, or (d,) of vectors."""
+        """(c, h, w) of every image or of its latent, or (d,) of vectors."""
         return self.manifest.shape
+
+    @cached_property
+    def latents(self) -> LatentFormat | None:
+        """How images are stored; None: as pixels."""
+        return None if self.manifest.latents is None else LatentFormat.of(self.manifest.latents)
 
     def num_samples(self, split: SplitName) -> int:
         """Samples of a split."""
@@ -185,7 +192,9 @@ class EmbeddingCache:
 
     def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
         """Fills one tensor shard by shard, so that few shards are in memory twice."""
-        images = torch.empty((count, *self.shape), dtype=torch.uint8 if len(self.shape) > 1 else torch.float32)
+        pixels = self.latents is None and len(self.shape) > 1
+        shape = self.shape if self.latents is None else self.latents.stored
+        images = torch.empty((count, *shape), dtype=torch.uint8 if pixels else torch.float32)
         start = 0
         for table in self._read_ahead(paths, ["image"]):
             for chunk in table["image"].chunks:

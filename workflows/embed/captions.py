@@ -23,7 +23,7 @@ from workflows.shards import Shard, copy_shard, keyed, write_shard
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workflows.embed.clip import EncodedText, TextTower
+    from workflows.embed.clip import EncodedText, TextEncoder
 
 
 def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
@@ -71,7 +71,7 @@ class CaptionShardWriter:
         self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size
 
     @cached_property
-    def _text(self) -> TextTower:
+    def _text(self) -> TextEncoder:
         """Loaded with the first block: what fails in a constructor, Ray reports as the death of an actor."""
         import torch
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, Protocol, final
 
 import open_clip
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional
 from workflows.embed.identity import ClipIdentity
 from workflows.errors import InvalidClip
 
+_PIPELINE_TEXT: Final = "text_encoder"
 _DEVIATIONS: Final = 2.0
 
 
@@ -146,27 +147,52 @@ class ImageTower:
         return functional.normalize(features.float(), dim=-1)
 
 
+class TextEncoder(Protocol):
+    """Captions to features, as a denoiser was trained to read them."""
+
+    def encode(self, captions: Sequence[str]) -> EncodedText:
+        """Encodes m captions, at least one; what exceeds the context length is cut off."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class Clip:
-    """Both towers, and the factor of their cosine in CLIP's softmax."""
+    """Both towers, and the factor of their cosine in CLIP's softmax; an imported pipeline has a text tower only."""
 
-    text: TextTower
-    image: ImageTower
+    text: TextEncoder
+    image_tower: ImageTower | None
     identity: ClipIdentity
     logit_scale: float
+
+    @property
+    def image(self) -> ImageTower:
+        """The image tower.
+
+        Raises:
+            InvalidClip: there is none.
+        """
+        if self.image_tower is None:
+            raise InvalidClip(f"{self.identity.model} reads text only: pictures need a CLIP with an image tower")
+        return self.image_tower
 
 
 def load_clip(folder: Path, device: str | torch.device = "cpu") -> Clip:
     """Loads the towers that the clip stage wrote.
 
     Args:
-        folder: an open_clip local-dir with `clip.json`.
+        folder: an open_clip local-dir, or the text tower of an imported pipeline, with `clip.json`.
         device: where the towers run.
 
     Raises:
         InvalidClip: the folder does not hold towers, or ones without features per token.
     """
+    if (folder / _PIPELINE_TEXT).is_dir():
+        try:
+            from workflows.interop.text import load_pipeline_text
+        except ImportError:
+            raise InvalidClip("this text tower needs transformers: pip install 'raverse[diffusers]'") from None
+        return load_pipeline_text(folder, device)
     identity = ClipIdentity.load(folder)
     model, tokenizer = open_model(f"local-dir:{folder}", device)
     return Clip(TextTower(model, tokenizer), ImageTower(model), identity, float(model.logit_scale.exp()))

@@ -41,10 +41,20 @@ class ImageShardWriter:
             InvalidData: a picture of another shape.
             StorageUnwritable: the folder is full or read-only.
         """
-        rows = decode(read_rows(self.data_folder / f"{item['split']}.parquet", item["start"], item["stop"]), self.shape)
-        if rows.images.shape[1:] != self.shape:
-            raise InvalidData(f"pictures of shape {rows.images.shape[1:]} in {item['path']}, wanted {self.shape}")
+        rows = read_samples(self.data_folder, item, self.shape)
         return asdict(write_shard(self.folder, item["path"], image_table(rows, self.encoder), item["key"]))
+
+
+def read_samples(data_folder: Path, item: dict[str, Any], shape: tuple[int, ...]) -> Split:
+    """The samples of one work item, decoded.
+
+    Raises:
+        InvalidData: a picture of another shape.
+    """
+    rows = decode(read_rows(data_folder / f"{item['split']}.parquet", item["start"], item["stop"]), shape)
+    if rows.images.shape[1:] != shape:
+        raise InvalidData(f"pictures of shape {rows.images.shape[1:]} in {item['path']}, wanted {shape}")
+    return rows
 
 
 def image_table(rows: Split, encoder: str) -> pa.Table:

@@ -40,6 +40,7 @@ class Manifest:
         shape: (c, h, w) of every image, or (d,) of vectors.
         rows: samples per split, and distinct `captions`.
         files: every shard, in order.
+        latents: what encoded the images and how; None: they are stored as pixels.
         format: version of the layout.
     """
 
@@ -51,6 +52,7 @@ class Manifest:
     shape: tuple[int, ...]
     rows: dict[str, int]
     files: tuple[Shard, ...]
+    latents: dict[str, Any] | None = None
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
@@ -110,9 +112,9 @@ def encoder_key(clip: dict[str, Any], dtype: str) -> str:
     return _hash({name: clip[name] for name in fields} | {"layer": _LAYER, "pooling": _POOLING, "dtype": dtype})
 
 
-def cache_key(encoder: str, data_hash: str) -> str:
+def cache_key(encoder: str, data_hash: str, latents: dict[str, Any] | None = None) -> str:
     """Key of the whole cache."""
-    return _hash({"encoder": encoder, "data": data_hash})
+    return _hash({"encoder": encoder, "data": data_hash} | ({} if latents is None else {"latents": latents}))
 
 
 def caption_id(encoder: str, caption: str) -> str:

@@ -17,6 +17,7 @@ from workflows.config import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity
+from workflows.embed.latents import LatentFormat
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
 from workflows.shards import Shard, find_shard
 
@@ -38,6 +39,7 @@ class EmbedPlan:
         images: work items of the image shards.
         captions: work items of the caption shards.
         rows: samples per split, and distinct `captions`.
+        latents: how images are stored; None: as pixels.
     """
 
     key: str
@@ -45,6 +47,7 @@ class EmbedPlan:
     images: tuple[Item, ...]
     captions: tuple[Item, ...]
     rows: dict[str, int]
+    latents: LatentFormat | None = None
 
     def finished(self, folder: Path) -> dict[str, Shard]:
         """The shards that an earlier run has made, by path."""
@@ -59,36 +62,41 @@ class EmbedPlan:
             data_hash=dataset.info.data_hash,
             clip=asdict(identity),
             dtype=dtype,
-            shape=dataset.info.shape,
+            shape=dataset.info.shape if self.latents is None else self.latents.shape,
             rows=self.rows,
             files=tuple(sorted(shards, key=lambda shard: shard.path)),
+            latents=None if self.latents is None else self.latents.describe(),
         )
 
 
-def plan_shards(dataset: Dataset, identity: ClipIdentity, config: EmbedConfig) -> EmbedPlan:
+def plan_shards(
+    dataset: Dataset, identity: ClipIdentity, config: EmbedConfig, latents: LatentFormat | None = None
+) -> EmbedPlan:
     """Cuts images, in order, and distinct captions, in order of code points, into shards.
 
     Args:
         dataset: the samples.
         identity: of the towers.
         config: `dtype` and `rows_per_shard`; a shard has fewer rows where those would be over 128 MiB.
+        latents: how images are stored; None: as pixels.
     """
     encoder = encoder_key(asdict(identity), config.dtype)
-    key = cache_key(encoder, dataset.info.data_hash)
+    key = cache_key(encoder, dataset.info.data_hash, None if latents is None else latents.describe())
+    row_bytes = _image_bytes(dataset) if latents is None else latents.row_bytes
     captions = distinct_captions(map(dataset.path, SPLITS), dataset.info.candidate_captions)
     token_bytes = identity.context_length * identity.width * _BYTES_PER_FEATURE
     rows = {"train": dataset.info.num_train, "held_out": dataset.info.num_held_out, "captions": len(captions)}
     return EmbedPlan(
         key=key,
         encoder=encoder,
-        images=_image_items(dataset, key, config.rows_per_shard),
+        images=_image_items(dataset, key, _shard_rows(config.rows_per_shard, row_bytes)),
         captions=_caption_items(captions, encoder, _shard_rows(config.rows_per_shard, token_bytes)),
         rows=rows,
+        latents=latents,
     )
 
 
-def _image_items(dataset: Dataset, key: str, rows_per_shard: int) -> tuple[Item, ...]:
-    size = _shard_rows(rows_per_shard, math.prod(dataset.info.shape) * (1 if dataset.info.scale is None else 4))
+def _image_items(dataset: Dataset, key: str, size: int) -> tuple[Item, ...]:
     return tuple(
         {
             "split": split,
@@ -112,6 +120,11 @@ def _caption_items(captions: list[str], encoder: str, size: int) -> tuple[Item, 
         }
         for index, group in enumerate(groups)
     )
+
+
+def _image_bytes(dataset: Dataset) -> int:
+    """Of a stored picture, or of a stored vector of floats."""
+    return math.prod(dataset.info.shape) * (1 if dataset.info.scale is None else _BYTES_PER_FEATURE)
 
 
 def _shard_rows(wanted: int, bytes_per_row: int) -> int:

@@ -8,7 +8,7 @@ so any number of workers writes the same cache, and a run that was killed goes o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
+from workflows.embed.latents import LatentFormat, LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
 from workflows.embed.store import CaptionStore
+from workflows.interop.base import Base, base_of, check_pictures
 from workflows.progress import Progress
 from workflows.shard_pass import run_pass
 from workflows.shards import Shard, remove_partial
@@ -35,7 +37,7 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     """Fills the embedding cache.
 
     Args:
-        config: the job; its `embed` section is read.
+        config: the job; its `embed` section and the denoiser's base are read.
         inputs: the `data` and `clip` artifacts.
         folder: of the cache; shards that an earlier run made from the same input are kept.
         progress: told about finished shards.
@@ -49,9 +51,11 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
         StorageUnwritable: the folder is full or read-only.
     """
     dataset = Dataset.open(inputs["data"].folder)
-    clip_folder = inputs["clip"].folder
+    base = base_of(config)
+    latents = _latents(config, base, dataset)
+    clip_folder = inputs["clip"].folder if base is None else base.text_folder
     identity = ClipIdentity.load(clip_folder)
-    plan = plan_shards(dataset, identity, config.embed)
+    plan = plan_shards(dataset, identity, config.embed, latents)
     discard_damaged(folder)
     remove_partial(folder)
     shards = plan.finished(folder)
@@ -65,9 +69,9 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size)
     workers = _num_workers(config.embed.workers, len(captions))
     encoded = 0
-    write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, plan.encoder)
+    build_images = _images(dataset, folder, plan.encoder, base, latents, config.embed.workers)
     for pass_items, build in (
-        (images, lambda rows: rows.map(write_image)),
+        (images, build_images),
         (captions, lambda rows: _encoded(rows, encode, workers, store)),
     ):
         for row in run_pass(pass_items, build):
@@ -102,6 +106,29 @@ def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int, store:
         compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=1,
         num_gpus=num_gpus,
+    )
+
+
+def _latents(config: RunConfig, base: Base | None, dataset: Dataset) -> LatentFormat | None:
+    if base is None:
+        return None
+    check_pictures(base, dataset.info.shape, dataset.info.source)
+    return base.latents(flips=config.embed.flips)
+
+
+def _images(
+    dataset: Dataset, folder: Path, encoder: str, base: Base | None, latents: LatentFormat | None, workers: int
+) -> Callable[[RayDataset], RayDataset]:
+    """How image shards are made: decoded by tasks, and encoded to latents by actors where a base wants those."""
+    if base is None or latents is None or base.autoencoder is None:
+        write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, encoder)
+        return lambda rows: rows.map(write_image)
+    num_gpus = 1 if _total("GPU") >= workers else 0
+    device = "cuda" if num_gpus else "cpu"
+    arguments = (dataset.folder, folder, dataset.info.shape, encoder, base.autoencoder, latents, device)
+    compute = ActorPoolStrategy(size=_num_workers(workers, workers))
+    return lambda rows: rows.map(
+        LatentShardWriter, fn_constructor_args=arguments, compute=compute, num_cpus=1, num_gpus=num_gpus
     )
 
 

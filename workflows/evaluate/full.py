@@ -102,9 +102,9 @@ def check_shape(package: ModelPackage, dataset: Dataset) -> None:
         InvalidConfig: the model draws vectors, which the evaluate stage of a job measures.
     """
     check_draws_pictures(package.card, package.folder.name)
-    if tuple(package.shape) != tuple(dataset.info.shape):
+    if tuple(package.picture_shape) != tuple(dataset.info.shape):
         raise InvalidData(
-            f"the model draws pictures of shape {tuple(package.shape)}, {dataset.info.source} holds "
+            f"the model draws pictures of shape {tuple(package.picture_shape)}, {dataset.info.source} holds "
             f"{tuple(dataset.info.shape)}: give the --config that the model was trained with"
         )
 
@@ -124,18 +124,27 @@ def log_results(config: RunConfig, source: ModelSource, folder: Path, figures: d
 
 
 def _figures(config: RunConfig, package: ModelPackage, drawn: Drawn, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    clip, held_out, train = package.clip, dataset.read("held_out"), dataset.read("train")
-    vectors, real = image_vectors(drawn.images, clip), image_vectors(held_out.images, clip)
+    clip, held_out, train = package.scorer(), dataset.read("held_out"), dataset.read("train")
     found = nearest(drawn.images, train.images, held_out.images)
     draw_neighbours(folder / "neighbours.png", found, drawn.images, train.images)
+    figures = {} if clip is None else _scored(clip, drawn, train, held_out)
+    if package.shape == package.picture_shape:
+        # Of latents the bound would be one of latents, which compares with nothing.
+        figures["bits_per_dim"] = _bits(config, package, held_out)
+    return figures | {
+        "accuracy": accuracy(drawn.judged, drawn.job.prompts.targets, dataset.info),
+        "nearest": _shares(found),
+    }
+
+
+def _scored(clip: Clip, drawn: Drawn, train: Split, held_out: Split) -> dict[str, Any]:
+    """What CLIP sees."""
+    vectors, real = image_vectors(drawn.images, clip), image_vectors(held_out.images, clip)
     return {
         **fidelity(real, vectors),
         "clip_fd_real": _fd_of_real(train, real, len(drawn.images), clip),
         "clip_score": clip_score(vectors, text_vectors(drawn, clip)),
         "diversity": spread(drawn, clip),
-        "accuracy": accuracy(drawn.judged, drawn.job.prompts.targets, dataset.info),
-        "bits_per_dim": _bits(config, package, held_out),
-        "nearest": _shares(found),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from workflows.config import EvaluateConfig
@@ -11,6 +12,7 @@ from workflows.evaluate.measure import Drawn
 from workflows.evaluate.pictures import Column
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
+from workflows.package_files import CLIP, scorer_folder
 
 TITLES: Final = {
     "none": "unconditional",
@@ -46,6 +48,12 @@ def plan_jobs(asked: EvaluateConfig, prompts: Prompts) -> dict[str, SampleJob]:
         if scale not in (0.0, 1.0, asked.guidance_scale):
             jobs[f"scale_{scale:g}"] = replace(headline, prompts=compared, guidance_scale=scale)
     return jobs
+
+
+def offered(jobs: dict[str, SampleJob], package: Path) -> dict[str, SampleJob]:
+    """Without what a package cannot draw: the text tower of a pipeline comes without one for pictures."""
+    looks = scorer_folder(package) == package / CLIP
+    return {name: job for name, job in jobs.items() if looks or job.guidance != "clip"}
 
 
 def compared_scales(asked: EvaluateConfig, drawn: dict[str, Drawn]) -> dict[float, Drawn]:

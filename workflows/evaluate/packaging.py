@@ -7,7 +7,9 @@ from pathlib import Path
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import DataInfo
-from workflows.package_files import Defaults, PackageCard, assemble
+from workflows.interop.adapter import ADAPTER
+from workflows.interop.base import base_of
+from workflows.package_files import AUTOENCODER, PIPELINE, SCORER, Defaults, PackageCard, assemble
 
 
 def assemble_package(config: RunConfig, inputs: dict[str, Artifact], folder: Path) -> PackageCard:
@@ -31,10 +33,20 @@ def assemble_package(config: RunConfig, inputs: dict[str, Artifact], folder: Pat
         scale=info.scale,
         defaults=Defaults(asked.num_steps, asked.guidance_scale, asked.classifier_scale, asked.clip_scale),
     )
+    parts = inputs["denoiser"].folder
+    classifier, base = inputs["classifier"].folder / "bundle", base_of(config)
+    if base is None:
+        return assemble(folder, card, denoiser=parts / "bundle", classifier=classifier, clip=inputs["clip"].folder)
+    # Pictures are scored with the job's towers: a pipeline has none that looks at pictures.
+    more = {AUTOENCODER: base.autoencoder, PIPELINE: base.folder / PIPELINE, SCORER: inputs["clip"].folder}
+    more[ADAPTER] = parts / ADAPTER if (parts / ADAPTER).is_dir() else None
+    given = {name: part for name, part in more.items() if part is not None}
     return assemble(
         folder,
         card,
-        denoiser=inputs["denoiser"].folder / "bundle",
-        classifier=inputs["classifier"].folder / "bundle",
-        clip=inputs["clip"].folder,
+        denoiser=parts / "bundle",
+        classifier=classifier,
+        clip=base.text_folder,
+        more=given,
+        link=True,
     )

@@ -43,7 +43,7 @@ class SampleJob:
         sampler: its name.
         num_steps: of the sampler.
         eta: of DDIM.
-        spacing: which levels the sampler visits.
+        spacing: which levels the sampler visits; None: as the model does.
     """
 
     prompts: Prompts
@@ -55,7 +55,7 @@ class SampleJob:
     sampler: str = "ddim"
     num_steps: int = 50
     eta: float = 0.0
-    spacing: str = "trailing"
+    spacing: str | None = None
 
     def part(self, start: int, stop: int) -> SampleJob:
         """Some of the rows."""
@@ -137,7 +137,7 @@ def _draw(model: ModelPackage, job: SampleJob) -> NDArray[Any]:
     bad = (~torch.isfinite(x.flatten(1)).all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise NonFinite(f"the model draws no finite picture for {prompts.texts[bad[0]]!r}: train it longer", tuple(bad))
-    drawn: NDArray[Any] = (model.to_images(x) if model.card.scale is None else x.float().cpu()).numpy()
+    drawn: NDArray[Any] = model.drawn(x).numpy()
     return drawn
 
 

@@ -12,7 +12,7 @@ from workflows.artifact import Artifact
 from workflows.config import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
-from workflows.evaluate.jobs import TITLES, compared_scales, grid, plan_jobs
+from workflows.evaluate.jobs import TITLES, compared_scales, grid, offered, plan_jobs
 from workflows.evaluate.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn, measure
 from workflows.evaluate.packaging import assemble_package
@@ -50,6 +50,7 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
     if not dataset.info.attributes:
         return evaluate_unlabelled(config.evaluate, dataset, inputs["clip"].folder, folder, progress)
     jobs = plan_jobs(config.evaluate, ask(dataset, config.evaluate.num_prompts, config.evaluate.seed))
+    jobs = offered(jobs, folder / PACKAGE)
     training = ray.remote(num_cpus=1)(_train_judge).remote(inputs["data"].folder, config.evaluate.seed)
     asked = config.evaluate
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)

@@ -16,7 +16,7 @@ import torch
 from workflows.config import EvaluateConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip, load_clip
-from workflows.evaluate.jobs import compared_scales, grid, plan_jobs
+from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs
 from workflows.evaluate.measure import Drawn, image_vectors, spread
 from workflows.evaluate.metrics import clip_score, diversity
 from workflows.evaluate.pictures import draw_grid
@@ -47,6 +47,7 @@ def evaluate_unlabelled(
     """
     jobs = plan_jobs(asked, ask_captions(dataset, asked.num_prompts, asked.seed))
     jobs.pop(_LEFT_OUT)
+    jobs = offered(jobs, folder / PACKAGE)
     progress.log("no labels: pictures are scored by CLIP, not judged")
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
     clip = load_clip(clip_folder)
@@ -57,7 +58,7 @@ def evaluate_unlabelled(
     scales = compared_scales(asked, drawn)
     score, retrieval = _fit(drawn["classifier_free"].images, drawn["classifier_free"].job.prompts.texts, clip)
     figures: dict[str, Any] = {"clip_score": score, "retrieval": retrieval} | _real(dataset, clip, len(images[0]))
-    for kind in ("direct", "clip", "classifier_prompt"):
+    for kind in (kind for kind in ("direct", "clip", "classifier_prompt") if kind in drawn):
         figures[f"clip_score_{kind}"] = _fit(drawn[kind].images, drawn[kind].job.prompts.texts, clip)[0]
     figures["clip_score_at_scale"] = {
         f"{w:g}": _fit(found.images, found.job.prompts.texts, clip)[0] for w, found in scales.items()

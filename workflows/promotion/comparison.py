@@ -15,8 +15,7 @@ from workflows.evaluate.judge import train_judge
 from workflows.evaluate.measure import Drawn, image_vectors, text_vectors
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.model import clip_folder
-from workflows.package_files import PackageCard, verify
+from workflows.package_files import PackageCard, scorer_folder, verify
 from workflows.progress import Progress
 from workflows.promotion.gate import Comparison, Seen, compare
 
@@ -48,7 +47,7 @@ def compare_packages(
         )
     gate = config.register_.gate
     prompts = ask(dataset, gate.num_prompts, gate.seed)
-    clip, judge = load_clip(clip_folder(champion)), train_judge(dataset, config.evaluate.seed)
+    clip, judge = load_clip(_scorer(champion, challenger)), train_judge(dataset, config.evaluate.seed)
     real = image_vectors(dataset.read("held_out").images, clip)
     seen: list[Seen] = []
     for folder in (champion, challenger):
@@ -65,6 +64,16 @@ def compare_packages(
         (images,) = sample_jobs(folder, [job], config.evaluate.batch_size, progress)
         seen.append(_look(Drawn(job, images, judge(images)), clip))
     return compare(gate, seen[0], seen[1], moments(real))
+
+
+def _scorer(*packages: Path) -> Path:
+    """Folder of the first CLIP that looks at pictures: an imported pipeline has none."""
+    found = [folder for package in packages if (folder := scorer_folder(package)) is not None]
+    if not found:
+        raise PromotionRefused(
+            "both versions are imported, and neither has a CLIP that looks at pictures: give --force"
+        )
+    return found[0]
 
 
 def _look(drawn: Drawn, clip: Clip) -> Seen:

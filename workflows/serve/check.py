@@ -102,6 +102,7 @@ def requests_for(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
     if classes:
         kinds["classifier-by-class"] = {"prompt": "", "guidance": "classifier", "label": classes[-1]}
+    kinds = {kind: fields for kind, fields in kinds.items() if fields["guidance"] in card["guidance"]}
     return {
         f"{kind}-{sampler}": fields | {"sampler": sampler, "num_inference_steps": steps, "seed": _SEED}
         for kind, fields in kinds.items()

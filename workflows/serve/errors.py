@@ -46,6 +46,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     work.InvalidConfig: 500,
     work.InvalidData: 500,
     work.InvalidClip: 500,
+    work.InvalidCheckpoint: 500,
     work.MissingArtifact: 500,
     work.StageFailed: 500,
     work.PreflightFailed: 500,

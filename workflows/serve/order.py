@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Literal, TypeAlias, final
 
 from workflows.errors import InvalidRequest, ModelNotFound
 from workflows.serve.schema import LARGEST_SEED, EditRequest, GenerationSettings, Guidance, PictureRequest
@@ -16,6 +16,9 @@ from workflows.serve.schema import LARGEST_SEED, EditRequest, GenerationSettings
 # Seeds that the service draws are exact in any JSON reader, also in one that knows doubles only.
 _SEED_BITS: Final = 48
 _STRENGTH: Final = 0.7
+
+
+Conditions: TypeAlias = Literal["text", "label", "nothing"]
 
 
 @final
@@ -31,6 +34,7 @@ class Menu:
         scales: default `guidance_scale` of each kind of guidance that has one; kinds that the model lacks are absent.
         num_steps: default of `num_inference_steps`.
         max_steps: its limit.
+        conditions: what its denoiser reads: `text`, `label` (in place of a prompt) or `nothing`.
     """
 
     model: str
@@ -40,11 +44,12 @@ class Menu:
     scales: dict[Guidance, float]
     num_steps: int
     max_steps: int
+    conditions: Conditions = "text"
 
     @property
     def guidance(self) -> list[Guidance]:
         """All kinds that may be asked for."""
-        return ["none", "direct", *self.scales]
+        return ["none", *(["direct"] if self.conditions != "nothing" else []), *self.scales]  # type: ignore[list-item]
 
     @property
     def size_text(self) -> str:
@@ -134,7 +139,7 @@ def take_order(request: PictureRequest, menu: Menu, *, inpainted: bool = False) 
 
 def _faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, str]]:
     """The fields at fault, in the order of the schema."""
-    yield from _text_faults(request)
+    yield from _text_faults(request, menu)
     if request.size not in ("auto", menu.size_text):
         yield "size", f"this model makes {menu.size_text} only (found {request.size!r})"
     if request.guidance not in menu.guidance:
@@ -151,9 +156,11 @@ def _faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, str]]:
     yield from _stream_faults(request)
 
 
-def _text_faults(request: PictureRequest) -> Iterator[tuple[str, str]]:
+def _text_faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, str]]:
     prompted = bool(request.prompt.strip())
-    if request.guidance == "none" and prompted:
+    if menu.conditions != "text":
+        yield from _wordless_faults(request, menu)
+    elif request.guidance == "none" and prompted:
         yield "prompt", "has no effect with guidance 'none': leave it empty, or take another guidance"
     elif request.guidance == "classifier" and prompted and request.label is not None:
         yield "prompt", "the classifier is steered by `label` or by the prompt: leave one out"
@@ -163,6 +170,15 @@ def _text_faults(request: PictureRequest) -> Iterator[tuple[str, str]]:
         yield "prompt", f"guidance {request.guidance!r} needs one; an unconditional picture is guidance 'none'"
     if (request.negative_prompt or "").strip() and request.guidance != "classifier_free":
         yield "negative_prompt", f"has no effect with guidance {request.guidance!r}: leave it out, or take another"
+
+
+def _wordless_faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, str]]:
+    if request.prompt.strip():
+        yield "prompt", "this model reads no text: leave it empty"
+    if (request.negative_prompt or "").strip():
+        yield "negative_prompt", "this model reads no text: leave it out"
+    if menu.conditions == "label" and request.guidance != "none" and request.label is None:
+        yield "label", f"guidance {request.guidance!r} needs one; an unconditional picture is guidance 'none'"
 
 
 def _stream_faults(request: PictureRequest) -> Iterator[tuple[str, str]]:
@@ -178,7 +194,8 @@ def _label_faults(request: PictureRequest, menu: Menu) -> Iterator[tuple[str, st
     label, count = request.label, len(menu.class_names)
     if label is None:
         return
-    if request.guidance != "classifier":
+    seen = menu.conditions == "label" and request.guidance != "none"
+    if request.guidance != "classifier" and not seen:
         yield "label", f"has no effect with guidance {request.guidance!r}: leave it out, or take 'classifier'"
     elif isinstance(label, int) and label >= count:
         yield "label", f"this model has {count} classes, 0 to {count - 1} (found {label})"

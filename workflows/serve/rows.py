@@ -55,6 +55,7 @@ def condition_of(package: ModelPackage, order: Order, texts: Sequence[EncodedTex
         guidance_scale=settings.guidance_scale,
         classifier_scale=settings.guidance_scale,
         clip_scale=settings.guidance_scale,
+        sees_labels=package.sees_labels,
     ).to(package.device)
 
 
@@ -69,10 +70,21 @@ def keep(order: Order, states: Sequence[RowState]) -> Kept:
     return Kept(order.settings, order.label, tuple(_keep(state, steps) for state in states))
 
 
-def pixels_of(states: Sequence[RowState]) -> NDArray[np.uint8]:
-    """Samples, or what rows on their way predict, (c, h, w) in [-1, 1], as pixels (n, h, w, c)."""
-    samples = torch.stack([_seen(state) for state in states])
-    pixels: NDArray[np.uint8] = ModelPackage.to_images(samples).permute(0, 2, 3, 1).numpy()
+def previews_of(package: ModelPackage, states: Sequence[RowState]) -> NDArray[np.uint8]:
+    """What rows on their way predict, as pixels (n, h, w, c); of latents a quick guess."""
+    return channels_last(package.previews(torch.stack([seen(state) for state in states])))
+
+
+def seen(state: RowState) -> Tensor:
+    """A sample, or what a row on its way predicts."""
+    if isinstance(state, Tensor):
+        return state
+    return state.x if state.x0 is None else state.x0
+
+
+def channels_last(images: Tensor) -> NDArray[np.uint8]:
+    """Images (n, c, h, w) as pixels (n, h, w, c)."""
+    pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).numpy()
     return np.ascontiguousarray(pixels)
 
 
@@ -80,18 +92,12 @@ def _edited(
     package: ModelPackage, plan: SamplerPlan, condition: Condition, source: Source, start: int, seed: int
 ) -> Trajectory:
     pixels = torch.from_numpy(source.pixels).to(package.device).permute(2, 0, 1)
-    x0 = pixels.to(torch.float32) / 127.5 - 1.0
+    x0 = package.codec.encode((pixels.to(torch.float32) / 127.5 - 1.0)[None])[0]
     row = Trajectory.start_from(plan, condition, x0, start, seed=seed)
     if source.keep is None:
         return row
-    mask = torch.from_numpy(source.keep).to(x0).expand_as(x0)
+    mask = package.codec.mask(torch.from_numpy(source.keep).to(x0)[None]).expand_as(x0)
     return replace(row, known=Known(x0, mask))
-
-
-def _seen(state: RowState) -> Tensor:
-    if isinstance(state, Tensor):
-        return state
-    return state.x if state.x0 is None else state.x0
 
 
 def _keep(state: RowState, steps: int) -> KeptRow:

@@ -21,7 +21,7 @@ from workflows.serve.jobs import UNBOUNDED, Load, News, Report, RowState
 from workflows.serve.metrics import SamplerMetrics
 from workflows.serve.order import Menu, Order, preview_marks, steps_made, take_order
 from workflows.serve.pictures import Generated
-from workflows.serve.rows import keep, pixels_of, resumed, trajectories
+from workflows.serve.rows import keep, previews_of, resumed, trajectories
 from workflows.serve.schema import ModelCard
 from workflows.serve.settings import ServeArgs, UserConfig
 from workflows.serve.text import TextClient
@@ -68,11 +68,11 @@ class Sampler:
         async with aclosing(self._follow(call, served, order, states)) as told:
             async for news in told:
                 if news.marked:
-                    yield _preview(order, news)
+                    yield _preview(served, order, news)
                 if not news.done:
                     yield keep(order, news.states)
                 else:
-                    yield Generated(order.settings, pixels_of(news.states))
+                    yield Generated(order.settings, await served.decoder.pixels_of(news.states))
 
     async def leave(self, request_id: str) -> None:
         """The client of this request has left; told to every replica, in case Serve's own cancellation is lost."""
@@ -177,7 +177,7 @@ def card_of(served: Served) -> ModelCard:
         created=served.loaded,
         version=menu.version,
         sizes=[menu.size_text],
-        channels=served.package.shape[0],
+        channels=served.package.picture_shape[0],
         classes=list(menu.class_names),
         guidance=menu.guidance,
         example_prompts=list(served.package.card.candidate_captions[:_EXAMPLES]),
@@ -186,8 +186,8 @@ def card_of(served: Served) -> ModelCard:
     )
 
 
-def _preview(order: Order, news: News) -> Preview:
+def _preview(served: Served, order: Order, news: News) -> Preview:
     made = [
         order.settings.num_inference_steps - state.remaining for state in news.states if isinstance(state, Trajectory)
     ]
-    return Preview(Generated(order.settings, pixels_of(news.states)), min(made))
+    return Preview(Generated(order.settings, previews_of(served.package, news.states)), min(made))

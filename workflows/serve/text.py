@@ -14,7 +14,8 @@ from typing import Any, Final, final
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from workflows.embed.clip import EncodedText, TextTower, load_clip
+from workflows.embed.clip import EncodedText, load_clip
+from workflows.embed.clip import TextEncoder as Encoder
 from workflows.model import clip_folder
 from workflows.model_reference import find_version, resolve
 from workflows.serve.settings import ServeArgs
@@ -29,7 +30,7 @@ _TEXTS_PER_SAMPLER: Final = 512
 class CachedTower:
     """A text tower that remembers the texts it was asked for last."""
 
-    def __init__(self, tower: TextTower, size: int = _TEXTS) -> None:
+    def __init__(self, tower: Encoder, size: int = _TEXTS) -> None:
         self._tower, self._size = tower, size
         self._known: OrderedDict[str, EncodedText] = OrderedDict()
 
@@ -58,7 +59,9 @@ class TextEncoder:
         self._most = _TOWERS_PER_MODEL * len(args.references)
         for reference in args.references:
             version = find_version(args.tracking_uri, reference)
-            self._tower(f"{version.name}/{version.version}")
+            name = f"{version.name}/{version.version}"
+            if clip_folder(resolve(args.tracking_uri, name).folder).is_dir():
+                self._tower(name)
 
     async def encode(self, model: str, text: str) -> EncodedText:
         """Encodes one text.

@@ -15,9 +15,11 @@ from workflows.model import ModelPackage
 from workflows.model_reference import find_version, parse_reference, resolve
 from workflows.package_files import check_draws_pictures
 from workflows.serve.calls import CHALLENGER, Call
+from workflows.serve.decoding import Decoder
 from workflows.serve.engine_thread import EngineThread
 from workflows.serve.jobs import Limits
 from workflows.serve.order import Menu
+from workflows.serve.schema import Guidance
 from workflows.serve.settings import ServeArgs
 from workflows.serve.warming import buckets_of, device_of, padding_of, warm
 
@@ -34,6 +36,7 @@ class Served:
     loaded: int
     package: ModelPackage
     engine: EngineThread
+    decoder: Decoder
 
 
 @final
@@ -143,23 +146,27 @@ def load_served(args: ServeArgs, reference: str) -> Served:
     found, buckets, device = resolve(args.tracking_uri, reference), buckets_of(args.max_rows), device_of(args.device)
     package = ModelPackage.load(found.folder, device, buckets=padding_of(device, buckets))
     check_draws_pictures(package.card, reference)
-    _, height, width = package.shape
+    _, height, width = package.picture_shape
     longest = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
+    scales: dict[Guidance, float] = {
+        "classifier_free": defaults.guidance_scale,
+        "classifier": defaults.classifier_scale,
+        "clip": defaults.clip_scale,
+    }
     menu = Menu(
         model=found.version.name,
         version=found.version.version,
         size=(width, height),
         class_names=package.class_names,
-        scales={
-            "classifier_free": defaults.guidance_scale,
-            "classifier": defaults.classifier_scale,
-            "clip": defaults.clip_scale,
-        },
+        scales={kind: scale for kind, scale in scales.items() if kind in package.guidance},
+        conditions=package.conditions,
         num_steps=min(args.num_steps, longest),
         max_steps=longest,
     )
     warm(package, buckets)
     engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
     limits = Limits(args.max_waiting_rows, args.max_waiting_seconds)
-    return Served(menu, int(time.time()), package, EngineThread(engine, limits, args.max_rows, buckets))
+    return Served(
+        menu, int(time.time()), package, EngineThread(engine, limits, args.max_rows, buckets), Decoder(package)
+    )

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 
+from diffusion_core.condition import Condition
 from workflows.model import ModelPackage
+
+MAX_DECODED: Final = 8
+"""Samples that are decoded at once."""
 
 
 def device_of(name: str) -> torch.device:
@@ -30,8 +35,17 @@ def padding_of(device: torch.device, buckets: tuple[int, ...]) -> tuple[int, ...
 
 def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
     """Has the network compute every batch size, and every kind of guidance, before the first client waits for it."""
-    prompt = package.card.candidate_captions[0]
-    sizes = [(rows, "direct") for rows in buckets] + [(1, kind) for kind in ("classifier_free", "classifier", "clip")]
+    seen = "none" if package.conditions == "nothing" else "direct"
+    sizes = [(rows, seen) for rows in buckets]
+    sizes += [(1, kind) for kind in ("classifier_free", "classifier", "clip") if kind in package.guidance]
     for rows, guidance in sizes:
-        condition = package.condition([prompt] * rows, guidance)
-        package.sample(condition, seeds=list(range(rows)), plan=package.plan("ddim", 1))
+        x = package.sample(_example(package, rows, guidance), seeds=list(range(rows)), plan=package.plan("ddim", 1))
+        if rows <= MAX_DECODED:
+            package.pictures(x)
+
+
+def _example(package: ModelPackage, rows: int, guidance: str) -> Condition:
+    if package.reads_text:
+        return package.condition([package.card.candidate_captions[0]] * rows, guidance)
+    labels = [0] * rows if package.sees_labels and guidance != "none" else None
+    return package.condition(rows, guidance, labels=labels)

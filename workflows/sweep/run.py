@@ -22,6 +22,7 @@ import torch
 
 from workflows.config import RunConfig, SweepConfig
 from workflows.data.dataset import Dataset
+from workflows.errors import InvalidClip
 from workflows.evaluate.fidelity import fidelity
 from workflows.evaluate.full import check_shape, log_results
 from workflows.evaluate.judge import Judge, train_judge
@@ -169,7 +170,10 @@ class _Ruler:
     """Measures pictures against the same real ones, with one CLIP and one judge."""
 
     def __init__(self, package: ModelPackage, dataset: Dataset, judge: Judge) -> None:
-        self._clip, self._judge = package.clip, judge
+        clip = package.scorer()
+        if clip is None:
+            raise InvalidClip(f"{package.folder} has no CLIP that looks at pictures: sweep a fine-tune of it")
+        self._clip, self._judge = clip, judge
         self._real = image_vectors(dataset.read("held_out").images, self._clip)
 
     def measure(self, job: SampleJob, images: Any) -> dict[str, float]:

@@ -12,7 +12,7 @@ from diffusion_core import noise
 from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
 from workflows.embed.cache import CachedCaptions, EmbeddingCache
-from workflows.embed.pixels import to_x
+from workflows.embed.latents import to_x0
 from workflows.train.plan import PlannedRows
 
 
@@ -79,7 +79,8 @@ class BatchReader:
         everyone = self._cache.batch("train", planned.samples)
         captions, own = everyone.pick(planned.wordings), planned.rows(share.rows)
         tokens, mask, pooled = self._cache.captions.take(captions[share.rows])
-        x0 = to_x(everyone.images[share.rows].to(self._device))
+        stored = everyone.images[share.rows].to(self._device)
+        x0 = to_x0(self._cache.latents, stored, self._seed, own.numbers)
         eps = noise.normal(self._seed, noise.TRAIN_NOISE, own.numbers, x0.shape[1:], self._device)
         level = 1 + (own.level_draws * self._num_levels).long()
         return TrainBatch(

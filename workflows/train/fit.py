@@ -43,7 +43,7 @@ class Trained:
     """A finished run.
 
     Attributes:
-        weights: of the network, whole.
+        weights: of the network, whole: those that were trained.
         ema: their moving average, whole.
         metrics: final loss, speed and size.
     """
@@ -151,8 +151,10 @@ def cpus_per_worker(nodes: Sequence[int], num_workers: int) -> int:
 def read_weights(objective: Objective, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Network and average of a distributed checkpoint, whole, in this process."""
     network = objective.build()
-    average = {name: torch.empty_like(value) for name, value in network.named_parameters()}
-    state: dict[str, Any] = {"network": network.state_dict(), "ema": {"averages": average}}
+    average = {name: torch.empty_like(value) for name, value in network.named_parameters() if value.requires_grad}
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    trained = {name: value for name, value in network.state_dict().items() if name not in frozen}
+    state: dict[str, Any] = {"network": trained, "ema": {"averages": average}}
     load(state, checkpoint_id=checkpoint, no_dist=True)
     return state["network"], state["network"] | state["ema"]["averages"]
 

@@ -46,7 +46,8 @@ def draw(objective: DenoiserObjective, weights: dict[str, Tensor], captions: Cac
     denoiser = NetworkDenoiser(network.eval(), objective.schedule, objective.parameterization)
     plan = ddim(objective.schedule, trailing(objective.schedule, min(_STEPS, objective.schedule.num_levels)))
     condition = Condition.of(*captions.take(rows))
-    return sample(denoiser, plan, condition, seeds=range(_PICTURES), shape=objective.config.shape)
+    x0 = sample(denoiser, plan, condition, seeds=range(_PICTURES), shape=objective.config.shape)
+    return x0 if objective.start is None else objective.start.pictures(x0)
 
 
 def write_grid(pictures: Tensor, path: Path) -> None:

@@ -28,6 +28,7 @@ def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkC
     return DiTConfig(
         cache.shape,
         patch=section.patch_size,
+        stem=section.stem,
         width=section.width,
         depth=section.depth,
         num_heads=section.num_heads,
@@ -44,6 +45,7 @@ def classifier_network(
     return NoisyClassifierConfig(
         cache.shape,
         patch=section.patch_size,
+        stem=section.stem,
         width=section.width,
         depth=section.depth,
         num_heads=section.num_heads,

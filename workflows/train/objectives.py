@@ -25,6 +25,7 @@ from diffusion_core.networks.registry import kind_of
 from diffusion_core.objective import Weighting, training_loss
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
+from workflows.interop.finetune import Start
 from workflows.train.batches import TrainBatch
 
 _MAX_LOGIT_SCALE: Final = 100.0
@@ -93,20 +94,23 @@ class DenoiserObjective:
         schedule: of the noise.
         parameterization: what the network predicts.
         weighting: of the loss over levels.
+        start: what a fine-tune begins with; None: random weights.
     """
 
     config: NetworkConfig
     schedule: NoiseSchedule
     parameterization: Parameterization
     weighting: Weighting
+    start: Start | None = None
 
     def describe(self) -> dict[str, Any]:
         """See `Objective.describe`."""
-        return _described(self) | {"target": self.parameterization, "weighting": self.weighting}
+        start = {} if self.start is None else self.start.describe()
+        return _described(self) | {"target": self.parameterization, "weighting": self.weighting} | start
 
     def build(self) -> nn.Module:
         """See `Objective.build`."""
-        return kind_of(self.config).build(self.config)
+        return kind_of(self.config).build(self.config) if self.start is None else self.start.network()
 
     def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
         """See `Objective.losses`."""

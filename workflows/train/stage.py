@@ -10,9 +10,11 @@ import torch
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.prediction import Parameterization
 from workflows.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config import DenoiserConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
+from workflows.interop.base import Base, base_of, schedule_of
+from workflows.interop.finetune import Start, save_tuned
 from workflows.progress import Progress
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import LOSSES_FILE, read_losses
@@ -39,17 +41,25 @@ def train_denoiser(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         NonFinite: a loss or gradient was not finite.
         StageFailed: workers were lost too often.
     """
-    section, cache = config.denoiser, EmbeddingCache.open(inputs["embed"].folder)
-    objective = DenoiserObjective(
-        denoiser_network(section.network, cache),
-        noise_schedule(section.schedule),
-        section.parameterization,
-        section.train.weighting,
-    )
+    section, cache, base = config.denoiser, EmbeddingCache.open(inputs["embed"].folder), base_of(config)
+    objective = denoiser_objective(section, cache, base)
     with tracked_training(config, "denoiser", _hashes(cache), folder, progress):
         trained = fit(objective, section.train, cache, folder, progress)
+    if base is not None and objective.start is not None:
+        plot_losses(read_losses(folder / LOSSES_FILE), folder / "losses.png")
+        bundle = save_tuned(folder, base, objective.start, trained.weights, trained.ema)
+        return trained.metrics | {"bundle_hash": bundle.hash, "base_hash": base.bundle.hash}
     bundle = _save(objective, trained, cache, folder, section.parameterization)
     return trained.metrics | {"bundle_hash": bundle.hash}
+
+
+def denoiser_objective(section: DenoiserConfig, cache: EmbeddingCache, base: Base | None) -> DenoiserObjective:
+    """What the denoiser learns: from nothing, or from a base, which says all but how it is trained."""
+    if base is None:
+        network, schedule = denoiser_network(section.network, cache), noise_schedule(section.schedule)
+        return DenoiserObjective(network, schedule, section.parameterization, section.train.weighting)
+    start, bundle = Start.of(base, section.lora), base.bundle
+    return DenoiserObjective(bundle.config, bundle.schedule, base.parameterization, section.train.weighting, start)
 
 
 def train_classifier(
@@ -75,7 +85,8 @@ def train_classifier(
     dataset = Dataset.open(inputs["data"].folder)
     candidates = cache.captions.pooled[cache.caption_positions(dataset.info.candidate_captions)].float()
     network = classifier_network(section.network, cache, len(dataset.info.class_names), len(candidates))
-    objective = ClassifierObjective(network, noise_schedule(config.denoiser.schedule), candidates)
+    schedule = schedule_of(base_of(config), noise_schedule(config.denoiser.schedule))
+    objective = ClassifierObjective(network, schedule, candidates)
     with tracked_training(config, "classifier", _hashes(cache), folder, progress):
         trained = fit(objective, section.train, cache, folder, progress)
     bundle = _save(objective, trained, cache, folder)

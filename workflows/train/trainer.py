@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -35,6 +36,8 @@ from workflows.train.parallel import parallelize, precision, synchronize, unwrap
 from workflows.train.plan import Plan
 
 _BETAS: Final = (0.9, 0.99)
+# Frozen weights are those of the base, which every worker has.
+_TRAINED: Final = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 @final
@@ -67,7 +70,11 @@ class Trainer:
         self.ema = EMA(unwrapped(self.network), ConstantDecay(config.ema_decay))
         self.powers = {width: EMA(unwrapped(self.network), PowerFunction(width)) for width in config.ema_widths}
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, _BETAS, weight_decay=config.weight_decay, fused=True
+            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
+            config.learning_rate,
+            _BETAS,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
 
     @property
@@ -109,7 +116,7 @@ class Trainer:
         """Goes on from a checkpoint, of any number of workers and either kind of sharding."""
         state = self._state()
         load(state, checkpoint_id=folder)
-        set_model_state_dict(self.network, state["network"])
+        set_model_state_dict(self.network, state["network"], options=_TRAINED)
         set_optimizer_state_dict(self.network, self.optimizer, state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         for width, power in self.powers.items():
@@ -118,7 +125,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "network": get_model_state_dict(self.network),
+            "network": get_model_state_dict(self.network, options=_TRAINED),
             "optimizer": get_optimizer_state_dict(self.network, self.optimizer),
             "ema": self.ema.state_dict(),
             "samples_seen": self.samples_seen,

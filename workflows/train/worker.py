@@ -14,6 +14,7 @@ from ray.train.torch import get_device
 from diffusion_core.errors import NonFinite
 from workflows.config import TrainConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.interop.kinds import register
 from workflows.train.checkpoints import Checkpoints
 from workflows.train.flop import Speed
 from workflows.train.grids import draw_grid
@@ -50,6 +51,7 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
         Why it stopped before: a loss that is not finite is not raised, since Ray would begin again and come to
         the same place.
     """
+    register()
     settings: Settings = arguments[SETTINGS]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     trainer = Trainer(settings.objective, settings.config, EmbeddingCache.open(settings.cache_folder), get_device())

@@ -8,7 +8,7 @@ import torch
 from diffusion_core.errors import InvalidShape
 from diffusion_core.networks.attention import Attention
 from diffusion_core.networks.embedding import sinusoidal
-from diffusion_core.networks.patches import PatchEmbedding, PatchGrid
+from diffusion_core.networks.patches import ConvolutionStem, PatchEmbedding, PatchGrid
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,40 @@ def test_positions_differ_from_the_start() -> None:
     places = embedding(torch.zeros(1, 1, 4, 4))[0]
     distance = torch.cdist(places, places) + torch.eye(16)
     assert float(distance.detach().min()) > 0.1
+
+
+def test_a_stem_sees_the_same_wherever_it_lies() -> None:
+    """A blob away from the edges, moved by a patch, moves the vectors by one place; moved by less, it does not."""
+    stem, picture = ConvolutionStem(PatchGrid((2, 32, 32), 4), 8).double(), torch.zeros(1, 2, 32, 32).double()
+    picture[:, :, 12:18, 12:17] = torch.randn(1, 2, 6, 5).double()
+    for table in stem.positions:
+        table.data.zero_()
+    seen, moved, halfway = (stem(picture.roll(by, 2)).unflatten(1, (8, 8)) for by in (0, 4, 2))
+    inside = (slice(None), slice(2, -1), slice(1, -1))  # the edges are padded with zeros wherever the blob lies
+    assert torch.allclose(moved[inside], seen.roll(1, 1)[inside], atol=1e-12)
+    assert float((halfway - seen.roll(1, 1))[inside].abs().max().detach()) > 1e-2
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((3, 8), 2), ((3, 8, 8), 8), ((1, 4, 8, 4), 4)])
+def test_a_stem_gives_a_vector_for_each_patch(shape: tuple[int, ...], patch: int) -> None:
+    grid, x = PatchGrid(shape, patch), torch.randn(2, *shape)
+    assert ConvolutionStem(grid, 16)(x).shape == PatchEmbedding(grid, 16)(x).shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "width", "match"),
+    [
+        ((3, 6, 6), 3, 16, "patches of 2, 4, 8"),
+        ((3, 8, 8), (2, 4), 16, "patches of 2, 4, 8"),
+        ((3, 8, 8), 1, 16, "patches of 2, 4, 8"),
+        ((3, 8, 8), 8, 6, "width 6 cannot be halved 2 times"),
+    ],
+)
+def test_a_stem_that_does_not_fit_is_refused(
+    shape: tuple[int, ...], patch: int | tuple[int, ...], width: int, match: str
+) -> None:
+    with pytest.raises(InvalidShape, match=match):
+        ConvolutionStem(PatchGrid(shape, patch), width)
 
 
 def test_sinusoids_follow_their_formula() -> None:

@@ -58,7 +58,7 @@ def test_zero_shot_counts_captions_that_are_candidates(dataset: Dataset, tiny_pa
 
 
 def test_the_service_is_asked_for_no_class_where_there_is_none() -> None:
-    card = {"example_prompts": ["x"], "classes": [], "max_steps": 9}
+    card = {"example_prompts": ["x"], "classes": [], "max_steps": 9, "guidance": ["none", "classifier"]}
     names = requests_for(card)
     assert not any("by-class" in name for name in names)
     assert any("by-class" in name for name in requests_for(card | {"classes": ["a"]}))

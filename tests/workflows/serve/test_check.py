@@ -17,6 +17,7 @@ from workflows.errors import AddressInUse, ModelNotFound
 from workflows.progress import Progress
 from workflows.serve.app import serve as serve_model
 from workflows.serve.check import check_service, requests_for
+from workflows.steering import GUIDANCE_KINDS
 
 
 def registered(config: RunConfig, data: Artifact) -> dict[str, Artifact]:
@@ -79,7 +80,7 @@ def test_a_model_that_is_not_there_starts_nothing(ray_session: None, tiny_config
 
 
 def test_requests_are_made_of_what_the_model_offers() -> None:
-    card = {"example_prompts": ["a", "b"], "classes": ["x", "y"], "max_steps": 30}
+    card = {"example_prompts": ["a", "b"], "classes": ["x", "y"], "max_steps": 30, "guidance": [*GUIDANCE_KINDS]}
     made = requests_for(card)
     assert len(made) == 12
     assert made["clip-ddim"] == {

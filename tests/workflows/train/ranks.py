@@ -64,11 +64,11 @@ class Ranks:
     def __init__(self) -> None:
         self._pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(MAX_SIZE)]
 
-    def run(self, size: int, job: Job) -> list[Ended]:
+    def run(self, size: int, job: Job, timeout: float = 120) -> list[Ended]:
         """The job on that many ranks."""
         with tempfile.TemporaryDirectory() as folder:
             futures = [self._pools[rank].submit(_rank, rank, size, f"{folder}/store", job) for rank in range(size)]
-            return [future.result(timeout=120) for future in futures]
+            return [future.result(timeout=timeout) for future in futures]
 
     def close(self) -> None:
         """Ends the processes."""

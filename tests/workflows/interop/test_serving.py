@@ -1,0 +1,150 @@
+"""An imported model behind the service: orders, edits on latents, previews, and decoding in a stage of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from diffusion_core.engine import StepEngine
+from diffusion_core.row import Trajectory
+from tests.workflows.interop.conftest import Pair
+from workflows.embed.autoencoder import Autoencoder
+from workflows.errors import InvalidRequest
+from workflows.interop.latents import fit_preview
+from workflows.model import ModelPackage
+from workflows.package_files import AUTOENCODER
+from workflows.serve.calls import Source
+from workflows.serve.decoding import Decoder
+from workflows.serve.order import Menu, Order, take_order
+from workflows.serve.rows import channels_last, previews_of, trajectories
+from workflows.serve.schema import EditRequest, GenerationRequest, Guidance, PictureRequest
+
+MakePair = Callable[[str], Pair]
+
+
+def menu_of(package: ModelPackage) -> Menu:
+    _, height, width = package.picture_shape
+    kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
+    scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
+    return Menu("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
+
+
+def rows_of(package: ModelPackage, request: PictureRequest, source: Source | None = None) -> list[Trajectory]:
+    order: Order = take_order(request, menu_of(package), inpainted=source is not None and source.keep is not None)
+    texts = [package.clip.text.encode([text]) for text in order.texts]
+    return trajectories(package, order, texts, source)
+
+
+def finished(package: ModelPackage, rows: list[Trajectory]) -> list[Tensor]:
+    engine, found = StepEngine(package.denoiser, package.shape, max_rows=4), {}
+    names = [engine.submit(row) for row in rows]
+    while len(engine):
+        found |= {outcome.row_id: outcome.x0 for outcome in engine.tick()}
+    engine.check()
+    samples = [found[name] for name in names]
+    return [sample for sample in samples if sample is not None]
+
+
+def asked(**values: object) -> GenerationRequest:
+    return GenerationRequest.model_validate({"prompt": "a dog", "num_inference_steps": 4, "seed": 1} | values)
+
+
+@pytest.mark.slow
+def test_requests_of_all_kinds_share_the_engine(pair: MakePair) -> None:
+    package = pair("sd leading-offset").package
+    requests = [
+        asked(),
+        asked(sampler="dpm_solver", num_inference_steps=6, guidance_scale=3.0, negative_prompt="a cat", seed=5),
+        asked(guidance="direct", n=2),
+        asked(guidance="none", prompt=""),
+    ]
+    rows = [row for request in requests for row in rows_of(package, request)]
+    together, alone = finished(package, rows), [finished(package, [row])[0] for row in rows]
+    assert len(together) == 5
+    for one, other in zip(together, alone, strict=True):
+        assert float((one - other).norm() / other.norm()) < 1e-4
+    assert float((together[0] - together[1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "param"),
+    [
+        ("dit", {"prompt": "a dog", "label": 1, "guidance": "classifier_free"}, "prompt"),
+        ("dit", {"prompt": "", "guidance": "classifier_free"}, "label"),
+        ("ddpm", {"prompt": "", "guidance": "direct"}, "guidance"),
+        ("sd leading-offset", {"prompt": "a dog", "guidance": "clip"}, "guidance"),
+    ],
+)
+def test_what_a_model_cannot_read_is_refused(pair: MakePair, name: str, fields: dict[str, object], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        take_order(asked(**fields), menu_of(pair(name).package))
+    assert caught.value.param == param
+
+
+def test_an_edit_keeps_the_latents_that_are_known(pair: MakePair) -> None:
+    """Where a latent's whole square of pixels is kept, the sample is the picture's own latent.
+
+    But for a little noise: this checkpoint's last step goes to alpha_bar_1, not to clean data.
+    """
+    package = pair("sd leading-offset").package
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    keep = np.zeros((16, 16), np.bool_)
+    keep[:, :7] = True
+    request = EditRequest.model_validate({"prompt": "a dog", "num_inference_steps": 4, "seed": 1})
+    (sample,) = finished(package, rows_of(package, request, Source(pixels, keep)))
+    x0 = package.codec.encode((torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0)[None])[0]
+    left = 3.0 * float(1.0 - package.schedule.alpha_bar[1]) ** 0.5
+    assert float((sample - x0)[:, :, :3].abs().max()) < left
+    assert float((sample - x0)[:, :, 3].abs().max()) > 10 * left, "a square with one open pixel is drawn anew"
+
+
+def test_a_weaker_edit_stays_nearer(pair: MakePair) -> None:
+    package = pair("sd leading-offset").package
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    x0 = package.codec.encode((torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0)[None])[0]
+    far = []
+    for strength in (0.2, 1.0):
+        values = {"prompt": "a dog", "num_inference_steps": 10, "seed": 1, "strength": strength}
+        (sample,) = finished(package, rows_of(package, EditRequest.model_validate(values), Source(pixels, None)))
+        far.append(float((sample - x0).norm()))
+    assert far[0] < 0.7 * far[1]
+
+
+def test_decoding_is_a_stage_of_its_own(pair: MakePair) -> None:
+    """Samples of several requests, more than fit in one batch, come out as they would alone; a fault is told."""
+    package = pair("sd leading-offset").package
+    states = list(torch.randn(7, *package.shape, generator=torch.Generator().manual_seed(0)))
+
+    async def together() -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+        decoder = Decoder(package, max_rows=3)
+        return list(await asyncio.gather(decoder.pixels_of(states[:1]), decoder.pixels_of(states[1:])))
+
+    found = np.concatenate(asyncio.run(together()))
+    wanted = channels_last(package.pictures(torch.stack(states)))
+    assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
+    assert wanted.std() > 10, "flat pictures would prove nothing"
+
+    async def spoilt() -> None:
+        await Decoder(package).pixels_of([torch.zeros(1, 8, 8)])
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(spoilt())
+
+
+def test_previews_tell_what_decoding_would(pair: MakePair) -> None:
+    """The linear map explains latents that it was not fitted on, and costs no decoder."""
+    package = pair("sd leading-offset").package
+    autoencoder = Autoencoder.load(package.folder / AUTOENCODER)
+    smooth = functional.interpolate(torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(9)), 8)
+    decoded = functional.avg_pool2d(autoencoder.decode(smooth).clamp(-1, 1), 2)
+    guess = functional.avg_pool2d(package.codec.preview(smooth), 2)
+    unexplained = float((guess - decoded).square().mean() / decoded.var())
+    assert unexplained < 0.8, "random weights are far from linear; trained ones are near"
+    assert torch.equal(fit_preview(autoencoder, 4), fit_preview(autoencoder, 4)), "fitted the same every time"
+    assert previews_of(package, list(smooth[:2])).shape == (2, 16, 16, 3)

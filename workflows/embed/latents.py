@@ -1,0 +1,150 @@
+"""Latents in the cache: how a row is stored, who writes it, and what training reads.
+
+A row holds the mean and the standard deviation of the autoencoder's posterior, and both of the mirrored picture too
+where those are asked for. Training draws from them, so that an epoch costs no encoding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from diffusion_core import noise
+from diffusion_core.types import Data
+from workflows.embed.images import image_table, read_samples
+from workflows.embed.pixels import to_x
+from workflows.shards import write_shard
+
+if TYPE_CHECKING:
+    from workflows.embed.autoencoder import Autoencoder
+
+POSTERIOR_STREAM: Final = 18
+"""Of the draws of latents; those of a training row's wording and order come before it."""
+FLIP_STREAM: Final = 19
+_ROWS_AT_ONCE: Final = 32
+_BYTES: Final = 4
+
+
+@final
+@dataclass(frozen=True)
+class LatentFormat:
+    """How latents are stored.
+
+    Attributes:
+        autoencoder: hash of what encodes.
+        shape: (z, h, w) of a latent.
+        flips: whether those of mirrored pictures are stored too.
+    """
+
+    autoencoder: str
+    shape: tuple[int, int, int]
+    flips: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values, for the manifest and the cache's key."""
+        return asdict(self) | {"shape": list(self.shape)}
+
+    @staticmethod
+    def of(values: dict[str, Any]) -> LatentFormat:
+        """The inverse of `describe`."""
+        return LatentFormat(**(values | {"shape": tuple(values["shape"])}))
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of a stored row: mean, deviation, and both of the mirrored picture, one after the other."""
+        z, *sides = self.shape
+        return ((4 if self.flips else 2) * z, *sides)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a stored row."""
+        return math.prod(self.stored) * _BYTES
+
+    def mean(self, stored: Tensor) -> Data:
+        """The mean of each row's posterior."""
+        return stored[:, : self.shape[0]]
+
+    def draw(self, stored: Tensor, seed: int, numbers: Tensor) -> Data:
+        """A draw of each row's posterior, of the picture or, where chance says so, of the mirrored one.
+
+        Args:
+            stored: rows `(b, *self.stored)`.
+            seed: of the run.
+            numbers: of the rows in the run, `(b,)`; the draw depends on seed and number alone.
+        """
+        parts = stored.unflatten(1, (-1, self.shape[0]))
+        if self.flips:
+            mirrored = noise.uniform(seed, FLIP_STREAM, numbers, ()).to(stored.device) < 0.5
+            parts = torch.where(mirrored.view(-1, 1, 1, 1, 1), parts[:, 2:], parts[:, :2])
+        mean, deviation = parts.unbind(dim=1)
+        drawn: Tensor = mean + deviation * noise.normal(seed, POSTERIOR_STREAM, numbers, self.shape, stored.device)
+        return drawn
+
+
+@final
+class LatentShardWriter:
+    """Makes a shard of latents from a range of rows of a split; an actor for Ray Data's `map`.
+
+    Args:
+        data_folder: of the data artifact.
+        folder: of the cache.
+        shape: (c, h, w) that every picture must have.
+        encoder: key of the text tower.
+        autoencoder: folder of what encodes.
+        latents: how they are stored.
+        device: where it encodes.
+    """
+
+    def __init__(
+        self,
+        data_folder: Path,
+        folder: Path,
+        shape: tuple[int, ...],
+        encoder: str,
+        autoencoder: Path,
+        latents: LatentFormat,
+        device: str,
+    ) -> None:
+        self._data_folder, self._folder, self._shape, self._encoder = data_folder, folder, shape, encoder
+        self._source, self._latents, self._device = autoencoder, latents, device
+
+    @cached_property
+    def _autoencoder(self) -> Autoencoder:
+        """Loaded with the first shard: what fails in a constructor, Ray reports as the death of an actor."""
+        from workflows.embed.autoencoder import Autoencoder
+
+        return Autoencoder.load(self._source, self._device)
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Writes the shard of one work item (`split`, `start`, `stop`, `path`, `key`).
+
+        Raises:
+            InvalidData: a picture of another shape.
+            StorageUnwritable: the folder is full or read-only.
+            InvalidConfig: no autoencoder lies there.
+        """
+        rows = read_samples(self._data_folder, item, self._shape)
+        table = image_table(rows, self._encoder)
+        parts = [self._encoded(part) for part in torch.from_numpy(rows.images).split(_ROWS_AT_ONCE)]
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(torch.cat(parts).numpy()))
+        table = table.set_column(table.column_names.index("image"), "image", column)
+        return asdict(write_shard(self._folder, item["path"], table, item["key"]))
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        views = [images, images.flip(-1)] if self._latents.flips else [images]
+        return torch.cat([part for view in views for part in self._autoencoder.encode(view)], dim=1).cpu()
+
+
+def to_x0(latents: LatentFormat | None, stored: Tensor, seed: int = 0, numbers: Tensor | None = None) -> Data:
+    """Stored rows as the data that is denoised: see `to_x`; of latents a draw, or the mean without numbers."""
+    if latents is None:
+        return to_x(stored)
+    return latents.mean(stored) if numbers is None else latents.draw(stored, seed, numbers)

@@ -1,0 +1,1 @@
+"""Checkpoints of other programs: diffusers pipelines in, fine-tuned here, and out again."""

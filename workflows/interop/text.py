@@ -1,0 +1,198 @@
+"""The text tower of a diffusers pipeline, computed by open_clip from the pipeline's own weights and tokenizer.
+
+transformers keeps the projections q, k and v apart, open_clip has one `in_proj` (in that order). The published file
+stays as it is: the names are translated as it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, final
+
+import torch
+from open_clip.transformer import QuickGELU, TextTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workflows.embed.clip import Clip, EncodedText
+from workflows.embed.identity import ClipIdentity
+from workflows.errors import InvalidCheckpoint, InvalidClip
+from workflows.shards import file_sha256
+
+TEXT_ENCODER: Final = "text_encoder"
+TOKENIZER: Final = "tokenizer"
+WEIGHTS: Final = "model.safetensors"
+_PREFIX: Final = "text_model."
+_ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+_NAMES: Final = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_BLOCK_NAMES: Final = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+# Not weights: a table of 0, 1, 2, .. that older files hold.
+_IGNORED: Final = "embeddings.position_ids"
+
+
+@final
+class PipelineText:
+    """Prompts to features, as the pipeline makes them: its padding, and no mask.
+
+    Args:
+        model: the tower.
+        tokenizer: a transformers tokenizer.
+        device: where it computes.
+    """
+
+    def __init__(self, model: TextTransformer, tokenizer: Any, device: torch.device | str = "cpu") -> None:
+        self._model, self._tokenizer, self._device = model.to(device).eval().requires_grad_(False), tokenizer, device
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> EncodedText:
+        """See `workflows.embed.clip.TextTower.encode`; every position counts, the padding too."""
+        ids = self.tokenize(captions)
+        tokens: Tensor = self._model.forward_intermediates(
+            ids, indices=1, normalize_intermediates=True, output_fmt="NLC", intermediates_only=True
+        )["text_intermediates"][-1].float()
+        ends = (ids == self._tokenizer.eos_token_id).int().argmax(dim=1)
+        pooled = tokens[torch.arange(len(ids), device=ids.device), ends]
+        return EncodedText(tokens, torch.ones_like(ids, dtype=torch.bool), functional.normalize(pooled, dim=-1))
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """(m, n) int64 token ids on the tower's device."""
+        length = self._model.context_length
+        ids: Tensor = self._tokenizer(
+            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        return ids.to(self._device)
+
+
+def load_pipeline_text(folder: Path, device: str | torch.device = "cpu") -> Clip:
+    """Loads the text tower of `text_encoder/` and `tokenizer/`; there is no image tower.
+
+    Raises:
+        InvalidClip: the folder does not hold such a tower.
+    """
+    return Clip(_load(folder, device), None, ClipIdentity.load(folder), 1.0)
+
+
+def describe_text(folder: Path, source: str) -> ClipIdentity:
+    """Loads a tower that was just put there, and writes its `clip.json`.
+
+    Raises:
+        InvalidCheckpoint: it is no CLIP text tower that open_clip can compute.
+    """
+    try:
+        example = _load(folder, "cpu").encode(["a"])
+    except InvalidClip as error:
+        raise InvalidCheckpoint(str(error)) from None
+    identity = ClipIdentity(
+        model="CLIPTextModel",
+        source=source,
+        weights_sha256=file_sha256(folder / TEXT_ENCODER / WEIGHTS),
+        config_sha256=_settings_hash(folder),
+        tokenizer="CLIPTokenizer",
+        context_length=example.tokens.shape[1],
+        width=example.tokens.shape[2],
+        embed_dim=example.pooled.shape[1],
+        image_size=(0, 0),
+        image_mean=(0.0, 0.0, 0.0),
+        image_std=(1.0, 1.0, 1.0),
+    )
+    identity.save(folder)
+    return identity
+
+
+def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformers `CLIPTextModel`'s weights under the names of open_clip's `TextTransformer`.
+
+    Raises:
+        InvalidClip: a weight that such a tower does not have.
+    """
+    named = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+    found = {_NAMES[name]: value for name, value in named.items() if name in _NAMES}
+    for name, value in named.items():
+        if name in _NAMES or name == _IGNORED:
+            continue
+        place, _, rest = name.removeprefix("encoder.layers.").partition(".")
+        inner, _, kind = rest.rpartition(".")
+        target = f"transformer.resblocks.{place}."
+        if inner in _BLOCK_NAMES:
+            found[f"{target}{_BLOCK_NAMES[inner]}.{kind}"] = value
+        elif inner == "self_attn.q_proj":
+            parts = [named.get(f"encoder.layers.{place}.self_attn.{p}_proj.{kind}") for p in "qkv"]
+            if any(part is None for part in parts):
+                raise InvalidClip(f"layer {place} of the text encoder lacks one of q_proj, k_proj, v_proj")
+            found[f"{target}attn.in_proj_{kind}"] = torch.cat([part for part in parts if part is not None])
+        elif inner not in ("self_attn.k_proj", "self_attn.v_proj"):
+            raise InvalidClip(f"the text encoder has a weight {name!r}: wanted those of a CLIPTextModel")
+    return found
+
+
+def _load(folder: Path, device: str | torch.device) -> PipelineText:
+    from transformers import CLIPTokenizer
+
+    encoder = folder / TEXT_ENCODER
+    try:
+        config: dict[str, Any] = json.loads((encoder / "config.json").read_text())
+        weights = load_file(encoder / WEIGHTS)
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+    except (OSError, ValueError, SafetensorError, TypeError) as error:
+        raise InvalidClip(f"{folder} holds no CLIP text encoder with a tokenizer: {_first_line(error)}") from None
+    model = _model(config)
+    try:
+        model.load_state_dict({name: value.float() for name, value in converted(weights).items()})
+    except RuntimeError as error:
+        raise InvalidClip(f"{encoder / WEIGHTS} does not fit its config.json: {_first_line(error)}") from None
+    return PipelineText(model, tokenizer, device)
+
+
+def _model(config: Mapping[str, Any]) -> TextTransformer:
+    name, activation = config.get("architectures", ["CLIPTextModel"]), str(config.get("hidden_act", "quick_gelu"))
+    if activation not in _ACTIVATIONS or not any("CLIPTextModel" in str(part) for part in name or ["CLIPTextModel"]):
+        raise InvalidClip(f"a text encoder {name} with {activation}: wanted CLIPTextModel, quick_gelu or gelu")
+    width = int(config.get("hidden_size", 512))
+    return TextTransformer(
+        context_length=int(config.get("max_position_embeddings", 77)),
+        vocab_size=int(config.get("vocab_size", 49408)),
+        width=width,
+        heads=int(config.get("num_attention_heads", 8)),
+        layers=int(config.get("num_hidden_layers", 12)),
+        mlp_ratio=(int(config.get("intermediate_size", 4 * width)) + 0.5) / width,
+        output_dim=0,
+        proj_type="none",
+        act_layer=_ACTIVATIONS[activation],
+        norm_layer=_norm(float(config.get("layer_norm_eps", 1e-5))),
+    )
+
+
+def _norm(eps: float) -> Any:
+    def make(width: int) -> nn.LayerNorm:
+        return nn.LayerNorm(width, eps=eps)
+
+    return make
+
+
+def _settings_hash(folder: Path) -> str:
+    """Of all that says how the weights are used: layers, activation, vocabulary, padding."""
+    files = [folder / TEXT_ENCODER / "config.json", *sorted(p for p in (folder / TOKENIZER).rglob("*") if p.is_file())]
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
