@@ -53,6 +53,7 @@ def sample(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     on_step: OnStep | None = None,
+    start: Data | None = None,
 ) -> Data:
     """Samples one row per seed.
 
@@ -65,6 +66,7 @@ def sample(
         device: of the data.
         dtype: of the data.
         on_step: receives the predicted x0 along the way.
+        start: rows at the first level, `(b, *shape)`, on the device; None: the noise of the seeds.
 
     Returns:
         `(b, *shape)`.
@@ -75,7 +77,7 @@ def sample(
     plans = [plan] * len(seeds) if isinstance(plan, SamplerPlan) else list(plan)
     if len(plans) != len(seeds):
         raise InvalidPlan(f"found {len(plans)} plans for {len(seeds)} seeds: give one, or one per seed")
-    x = noise.normal(list(seeds), noise.INITIAL, 0, tuple(shape), device, dtype)
+    x = noise.normal(list(seeds), noise.INITIAL, 0, tuple(shape), device, dtype) if start is None else start
     starts = zip(plans, _split(condition, len(seeds)), x, seeds, strict=True)
     return run(denoiser, [Trajectory.start_at(p, c, row, seed=seed) for p, c, row, seed in starts], on_step)
 

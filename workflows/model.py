@@ -25,10 +25,9 @@ from diffusion_core.condition import Condition
 from diffusion_core.denoiser import Denoiser
 from diffusion_core.guidance import Thresholding
 from diffusion_core.networks.noisy_classifier import NoisyClassifier
-from diffusion_core.row import Trajectory
 from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
-from diffusion_core.trajectory import OnStep, run, sample
+from diffusion_core.trajectory import OnStep, sample
 from diffusion_core.types import Data
 from workflows.codec import Codec, Pixels
 from workflows.embed.clip import Clip, load_clip
@@ -288,22 +287,15 @@ class ModelPackage:
         Returns:
             `(b, *shape)`; `drawn` makes of it what the model draws.
         """
-        chosen = self.plan() if plan is None else plan
-        if start is not None:
-            plans = [chosen] * len(seeds) if isinstance(chosen, SamplerPlan) else list(chosen)
-            given = zip(plans, range(len(seeds)), start.to(self.device), seeds, strict=True)
-            rows = [condition.rows(slice(row, row + 1)) for row in range(condition.num_rows)]
-            return run(
-                self.denoiser, [Trajectory.start_at(p, rows[i], x, seed=seed) for p, i, x, seed in given], on_step
-            )
         return sample(
             self.denoiser,
-            chosen,
+            self.plan() if plan is None else plan,
             condition,
             seeds=seeds,
             shape=self.shape,
             device=self.device,
             on_step=on_step,
+            start=None if start is None else start.to(self.device),
         )
 
     def drawn(self, x: Data) -> Tensor:

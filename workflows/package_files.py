@@ -74,7 +74,7 @@ class PackageCard:
         data_hash: of the data that it was trained on.
         defaults: of requests.
         scale: what the numbers of vectors mean; None: it draws pictures.
-        parts: hash of each bundle, and of each CLIP file by its path.
+        parts: hash of each bundle, and of every other file by its path.
         format_version: of the file.
     """
 

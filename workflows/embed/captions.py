@@ -23,7 +23,7 @@ from workflows.shards import Shard, copy_shard, keyed, write_shard
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workflows.embed.clip import EncodedText, TextEncoder
+    from workflows.embed.features import EncodedText, TextEncoder
 
 
 def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
@@ -120,7 +120,7 @@ class CaptionShardWriter:
     def _encode(self, captions: list[str]) -> EncodedText:
         import torch
 
-        from workflows.embed.clip import EncodedText
+        from workflows.embed.features import EncodedText
 
         batches = [captions[i : i + self._batch_size] for i in range(0, len(captions), self._batch_size)]
         encoded = [[part.cpu() for part in self._text.encode(batch)] for batch in batches]

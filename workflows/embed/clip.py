@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, final
+from typing import Any, Final, final
 
 import open_clip
 import torch
@@ -22,22 +22,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workflows.embed.features import EncodedText, TextEncoder
 from workflows.embed.identity import ClipIdentity
+from workflows.embed.pipeline_text import TEXT_ENCODER, load_text
 from workflows.errors import InvalidClip
 
-_PIPELINE_TEXT: Final = "text_encoder"
 _DEVIATIONS: Final = 2.0
-
-
-class EncodedText(NamedTuple):
-    """What the text tower says about m captions."""
-
-    tokens: Tensor
-    """(m, n, d) features after the last layer norm, one per token; zero where the mask is false."""
-    mask: Tensor
-    """(m, n) bool, true up to and including the end of the caption."""
-    pooled: Tensor
-    """(m, e) unit vectors in the shared space."""
 
 
 @final
@@ -147,14 +137,6 @@ class ImageTower:
         return functional.normalize(features.float(), dim=-1)
 
 
-class TextEncoder(Protocol):
-    """Captions to features, as a denoiser was trained to read them."""
-
-    def encode(self, captions: Sequence[str]) -> EncodedText:
-        """Encodes m captions, at least one; what exceeds the context length is cut off."""
-        ...
-
-
 @final
 @dataclass(frozen=True)
 class Clip:
@@ -187,12 +169,8 @@ def load_clip(folder: Path, device: str | torch.device = "cpu") -> Clip:
     Raises:
         InvalidClip: the folder does not hold towers, or ones without features per token.
     """
-    if (folder / _PIPELINE_TEXT).is_dir():
-        try:
-            from workflows.interop.text import load_pipeline_text
-        except ImportError:
-            raise InvalidClip("this text tower needs transformers: pip install 'raverse[diffusers]'") from None
-        return load_pipeline_text(folder, device)
+    if (folder / TEXT_ENCODER).is_dir():
+        return Clip(load_text(folder, device), None, ClipIdentity.load(folder), 1.0)
     identity = ClipIdentity.load(folder)
     model, tokenizer = open_model(f"local-dir:{folder}", device)
     return Clip(TextTower(model, tokenizer), ImageTower(model), identity, float(model.logit_scale.exp()))

@@ -23,7 +23,8 @@ from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
 from workflows.errors import InvalidCheckpoint, InvalidConfig
 from workflows.interop.folder import INDEX, PipelineFolder, open_pipeline
-from workflows.interop.kinds import DiffusersConfig, packed, register
+from workflows.interop.kinds import register
+from workflows.interop.network_config import DiffusersConfig, packed
 from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _GUIDANCE: Final = 7.5
 _LABEL_GUIDANCE: Final = 4.0
 _SMALL_FILES: Final = ("scheduler", "feature_extractor")
 NETWORK_CONFIG: Final = "network.json"
+_OLD_NAMES: Final = ("query", "key", "value", "proj_attn")
+_NEEDS_MORE: Final = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
 
 
 @final
@@ -163,10 +166,6 @@ def _weights(source: PipelineFolder, architecture: str, scratch: Path) -> Path:
     return scratch / path.name
 
 
-_OLD_NAMES: Final = ("query", "key", "value", "proj_attn")
-_NEEDS_MORE: Final = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
-
-
 def _check_network(source: PipelineFolder, config: Mapping[str, Any]) -> None:
     """Refuses networks that read more than a row, its time and its condition."""
     found = [name for name in _NEEDS_MORE if config.get(name) is not None]
@@ -191,7 +190,7 @@ def _text(source: PipelineFolder, folder: Path) -> tuple[dict[str, Any] | None, 
     if not source.reads_text:
         return None, None
     from workflows.embed.clip import load_clip
-    from workflows.interop.text import TEXT_ENCODER, TOKENIZER, WEIGHTS, describe_text
+    from workflows.embed.pipeline_text import TEXT_ENCODER, TOKENIZER, WEIGHTS, describe_text
 
     for name in (TEXT_ENCODER, TOKENIZER):
         (folder / name).mkdir(parents=True)

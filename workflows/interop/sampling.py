@@ -22,6 +22,7 @@ from workflows.errors import InvalidRequest
 
 Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 SAMPLING_FILE: Final = "sampling.json"
+_FEW: Final = 15
 NEARLY_ZERO: Final = 2.0**-24
 """What DPM-Solver++ of diffusers takes for alpha_bar at the end of a schedule of zero terminal SNR."""
 
@@ -151,9 +152,6 @@ class Sampling:
         if exact and self.zero_terminal and levels[0] == self.num_times:
             levels[0] += 1
         return [*levels, 0]
-
-
-_FEW: Final = 15
 
 
 def checkpoint_schedule(alphas_cumprod: torch.Tensor, zero_terminal: bool, defined_at_zero: bool) -> NoiseSchedule:

@@ -16,7 +16,7 @@ from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import caption_table, distinct_captions
-from workflows.embed.clip import EncodedText
+from workflows.embed.features import EncodedText
 from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.progress import Progress

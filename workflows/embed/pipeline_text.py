@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workflows.embed.clip import Clip, EncodedText
+from workflows.embed.features import EncodedText
 from workflows.embed.identity import ClipIdentity
 from workflows.errors import InvalidCheckpoint, InvalidClip
 from workflows.shards import file_sha256
@@ -61,7 +61,7 @@ class PipelineText:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:
-        """See `workflows.embed.clip.TextTower.encode`; every position counts, the padding too."""
+        """See `TextEncoder.encode`; every position counts, the padding too."""
         ids = self.tokenize(captions)
         tokens: Tensor = self._model.forward_intermediates(
             ids, indices=1, normalize_intermediates=True, output_fmt="NLC", intermediates_only=True
@@ -79,13 +79,29 @@ class PipelineText:
         return ids.to(self._device)
 
 
-def load_pipeline_text(folder: Path, device: str | torch.device = "cpu") -> Clip:
-    """Loads the text tower of `text_encoder/` and `tokenizer/`; there is no image tower.
+def load_text(folder: Path, device: str | torch.device = "cpu") -> PipelineText:
+    """Loads the text tower of `text_encoder/` and `tokenizer/`.
 
     Raises:
-        InvalidClip: the folder does not hold such a tower.
+        InvalidClip: the folder does not hold such a tower, or transformers is not installed.
     """
-    return Clip(_load(folder, device), None, ClipIdentity.load(folder), 1.0)
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError:
+        raise InvalidClip("this text tower needs transformers: pip install 'raverse[diffusers]'") from None
+    encoder = folder / TEXT_ENCODER
+    try:
+        config: dict[str, Any] = json.loads((encoder / "config.json").read_text())
+        weights = load_file(encoder / WEIGHTS)
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+    except (OSError, ValueError, SafetensorError, TypeError) as error:
+        raise InvalidClip(f"{folder} holds no CLIP text encoder with a tokenizer: {_first_line(error)}") from None
+    model = _model(config)
+    try:
+        model.load_state_dict({name: value.float() for name, value in converted(weights).items()})
+    except RuntimeError as error:
+        raise InvalidClip(f"{encoder / WEIGHTS} does not fit its config.json: {_first_line(error)}") from None
+    return PipelineText(model, tokenizer, device)
 
 
 def describe_text(folder: Path, source: str) -> ClipIdentity:
@@ -95,7 +111,7 @@ def describe_text(folder: Path, source: str) -> ClipIdentity:
         InvalidCheckpoint: it is no CLIP text tower that open_clip can compute.
     """
     try:
-        example = _load(folder, "cpu").encode(["a"])
+        example = load_text(folder).encode(["a"])
     except InvalidClip as error:
         raise InvalidCheckpoint(str(error)) from None
     identity = ClipIdentity(
@@ -139,24 +155,6 @@ def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif inner not in ("self_attn.k_proj", "self_attn.v_proj"):
             raise InvalidClip(f"the text encoder has a weight {name!r}: wanted those of a CLIPTextModel")
     return found
-
-
-def _load(folder: Path, device: str | torch.device) -> PipelineText:
-    from transformers import CLIPTokenizer
-
-    encoder = folder / TEXT_ENCODER
-    try:
-        config: dict[str, Any] = json.loads((encoder / "config.json").read_text())
-        weights = load_file(encoder / WEIGHTS)
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
-    except (OSError, ValueError, SafetensorError, TypeError) as error:
-        raise InvalidClip(f"{folder} holds no CLIP text encoder with a tokenizer: {_first_line(error)}") from None
-    model = _model(config)
-    try:
-        model.load_state_dict({name: value.float() for name, value in converted(weights).items()})
-    except RuntimeError as error:
-        raise InvalidClip(f"{encoder / WEIGHTS} does not fit its config.json: {_first_line(error)}") from None
-    return PipelineText(model, tokenizer, device)
 
 
 def _model(config: Mapping[str, Any]) -> TextTransformer:
