@@ -11,12 +11,12 @@ from workflows.package_files import PackageCard, verify
 from workflows.promotion.promote import CHALLENGER, holder_of, move_alias
 from workflows.registry import make_version
 from workflows.report import git_commit
-from workflows.tracking import tracked_run
+from workflows.tracking import FINISHED, tracked_run
 from workflows.tracking_store import open_client, reaching, tracking_uri
 
 
 def register_package(config: RunConfig, name: str, folder: Path) -> tuple[ModelVersion, str]:
-    """Makes a version of a package.
+    """Makes a version of a package, or finds the one that has been made of it.
 
     Args:
         config: names the store and the alias.
@@ -30,6 +30,9 @@ def register_package(config: RunConfig, name: str, folder: Path) -> tuple[ModelV
         TrackingUnreachable: the store cannot be used.
     """
     card, _ = verify(folder)
+    known = _registered(config, name, card)
+    if known is not None:
+        return known, _alias(config, known)
     run_file = config.root_folder / "imports" / f"{name}.json"
     with tracked_run(config, run_file, card.hash) as run:
         run.log_params({"source": card.source, "name": name})
@@ -38,6 +41,18 @@ def register_package(config: RunConfig, name: str, folder: Path) -> tuple[ModelV
             text = model_card(name, card, {}, version.tags)
             run.client.update_model_version(name, version.version, description=text)
     return version, _alias(config, version)
+
+
+def _registered(config: RunConfig, name: str, card: PackageCard) -> ModelVersion | None:
+    """The newest version of this very package whose run came to its end."""
+    uri = tracking_uri(config)
+    with reaching(uri):
+        client = open_client(uri)
+        versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+        for found in versions:
+            if found.tags.get("package_hash") == card.hash and client.get_run(found.run_id).info.status == FINISHED:
+                return ModelVersion(name, str(found.version), found.run_id, dict(found.tags))
+    return None
 
 
 def _alias(config: RunConfig, version: ModelVersion) -> str:
