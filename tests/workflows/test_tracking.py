@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,40 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
         silent.listen()
         with pytest.raises(TrackingUnreachable, match="refused"):
             open_client(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+class Troubled(BaseHTTPRequestHandler):
+    """Says `503` so many times before it answers as MLflow does."""
+
+    def do_GET(self) -> None:
+        self.server.calls += 1  # type: ignore[attr-defined]
+        well = self.server.calls > self.server.troubles  # type: ignore[attr-defined]
+        body = b'{"experiments": []}' if well else b"busy"
+        self.send_response(200 if well else 503)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Keeps the tests' output to themselves."""
+
+
+@pytest.mark.parametrize("troubles", [2, 100])
+def test_a_troubled_server_is_asked_again_and_then_given_up(troubles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    with HTTPServer(("127.0.0.1", 0), Troubled) as server:
+        server.calls, server.troubles = 0, troubles  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}"
+        if troubles == 2:
+            open_client(uri)
+            assert server.calls == 3  # type: ignore[attr-defined]
+        else:
+            with pytest.raises(TrackingUnreachable, match=rf"MLflow's store {uri} refused"):
+                open_client(uri)
+            assert server.calls == 4  # type: ignore[attr-defined]
+        server.shutdown()
