@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -56,6 +57,8 @@ class Versions:
         self._challenger: Served | None = None
         self._held = {self._present.menu.version: self._present}
         self._loading = asyncio.Lock()
+        # The C library keeps a pool of memory per thread: loads on changing threads would fill one after the other.
+        self._loader = ThreadPoolExecutor(1, "load-version")
         self._displaced: dict[str, float] = {}
         self.challenger_share = args.challenger_share
         self.retired_seconds = _RETIRED_SECONDS
@@ -119,7 +122,8 @@ class Versions:
         async with self._loading:
             if version not in self._held:
                 reference = f"{self._present.menu.model}/{version}"
-                self._held[version] = await asyncio.to_thread(load_served, self._args, reference)
+                loading = self._loader.submit(load_served, self._args, reference)
+                self._held[version] = await asyncio.wrap_future(loading)
             return self._held[version]
 
     async def _retire(self) -> None:
