@@ -115,8 +115,8 @@ def ray_rate(objective: DenoiserObjective, cache: EmbeddingCache, steps: int, fo
 
 
 def against_plain(objective: DenoiserObjective, cache: EmbeddingCache, folder: Path, rounds: int) -> list[str]:
-    """Ray Train against a plain loop."""
-    start_ray(num_cpus=2)
+    """Ray Train against a plain loop, each on one thread: a worker takes as many as the cluster has CPUs."""
+    start_ray(num_cpus=1)
     plain, ours, waits = [], [], []
     for _ in range(rounds):
         plain.append(plain_rate(objective, cache, 250))
