@@ -21,13 +21,17 @@ def list_caches(root: RootOption = Path("runs")) -> None:
     """Lists the caches of finished jobs and the encoded captions that all jobs share."""
     from workflows.embed.inventory import inventory
 
-    table = Table("cache", "rows", "MiB", "towers", "used by", "shards in")
-    table.columns[0].overflow = table.columns[-1].overflow = "fold"
-    for item in inventory(root):
+    table = Table("cache", "rows", "MiB", "towers", "used by")
+    table.columns[0].overflow = "fold"
+    items = inventory(root)
+    for item in items:
         used = "-" if item.used_by is None else str(len(item.used_by))
         size = "?" if item.size is None else f"{item.size / 2**20:.1f}"
-        table.add_row(item.name, str(item.rows), size, item.towers, used, item.place)
+        table.add_row(item.name, str(item.rows), size, item.towers, used)
     Console(soft_wrap=True).print(table)
+    for item in items:
+        if item.store is not None:
+            typer.echo(f"{item.name}: its shards are in {item.store}")
 
 
 @cache_app.command("verify")

@@ -31,7 +31,7 @@ class Item:
         size: bytes; None: its store cannot be reached.
         towers: model and storage type.
         used_by: caches of finished jobs that use these captions; None: it is such a cache itself.
-        place: where its shards are.
+        store: where its shards are; None: in its folder.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Item:
     size: int | None
     towers: str
     used_by: tuple[str, ...] | None
-    place: str
+    store: str | None = None
 
 
 def inventory(root: Path) -> list[Item]:
@@ -52,19 +52,12 @@ def inventory(root: Path) -> list[Item]:
             _cache_size(folder, manifest),
             f"{manifest.clip.get('model')} {manifest.dtype}",
             None,
-            str(manifest.place(folder)),
+            manifest.store,
         )
         for folder, manifest in manifests.items()
     ]
     stores = [
-        Item(
-            str(store.folder.relative_to(root)),
-            _rows(store),
-            _size(store.folder),
-            _towers(store),
-            used,
-            str(store.folder),
-        )
+        Item(str(store.folder.relative_to(root)), _rows(store), _size(store.folder), _towers(store), used)
         for store in _stores(root)
         for used in [_users(root, store, manifests)]
     ]

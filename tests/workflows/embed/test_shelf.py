@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.workflows.bucket import NAME, Bucket
 from tests.workflows.embed.conftest import write_tiny
 from tests.workflows.embed.test_stage import KILLED, configure, contents, run
+from workflows import cli
 from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
@@ -165,7 +167,8 @@ def test_what_cannot_be_looked_at_is_no_damage(
     cache, _ = copied(remote, bucket, root)
     (item,) = inventory(root)
     assert item.size == sum(len(bucket.read(f"away/{remote.key}/{shard.path}")) for shard in cache.manifest.files)
-    assert item.place == str(cache.place)
+    listed = CliRunner().invoke(cli.app, ["cache", "list", "--root", str(root)]).output
+    assert f"artifacts/embed/0123: its shards are in {cache.place}" in listed.splitlines()
     away = cache.manifest.store.replace(bucket.address, refusing)
     replace(cache.manifest, store=away).save(cache.folder)
     ((_, reason),) = damaged_files(root)
