@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -22,9 +23,13 @@ FolderPath = Annotated[str, AfterValidator(os.path.abspath)]
 DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
 
 
+UNTOLD: Final = "untold"
+"""Type of an error whose input is not to be repeated."""
+
+
 def _without_password(url: str) -> str:
     if urlsplit(url).password is not None:
-        raise ValueError("a password in a URL ends up in files and logs: give credentials in the environment")
+        raise PydanticCustomError(UNTOLD, "a password in a URL ends up in files: give credentials in the environment")
     return url
 
 
