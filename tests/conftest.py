@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
@@ -10,6 +11,8 @@ import pytest
 from workflows.session import set_environment, start_ray, stop_ray
 
 set_environment()
+# For buckets of tests, in every process that is started from here.
+os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
 # Only tests of the core check its annotations: tests/core/conftest.py turns this on and off.
 jaxtyping.config.update("jaxtyping_disable", True)
 

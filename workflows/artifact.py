@@ -13,11 +13,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from workflows.errors import MissingArtifact
 
-_MARKER = "artifact.json"
+MARKER: Final = "artifact.json"
 
 
 @final
@@ -35,14 +35,14 @@ class Artifact:
     def commit(self) -> None:
         """Writes the marker: from now on the stage counts as finished."""
         values = asdict(self) | {"folder": None}
-        partial = self.folder / f".{_MARKER}.partial"
+        partial = self.folder / f".{MARKER}.partial"
         partial.write_text(
             json.dumps(
                 values,
                 indent=2,
             )
         )
-        partial.replace(self.folder / _MARKER)
+        partial.replace(self.folder / MARKER)
 
 
 def artifact_key(stage: str, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -65,7 +65,7 @@ def artifact_folder(root: Path, stage: str, key: str) -> Path:
 def find_artifact(folder: Path) -> Artifact | None:
     """The finished artifact in this folder, or None; a marker that cannot be read counts as none."""
     try:
-        values = json.loads((folder / _MARKER).read_text())
+        values = json.loads((folder / MARKER).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return Artifact(**(values | {"folder": folder}))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,6 +21,19 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 FolderPath = Annotated[str, AfterValidator(os.path.abspath)]
 
 DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
+
+
+UNTOLD: Final = "untold"
+"""Type of an error whose input is not to be repeated."""
+
+
+def _without_password(url: str) -> str:
+    if urlsplit(url).password is not None:
+        raise PydanticCustomError(UNTOLD, "a password in a URL ends up in files: give credentials in the environment")
+    return url
+
+
+StorePath = Annotated[DataPath, AfterValidator(_without_password)]
 BUILT_IN_DATA: Final = ("digits", "shapes")
 
 TRAINING_UNSEEN: Final = (
@@ -112,6 +127,10 @@ class EmbedConfig(Section):
     rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
     flips: bool = Field(False, description="Cache latents of mirrored pictures too, and train on both (latents).")
     share_captions: bool = Field(True, description="Keep encoded captions under `storage.root`/cache for later runs.")
+    store: StorePath | None = Field(
+        None,
+        description="Folder or URL where shards of new caches go, such as s3://BUCKET/PATH; default: `storage.root`.",
+    )
 
 
 class ScheduleConfig(Section):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workflows.config import RunConfig
+from workflows.config import UNTOLD, RunConfig
 from workflows.errors import InvalidConfig
 
 
@@ -86,6 +86,8 @@ def _explain(name: str, error: ValidationError) -> str:
 
 def _explain_one(fault: Any) -> str:
     path = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == UNTOLD:
+        return f"{path}: {fault['msg']}"
     if fault["type"] != "extra_forbidden":
         return f"{path}: {fault['msg']} (found {fault.get('input')!r})"
     near = difflib.get_close_matches(path, config_keys(), n=1, cutoff=0.5)

@@ -161,13 +161,19 @@ def find_shard(folder: Path, path: str, key: str) -> Shard | None:
     try:
         with pq.ParquetFile(folder / path, page_checksum_verification=True) as file:
             metadata = file.metadata
-            if (metadata.metadata or {}).get(_KEY) != key.encode():
+            if shard_key(metadata) != key:
                 return None
             for _ in file.iter_batches():
                 pass
     except (OSError, pa.ArrowException):
         return None
     return Shard(path, metadata.num_rows, file_sha256(folder / path))
+
+
+def shard_key(metadata: pq.FileMetaData) -> str | None:
+    """Of what a shard was made from, as its footer says; None: it does not say."""
+    key: bytes | None = (metadata.metadata or {}).get(_KEY)
+    return None if key is None else key.decode()
 
 
 def remove_partial(folder: Path) -> None:

@@ -71,6 +71,14 @@ def _check_training_tracked(config: RunConfig) -> None:
         _check_tracking(config)
 
 
+def _check_store(config: RunConfig) -> None:
+    if config.embed.store is not None:
+        from workflows.deploy.findings import refuse_problems
+        from workflows.deploy.stores import check_bucket
+
+        refuse_problems([check_bucket(config.embed.store)])
+
+
 def _dump(section: Section, *without: str) -> dict[str, Any]:
     """A section as plain values, without the fields that do not change the result."""
     return section.model_dump(mode="json", exclude=set(without))
@@ -101,7 +109,7 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def _embed_section(config: RunConfig) -> dict[str, Any]:
-    values, base = _dump(config.embed, "batch_size", "workers", "share_captions", "flips"), _base(config)
+    values, base = _dump(config.embed, "batch_size", "workers", "share_captions", "store", "flips"), _base(config)
     return values | base | ({"flips": config.embed.flips} if base else {})
 
 
@@ -149,6 +157,7 @@ STAGES: Final = (
         load=_embed,
         sections=_embed_section,
         inputs=("data", "clip"),
+        checks=(_check_store,),
     ),
     Stage(
         name="denoiser",

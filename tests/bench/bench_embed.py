@@ -41,6 +41,7 @@ from workflows.embed.clip_training import build_model, model_config
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.plan import plan_shards
+from workflows.embed.shelf import Shelf
 from workflows.embed.stage import embed
 from workflows.progress import Progress
 from workflows.session import set_environment, start_ray, stop_ray
@@ -134,7 +135,7 @@ def write_images(config: RunConfig, data: Path, clip: Path, folder: Path) -> Non
     """The pictures' shards of a cache, which a loop over captions has no part in."""
     dataset, identity = Dataset.open(data), ClipIdentity.load(clip)
     plan = plan_shards(dataset, identity, config.embed)
-    writer = ImageShardWriter(data, folder, dataset.info.shape, plan.encoder)
+    writer = ImageShardWriter(data, Shelf(folder), dataset.info.shape, plan.encoder)
     for item in plan.images:
         writer(item)
 

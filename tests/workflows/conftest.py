@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from PIL import Image
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
+from tests.workflows.bucket import Bucket, serve_bucket, serve_refusals
 from workflows.artifact import Artifact
 from workflows.config import ClipConfig
 from workflows.config_file import load_config
@@ -111,6 +112,20 @@ def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifa
         (root / name / "losses.csv").write_text("step,loss,rate\n1,2.0,0.1\n2,1.5,\n")
         Image.new("L", (8, 8)).save(root / name / "losses.png")
     return artifacts
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    """An empty bucket of an S3 server that lives as long as the tests."""
+    with serve_bucket() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def refusing() -> Iterator[str]:
+    """Address of an S3 server that lets nobody in."""
+    with serve_refusals() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -118,6 +118,14 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
         load_config(str(tmp_path))
 
 
+def test_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(InvalidConfig, match=r"embed\.store: a password in a URL") as told:
+        load_config("digits", ["embed.store=s3://name:sesame@bucket/path"])
+    assert "sesame" not in str(told.value)
+    url = "abfss://container@account/path"
+    assert load_config("digits", [f"embed.store={url}"]).embed.store == url
+
+
 def test_it_is_frozen_and_survives_pickling() -> None:
     config = load_config("digits")
     with pytest.raises(ValidationError):

@@ -14,6 +14,7 @@ import httpx
 from workflows.config import RunConfig
 from workflows.deploy.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
+from workflows.place import filesystem_of, reason
 from workflows.preflight import check_writable
 from workflows.tracking_store import check_tracking
 
@@ -23,7 +24,7 @@ _EXPERIMENTS: Final = "/api/2.0/mlflow/experiments/search?max_results=1"
 
 
 def check_storage(config: RunConfig) -> Iterator[Finding]:
-    """Whether artifacts can be written, and the user's data read."""
+    """Whether artifacts and shards can be written, and the user's data read."""
     try:
         check_writable(config.root_folder)
         yield ok("storage", f"{config.root_folder} can be written")
@@ -33,26 +34,24 @@ def check_storage(config: RunConfig) -> Iterator[Finding]:
         )
     if config.data.path is not None:
         yield check_readable(config.data.path)
+    if config.embed.store is not None:
+        yield check_bucket(config.embed.store)
 
 
 def check_readable(place: str) -> Finding:
     """Whether something is there at a path or URL."""
     from pyarrow.fs import FileType
 
-    from workflows.data.sources.location import filesystem_of
-
     try:
         files, path = filesystem_of(place)
         there = files.get_file_info([path])[0].type != FileType.NotFound
     except Exception as error:  # noqa: BLE001 - each kind of storage raises its own
-        return problem("data", f"{place}: {_short(error)}", "give credentials to every node, or mend the URL")
+        return problem("data", f"{place}: {reason(error)}", "give credentials to every node, or mend the URL")
     return ok("data", f"{place} is there") if there else problem("data", f"nothing at {place}", "mend data.path")
 
 
 def check_bucket(url: str) -> Finding:
     """Writes a small object below a URL (`s3://`, `gs://`, a folder), reads it and takes it away."""
-    from workflows.data.sources.location import filesystem_of
-
     remedy = "allow writing, reading and deleting there, or name another"
     try:
         files, folder = filesystem_of(url)
@@ -63,7 +62,7 @@ def check_bucket(url: str) -> Finding:
             same = written.read() == b"raverse"
         files.delete_file(path)
     except Exception as error:  # noqa: BLE001 - each kind of storage raises its own
-        return problem("bucket", f"{url}: {_short(error)}", remedy)
+        return problem("bucket", f"{url}: {reason(error)}", remedy)
     return ok("bucket", f"{url} can be written") if same else problem("bucket", f"{url} gave other bytes", remedy)
 
 
@@ -81,7 +80,7 @@ def check_tracking_server(uri: str) -> Iterator[Finding]:
     try:
         answer = httpx.get(f"{uri}{_EXPERIMENTS}", timeout=_SECONDS, auth=_mlflow_user())
     except httpx.HTTPError as error:
-        found = f"{uri}: {_short(error)}"
+        found = f"{uri}: {reason(error)}"
         yield problem("tracking", found, "it listens but does not answer as MLflow: look at its log")
         return
     yield _judge_answer(uri, answer)
@@ -113,8 +112,3 @@ def _check_date(header: str | None, now: float) -> Iterator[Finding]:
 def _mlflow_user() -> tuple[str, str] | None:
     name = os.environ.get("MLFLOW_TRACKING_USERNAME")
     return (name, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if name else None
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]

@@ -1,4 +1,4 @@
-"""Reading the embedding cache while training."""
+"""Reading the embedding cache while training, from its folder or from object storage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from workflows.data.dataset import SplitName
 from workflows.embed.latents import LatentFormat
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
+from workflows.place import reason
 
 _SHARDS_AHEAD: Final = 2
+_REMEDY: Final = "run `raverse cache prune`, then the job again"
 
 
 @final
@@ -94,6 +96,7 @@ class EmbeddingCache:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.place = manifest.place(folder)
         self._splits: dict[SplitName, CachedBatch] = {}
 
     @staticmethod
@@ -129,10 +132,10 @@ class EmbeddingCache:
         """Compares every shard with the manifest.
 
         Raises:
-            InvalidData: a shard is missing or was changed.
+            InvalidData: a shard is missing or was changed, or the store cannot be reached.
         """
         if damaged := self.manifest.damaged(self.folder):
-            raise InvalidData(f"{', '.join(damaged)} in {self.folder} missing or changed: run `raverse embed` again")
+            raise InvalidData(f"{', '.join(damaged)} in {self.place} missing or changed: {_REMEDY}")
 
     def batch(self, split: SplitName, indices: Tensor | NDArray[np.int64] | Sequence[int]) -> CachedBatch:
         """The samples at these positions of a split."""
@@ -180,7 +183,7 @@ class EmbeddingCache:
 
     def _load_split(self, split: SplitName) -> CachedBatch:
         paths = self.manifest.paths(f"{split}/images")
-        table = pa.concat_tables(self._read(path, ["sample_id", "caption_ids", "label"]) for path in paths)
+        table = pa.concat_tables(self._read_ahead(paths, ["sample_id", "caption_ids", "label"]))
         captions, num_captions = self._caption_table(table["caption_ids"])
         return CachedBatch(
             sample_ids=torch.tensor(table["sample_id"].to_numpy()),
@@ -223,9 +226,12 @@ class EmbeddingCache:
 
     def _read(self, path: str, columns: list[str] | None = None) -> pa.Table:
         try:
-            return pq.read_table(self.folder / path, columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise InvalidData(f"cannot read {self.folder / path} ({error}): run `raverse embed` again") from None
+            with self.place.open(path) as file:
+                return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        except Exception as error:  # noqa: BLE001 - each kind of storage raises its own
+            raise InvalidData(
+                f"cannot read {self.place / path} ({reason(error)}): check access to it; if it is damaged, {_REMEDY}"
+            ) from None
 
 
 def _tensor(column: Any) -> Tensor:

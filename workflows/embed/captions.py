@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.embed.manifest import caption_id, normalise
+from workflows.embed.shelf import Shelf
 from workflows.embed.store import CaptionStore
-from workflows.shards import Shard, copy_shard, keyed, write_shard
+from workflows.shards import Shard, keyed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,7 @@ class CaptionShardWriter:
 
     Args:
         clip_folder: the towers.
-        folder: of the cache.
+        shelf: for the shards.
         encoder: key of the text tower.
         dtype: storage type of the tokens.
         batch_size: captions per call of the tower.
@@ -60,14 +61,14 @@ class CaptionShardWriter:
     def __init__(
         self,
         clip_folder: Path,
-        folder: Path,
+        shelf: Shelf,
         encoder: str,
         dtype: str,
         batch_size: int,
         num_gpus: int,
         store: CaptionStore | None = None,
     ) -> None:
-        self._clip_folder, self._folder, self._num_gpus, self._store = clip_folder, folder, num_gpus, store
+        self._clip_folder, self._shelf, self._num_gpus, self._store = clip_folder, shelf, num_gpus, store
         self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size
 
     @cached_property
@@ -87,7 +88,7 @@ class CaptionShardWriter:
 
         Raises:
             InvalidClip: towers that do not load.
-            StorageUnwritable: the folder is full or read-only.
+            StorageUnwritable: the folder or the store is full or read-only.
         """
         return pa.Table.from_pylist([self._write(item) for item in block.to_pylist()])
 
@@ -108,10 +109,10 @@ class CaptionShardWriter:
         if self._store is not None and new and new[0].num_rows == table.num_rows:
             # All rows are new: the part is the shard, and a copy costs less than a second encoding and hash.
             part = self._store.add(keyed(table, item["key"]))
-            return copy_shard(self._folder, Shard(item["path"], table.num_rows, part.stem), part)
+            return self._shelf.copy(Shard(item["path"], table.num_rows, part.stem), part)
         if self._store is not None and new:
             self._store.add(new[0])
-        return write_shard(self._folder, item["path"], table, item["key"])
+        return self._shelf.write(item["path"], table, item["key"])
 
     def _encoded(self, captions: dict[str, str]) -> pa.Table:
         texts = list(captions.values())

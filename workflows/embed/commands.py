@@ -23,17 +23,22 @@ def list_caches(root: RootOption = Path("runs")) -> None:
 
     table = Table("cache", "rows", "MiB", "towers", "used by")
     table.columns[0].overflow = "fold"
-    for item in inventory(root):
+    items = inventory(root)
+    for item in items:
         used = "-" if item.used_by is None else str(len(item.used_by))
-        table.add_row(item.name, str(item.rows), f"{item.size / 2**20:.1f}", item.towers, used)
+        size = "?" if item.size is None else f"{item.size / 2**20:.1f}"
+        table.add_row(item.name, str(item.rows), size, item.towers, used)
     Console(soft_wrap=True).print(table)
+    for item in items:
+        if item.store is not None:
+            typer.echo(f"{item.name}: its shards are in {item.store}")
 
 
 @cache_app.command("verify")
 def verify(root: RootOption = Path("runs")) -> None:
-    """Compares every shard with its hash.
+    """Compares every shard with its hash, in object storage too.
 
-    Exit status: 0 all are whole; 1 some are missing or changed, which the next job makes again.
+    Exit status: 0 all are whole; 1 some are missing, changed or out of reach. After `prune` the next job makes them.
     """
     from workflows.embed.inventory import damaged_files
 
@@ -49,7 +54,10 @@ def prune(
     root: RootOption = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
 ) -> None:
-    """Removes half-written files, damaged parts, and captions of towers that no finished job uses."""
+    """Removes half-written files, damaged parts, and captions of towers that no finished job uses.
+
+    A cache with damaged shards counts as unfinished from then on. Object storage is left as it is.
+    """
     from diffusion_core.errors import RaverseError
     from workflows.embed.inventory import prunable, remove
     from workflows.preflight import exclusive_folder

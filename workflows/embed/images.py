@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from workflows.data.dataset import Split, decode, read_rows
 from workflows.embed.manifest import caption_id
+from workflows.embed.shelf import Shelf
 from workflows.errors import InvalidData
-from workflows.shards import write_shard
 
 
 @final
@@ -24,13 +24,13 @@ class ImageShardWriter:
 
     Attributes:
         data_folder: of the data artifact.
-        folder: of the cache.
+        shelf: for the shards.
         shape: (c, h, w) that every picture must have, or (d,) of vectors.
         encoder: key of the text tower.
     """
 
     data_folder: Path
-    folder: Path
+    shelf: Shelf
     shape: tuple[int, ...]
     encoder: str
 
@@ -39,10 +39,10 @@ class ImageShardWriter:
 
         Raises:
             InvalidData: a picture of another shape.
-            StorageUnwritable: the folder is full or read-only.
+            StorageUnwritable: the folder or the store is full or read-only.
         """
         rows = read_samples(self.data_folder, item, self.shape)
-        return asdict(write_shard(self.folder, item["path"], image_table(rows, self.encoder), item["key"]))
+        return asdict(self.shelf.write(item["path"], image_table(rows, self.encoder), item["key"]))
 
 
 def read_samples(data_folder: Path, item: dict[str, Any], shape: tuple[int, ...]) -> Split:

@@ -12,7 +12,7 @@ from typing import Any, final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.artifact import find_artifact
+from workflows.artifact import MARKER, find_artifact
 from workflows.embed.manifest import MANIFEST_FILE, Manifest
 from workflows.embed.store import ENCODER_FILE, STORE, CaptionStore, is_intact
 from workflows.errors import InvalidData, MissingArtifact
@@ -28,16 +28,18 @@ class Item:
     Attributes:
         name: path relative to the storage folder.
         rows: samples and captions, or encoded captions.
-        size: bytes.
+        size: bytes; None: its store cannot be reached.
         towers: model and storage type.
         used_by: caches of finished jobs that use these captions; None: it is such a cache itself.
+        store: where its shards are; None: in its folder.
     """
 
     name: str
     rows: int
-    size: int
+    size: int | None
     towers: str
     used_by: tuple[str, ...] | None
+    store: str | None = None
 
 
 def inventory(root: Path) -> list[Item]:
@@ -47,9 +49,10 @@ def inventory(root: Path) -> list[Item]:
         Item(
             str(folder.relative_to(root)),
             sum(manifest.rows.values()),
-            _size(folder),
+            _cache_size(folder, manifest),
             f"{manifest.clip.get('model')} {manifest.dtype}",
             None,
+            manifest.store,
         )
         for folder, manifest in manifests.items()
     ]
@@ -61,25 +64,36 @@ def inventory(root: Path) -> list[Item]:
     return caches + stores
 
 
-def damaged_files(root: Path) -> list[Finding]:
-    """Shards of caches and parts of stores whose bytes are not what their hash says."""
-    found: list[Finding] = []
+def damaged_files(root: Path) -> list[tuple[str, str]]:
+    """Shards of caches and parts of stores whose bytes are not what their hash says, or that cannot be read."""
+    found: list[tuple[str, str]] = []
     for file in sorted(root.glob(f"artifacts/embed/*/{MANIFEST_FILE}")):
         try:
             manifest = Manifest.load(file.parent)
+            place = manifest.place(file.parent)
+            found += [(str(place / path), "missing or changed") for path in manifest.damaged(file.parent)]
         except InvalidData as error:
-            found.append((file, str(error)))
-            continue
-        found += [(file.parent / path, "missing or changed") for path in manifest.damaged(file.parent)]
+            found.append((str(file), str(error)))
     for store in _stores(root):
-        found += [(part, "its bytes are not those of its name") for part in store.parts() if not is_intact(part)]
+        found += [(str(part), "its bytes are not those of its name") for part in store.parts() if not is_intact(part)]
     return found
 
 
 def prunable(root: Path) -> list[Finding]:
-    """What nothing needs: half-written files, damaged parts, stores of towers that no finished job uses."""
+    """What nothing needs: half-written files, damaged parts, stores of towers that no finished job uses.
+
+    So does the mark that a cache with damaged shards is finished: without it the next job makes them again.
+
+    Raises:
+        InvalidData: object storage with shards cannot be reached.
+    """
     manifests = dict(_manifests(root))
     found: list[Finding] = [(path, "half written") for path in sorted((root / STORE).rglob("*.partial"))]
+    found += [
+        (folder / MARKER, "shards are missing or changed, and the next job makes them again")
+        for folder, manifest in manifests.items()
+        if manifest.damaged(folder)
+    ]
     for store in _stores(root):
         if not _users(root, store, manifests):
             found.append((store.folder, "no finished job uses these towers"))
@@ -133,6 +147,16 @@ def _towers(store: CaptionStore) -> str:
         return f"{values['clip']['model']} {values['dtype']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "?"
+
+
+def _cache_size(folder: Path, manifest: Manifest) -> int | None:
+    if manifest.store is None:
+        return _size(folder)
+    try:
+        sizes = manifest.place(folder).sizes()
+    except InvalidData:
+        return None
+    return sum(sizes.get(shard.path, 0) for shard in manifest.files)
 
 
 def _size(folder: Path) -> int:

@@ -21,7 +21,7 @@ from diffusion_core import noise
 from diffusion_core.types import Data
 from workflows.embed.images import image_table, read_samples
 from workflows.embed.pixels import to_x
-from workflows.shards import write_shard
+from workflows.embed.shelf import Shelf
 
 if TYPE_CHECKING:
     from workflows.embed.autoencoder import Autoencoder
@@ -95,7 +95,7 @@ class LatentShardWriter:
 
     Args:
         data_folder: of the data artifact.
-        folder: of the cache.
+        shelf: for the shards.
         shape: (c, h, w) that every picture must have.
         encoder: key of the text tower.
         autoencoder: folder of what encodes.
@@ -106,14 +106,14 @@ class LatentShardWriter:
     def __init__(
         self,
         data_folder: Path,
-        folder: Path,
+        shelf: Shelf,
         shape: tuple[int, ...],
         encoder: str,
         autoencoder: Path,
         latents: LatentFormat,
         device: str,
     ) -> None:
-        self._data_folder, self._folder, self._shape, self._encoder = data_folder, folder, shape, encoder
+        self._data_folder, self._shelf, self._shape, self._encoder = data_folder, shelf, shape, encoder
         self._source, self._latents, self._device = autoencoder, latents, device
 
     @cached_property
@@ -128,7 +128,7 @@ class LatentShardWriter:
 
         Raises:
             InvalidData: a picture of another shape.
-            StorageUnwritable: the folder is full or read-only.
+            StorageUnwritable: the folder or the store is full or read-only.
             InvalidConfig: no autoencoder lies there.
         """
         rows = read_samples(self._data_folder, item, self._shape)
@@ -136,7 +136,7 @@ class LatentShardWriter:
         parts = [self._encoded(part) for part in torch.from_numpy(rows.images).split(_ROWS_AT_ONCE)]
         column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(torch.cat(parts).numpy()))
         table = table.set_column(table.column_names.index("image"), "image", column)
-        return asdict(write_shard(self._folder, item["path"], table, item["key"]))
+        return asdict(self._shelf.write(item["path"], table, item["key"]))
 
     def _encoded(self, images: Tensor) -> Tensor:
         views = [images, images.flip(-1)] if self._latents.flips else [images]

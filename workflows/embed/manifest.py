@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from workflows.errors import InvalidData, MissingArtifact
-from workflows.shards import Shard, file_sha256
+from workflows.place import READERS, Place
+from workflows.shards import Shard
 
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT_VERSION: Final = 1
@@ -41,6 +43,7 @@ class Manifest:
         rows: samples per split, and distinct `captions`.
         files: every shard, in order.
         latents: what encoded the images and how; None: they are stored as pixels.
+        store: where the shards are; None: beside the manifest.
         format: version of the layout.
     """
 
@@ -53,6 +56,7 @@ class Manifest:
     rows: dict[str, int]
     files: tuple[Shard, ...]
     latents: dict[str, Any] | None = None
+    store: str | None = None
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
@@ -84,9 +88,19 @@ class Manifest:
         shape, files = tuple(values.pop("shape")), tuple(Shard(**shard) for shard in values.pop("files"))
         return Manifest(**values, shape=shape, files=files)
 
+    def place(self, folder: Path) -> Place:
+        """Where the shards are of the manifest in this folder."""
+        return Place(str(folder) if self.store is None else self.store)
+
     def damaged(self, folder: Path) -> list[str]:
-        """Paths of shards that are missing or not what the manifest says."""
-        return [s.path for s in self.files if not _is_intact(folder / s.path, s.sha256)]
+        """Paths of shards that are missing or not what the manifest says.
+
+        Raises:
+            InvalidData: the store cannot be reached or read.
+        """
+        with ThreadPoolExecutor(READERS) as pool:
+            hashes = pool.map(self.place(folder).sha256, [shard.path for shard in self.files])
+            return [shard.path for shard, sha256 in zip(self.files, hashes, strict=True) if sha256 != shard.sha256]
 
     def paths(self, prefix: str) -> list[str]:
         """Paths of the shards under a sub-folder, in order."""
@@ -94,7 +108,10 @@ class Manifest:
 
 
 def discard_damaged(folder: Path) -> None:
-    """Removes what an earlier run has finished in this folder and what is no longer what it was."""
+    """Removes what an earlier run has finished in this folder and what is no longer what it was.
+
+    A store is left alone: there the names tell.
+    """
     try:
         manifest = Manifest.load(folder)
     except MissingArtifact:
@@ -102,7 +119,7 @@ def discard_damaged(folder: Path) -> None:
     except InvalidData:
         (folder / MANIFEST_FILE).unlink()
         return
-    for path in manifest.damaged(folder):
+    for path in manifest.damaged(folder) if manifest.store is None else []:
         (folder / path).unlink(missing_ok=True)
 
 
@@ -129,7 +146,3 @@ def normalise(caption: str) -> str:
 
 def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values | {"version": FORMAT_VERSION}, sort_keys=True).encode()).hexdigest()
-
-
-def _is_intact(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_sha256(path) == sha256

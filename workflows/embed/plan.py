@@ -10,7 +10,6 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 from workflows.config import EmbedConfig
@@ -19,7 +18,8 @@ from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.latents import LatentFormat
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
-from workflows.shards import Shard, find_shard
+from workflows.place import Place
+from workflows.shards import Shard
 
 Item: TypeAlias = dict[str, Any]
 
@@ -49,13 +49,10 @@ class EmbedPlan:
     rows: dict[str, int]
     latents: LatentFormat | None = None
 
-    def finished(self, folder: Path) -> dict[str, Shard]:
-        """The shards that an earlier run has made, by path."""
-        shards = (find_shard(folder, item["path"], item["key"]) for item in (*self.captions, *self.images))
-        return {shard.path: shard for shard in shards if shard is not None}
-
-    def manifest(self, dataset: Dataset, identity: ClipIdentity, dtype: str, shards: Iterable[Shard]) -> Manifest:
-        """What is written when every shard is there."""
+    def manifest(
+        self, dataset: Dataset, identity: ClipIdentity, dtype: str, shards: Iterable[Shard], store: Place | None = None
+    ) -> Manifest:
+        """What is written when every shard is there; store: where they are, None: beside the manifest."""
         return Manifest(
             key=self.key,
             encoder_key=self.encoder,
@@ -66,6 +63,7 @@ class EmbedPlan:
             rows=self.rows,
             files=tuple(sorted(shards, key=lambda shard: shard.path)),
             latents=None if self.latents is None else self.latents.describe(),
+            store=None if store is None else store.url,
         )
 
 

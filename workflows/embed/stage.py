@@ -1,9 +1,10 @@
 """The embed stage: captioned images and towers in, the embedding cache out.
 
 Two passes of Ray Data over lists of shards: tasks decode the images, and a pool of actors, for which Ray takes the
-processes that the tasks have left, encodes the distinct captions. Each shard is written where it is computed, so that
-only its name and hash travel and memory does not grow with the data. The plan of the shards depends on the input alone,
-so any number of workers writes the same cache, and a run that was killed goes on with the shards that are missing.
+processes that the tasks have left, encodes the distinct captions. Each shard is written where it is computed, and goes
+from there to `embed.store`, so that only its name and hash travel and memory does not grow with the data. The plan of
+the shards depends on the input alone, so any number of workers writes the same cache, and a run that was killed goes on
+with the shards that are missing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from workflows.embed.images import ImageShardWriter
 from workflows.embed.latents import LatentFormat, LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
+from workflows.embed.shelf import Shelf
 from workflows.embed.store import CaptionStore
 from workflows.interop.base import Base, base_of, check_pictures
 from workflows.progress import Progress
@@ -46,9 +48,9 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
         `num_captions`, `encoded_captions` (by this run), `num_train`, `num_held_out`, `cache_key`.
 
     Raises:
-        InvalidData: a picture that does not fit.
+        InvalidData: a picture that does not fit, or a store that cannot be read.
         InvalidClip: towers that do not load.
-        StorageUnwritable: the folder is full or read-only.
+        StorageUnwritable: the folder or the store is full or read-only.
     """
     dataset = Dataset.open(inputs["data"].folder)
     base = base_of(config)
@@ -58,27 +60,29 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     plan = plan_shards(dataset, identity, config.embed, latents)
     discard_damaged(folder)
     remove_partial(folder)
-    shards = plan.finished(folder)
+    shelf = Shelf.of(folder, config.embed.store, plan.key)
+    finished = shelf.find((*plan.captions, *plan.images))
+    shards = list(finished.values())
     captions, images = (
-        [item for item in items if item["path"] not in shards] for items in (plan.captions, plan.images)
+        [item for item in items if item["path"] not in finished] for items in (plan.captions, plan.images)
     )
     progress.start(len(plan.captions) + len(plan.images), "shards")
     progress.advance(len(shards))
     store = CaptionStore.of(config.root_folder, plan.encoder) if config.embed.share_captions else None
     captions = with_parts(captions, store, plan.encoder)
-    encode = (clip_folder, folder, plan.encoder, config.embed.dtype, config.embed.batch_size)
+    encode = (clip_folder, shelf, plan.encoder, config.embed.dtype, config.embed.batch_size)
     workers = _num_workers(config.embed.workers, len(captions))
     encoded = 0
-    build_images = _images(dataset, folder, plan.encoder, base, latents, config.embed.workers)
+    build_images = _images(dataset, shelf, plan.encoder, base, latents, config.embed.workers)
     for pass_items, build in (
         (images, build_images),
         (captions, lambda rows: _encoded(rows, encode, workers, store)),
     ):
         for row in run_pass(pass_items, build):
             encoded += row.pop("encoded", 0)
-            shards[row["path"]] = Shard(**row)
+            shards.append(Shard(**row))
             progress.advance(len(shards))
-    plan.manifest(dataset, identity, config.embed.dtype, shards.values()).save(folder)
+    plan.manifest(dataset, identity, config.embed.dtype, shards, shelf.store).save(folder)
     if store is not None:
         store.describe(asdict(identity), config.embed.dtype)
     counts = {f"num_{name}": count for name, count in plan.rows.items()}
@@ -117,15 +121,15 @@ def _latents(config: RunConfig, base: Base | None, dataset: Dataset) -> LatentFo
 
 
 def _images(
-    dataset: Dataset, folder: Path, encoder: str, base: Base | None, latents: LatentFormat | None, workers: int
+    dataset: Dataset, shelf: Shelf, encoder: str, base: Base | None, latents: LatentFormat | None, workers: int
 ) -> Callable[[RayDataset], RayDataset]:
     """How image shards are made: decoded by tasks, and encoded to latents by actors where a base wants those."""
     if base is None or latents is None or base.autoencoder is None:
-        write_image = ImageShardWriter(dataset.folder, folder, dataset.info.shape, encoder)
+        write_image = ImageShardWriter(dataset.folder, shelf, dataset.info.shape, encoder)
         return lambda rows: rows.map(write_image)
     num_gpus = 1 if _total("GPU") >= workers else 0
     device = "cuda" if num_gpus else "cpu"
-    arguments = (dataset.folder, folder, dataset.info.shape, encoder, base.autoencoder, latents, device)
+    arguments = (dataset.folder, shelf, dataset.info.shape, encoder, base.autoencoder, latents, device)
     compute = ActorPoolStrategy(size=_num_workers(workers, workers))
     return lambda rows: rows.map(
         LatentShardWriter, fn_constructor_args=arguments, compute=compute, num_cpus=1, num_gpus=num_gpus

@@ -13,6 +13,7 @@ from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.plan import plan_shards
+from workflows.embed.shelf import Shelf
 from workflows.interop.base import Base
 from workflows.shards import Shard
 
@@ -23,9 +24,9 @@ def write_latents(base: Base, data: Dataset, folder: Path, *, flips: bool) -> Em
     wanted = base.latents(flips=flips)
     assert wanted is not None
     assert base.autoencoder is not None
-    plan = plan_shards(data, identity, section, wanted)
-    images = LatentShardWriter(data.folder, folder, data.info.shape, plan.encoder, base.autoencoder, wanted, "cpu")
-    captions = CaptionShardWriter(base.text_folder, folder, plan.encoder, section.dtype, section.batch_size, 0, None)
+    plan, shelf = plan_shards(data, identity, section, wanted), Shelf(folder)
+    images = LatentShardWriter(data.folder, shelf, data.info.shape, plan.encoder, base.autoencoder, wanted, "cpu")
+    captions = CaptionShardWriter(base.text_folder, shelf, plan.encoder, section.dtype, section.batch_size, 0, None)
     shards = [Shard(**images(item)) for item in plan.images]
     for row in captions(pa.Table.from_pylist([item | {"parts": []} for item in plan.captions])).to_pylist():
         shards.append(Shard(**{name: value for name, value in row.items() if name != "encoded"}))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, final
 
-import pyarrow as pa
 from pyarrow import fs
 
 from workflows.errors import InvalidData
+from workflows.place import filesystem_of
 
 
 class Entry(NamedTuple):
@@ -94,30 +94,3 @@ class Location:
     def _relative(self, path: str) -> str:
         root = self._opened[1]
         return PurePosixPath(path).name if self._is_file else path[len(root) :].lstrip("/")
-
-
-def filesystem_of(url: str) -> tuple[Any, str]:
-    """The pyarrow file system of a path or URL, and the path in it.
-
-    Raises:
-        InvalidData: no library knows this kind of URL.
-    """
-    if "://" not in url:
-        return fs.LocalFileSystem(), str(Path(url).absolute())
-    try:
-        filesystem, path = fs.FileSystem.from_uri(url)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
-        filesystem, path = _fsspec(url)
-    return filesystem, path.rstrip("/")
-
-
-def _fsspec(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError:
-        raise InvalidData(f"{url} needs fsspec: pip install fsspec and what its protocol wants") from None
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:
-        raise InvalidData(f"cannot open {url} ({error}): check data.path") from None
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path

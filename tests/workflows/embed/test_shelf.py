@@ -1,0 +1,241 @@
+"""A cache whose shards lie in a bucket: as the stage makes it, as training reads it, and when shards are lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.workflows.bucket import NAME, Bucket
+from tests.workflows.embed.conftest import write_tiny
+from tests.workflows.embed.test_stage import KILLED, configure, contents, run
+from workflows import cli
+from workflows.artifact import Artifact
+from workflows.config import RunConfig
+from workflows.config_file import load_config
+from workflows.data.dataset import SPLITS
+from workflows.data.stage import build_data
+from workflows.embed.cache import EmbeddingCache
+from workflows.embed.inventory import damaged_files, inventory, prunable, remove
+from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
+from workflows.place import Place
+from workflows.progress import Progress
+from workflows.shards import Shard
+from workflows.stages import STAGES
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def stored(url: str, **settings: object) -> RunConfig:
+    return configure(rows_per_shard=100, store=url, **settings)
+
+
+@pytest.fixture(scope="module")
+def local(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
+    folder = tmp_path_factory.mktemp("local")
+    run(configure(rows_per_shard=100), inputs, folder)
+    return EmbeddingCache.open(folder)
+
+
+@pytest.fixture(scope="module")
+def remote(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory, bucket: Bucket) -> EmbeddingCache:
+    """Do not change it."""
+    folder = tmp_path_factory.mktemp("remote")
+    metrics = run(stored(bucket.url("whole")), inputs, folder)
+    assert (metrics["num_captions"], metrics["encoded_captions"]) == (80, 80)
+    return EmbeddingCache.open(folder)
+
+
+def check_same(one: EmbeddingCache, other: EmbeddingCache) -> None:
+    for split in SPLITS:
+        for name, value in vars(one.samples(split)).items():
+            assert torch.equal(value, getattr(other.samples(split), name)), (split, name)
+    assert (one.captions.text, one.captions.ids) == (other.captions.text, other.captions.ids)
+    for name in ("tokens", "mask", "pooled"):
+        assert torch.equal(getattr(one.captions, name), getattr(other.captions, name)), name
+
+
+def test_the_same_tensors_are_read_from_a_bucket(local: EmbeddingCache, remote: EmbeddingCache) -> None:
+    assert set(contents(remote.folder)) == {"manifest.json"}, "no shard is left here"
+    assert remote.key == local.key, "where shards lie is no part of what they are"
+    assert {shard.sha256 for shard in remote.manifest.files} == {shard.sha256 for shard in local.manifest.files}
+    remote.verify()
+    check_same(local, remote)
+
+
+def test_where_shards_go_is_no_part_of_the_stage_either() -> None:
+    (stage,) = (stage for stage in STAGES if stage.name == "embed")
+    here = configure()
+    assert stage.sections(configure(store="s3://bucket/path")) == stage.sections(here)
+    assert stage.sections(configure(dtype="float16")) != stage.sections(here)
+
+
+def test_a_shard_in_a_bucket_bears_the_hash_of_its_bytes(remote: EmbeddingCache, bucket: Bucket) -> None:
+    keys = bucket.versions("whole")
+    assert set(keys) == {f"whole/{remote.key}/{shard.path}" for shard in remote.manifest.files}
+    for shard in remote.manifest.files:
+        assert shard.path.endswith(f"-{shard.sha256}.parquet")
+
+
+def test_another_storage_folder_takes_what_is_there(
+    inputs: dict[str, Artifact], remote: EmbeddingCache, bucket: Bucket, tmp_path: Path
+) -> None:
+    metrics = run(stored(bucket.url("whole")), inputs, tmp_path / "second")
+    assert metrics["encoded_captions"] == 0
+    assert set(bucket.versions("whole").values()) == {1}, "nothing is sent again"
+    assert EmbeddingCache.open(tmp_path / "second").manifest == remote.manifest
+    run(configure(rows_per_shard=40, store=bucket.url("whole")), inputs, tmp_path / "third")
+    remote.verify()
+    check_same(remote, EmbeddingCache.open(tmp_path / "third"))
+
+
+def test_shards_that_lie_here_go_there(
+    inputs: dict[str, Artifact], local: EmbeddingCache, bucket: Bucket, tmp_path: Path
+) -> None:
+    folder = tmp_path / "moved"
+    for path in contents(local.folder):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes((local.folder / path).read_bytes())
+    metrics = run(stored(bucket.url("moved")), inputs, folder)
+    assert metrics["encoded_captions"] == 0
+    assert set(contents(folder)) == {"manifest.json"}
+    check_same(local, EmbeddingCache.open(folder))
+
+
+def copied(remote: EmbeddingCache, bucket: Bucket, root: Path) -> tuple[EmbeddingCache, list[str]]:
+    """A finished cache under a storage folder, with objects of its own, and their names."""
+    from dataclasses import replace
+
+    name = root.name
+    for shard in remote.manifest.files:
+        bucket.write(f"{name}/{remote.key}/{shard.path}", bucket.read(f"whole/{remote.key}/{shard.path}"))
+    folder = root / "artifacts/embed/0123"
+    folder.mkdir(parents=True)
+    replace(remote.manifest, store=(Place(bucket.url(name)) / remote.key).url).save(folder)
+    Artifact("embed", "0123", folder).commit()
+    return EmbeddingCache.open(folder), [f"{name}/{remote.key}/{shard.path}" for shard in remote.manifest.files]
+
+
+def flipped(data: bytes) -> bytes:
+    place = len(data) // 2
+    return data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated", "flipped"])
+def test_a_lost_shard_is_told_and_made_again(
+    inputs: dict[str, Artifact], remote: EmbeddingCache, bucket: Bucket, tmp_path: Path, damage: str
+) -> None:
+    root = tmp_path / damage
+    cache, keys = copied(remote, bucket, root)
+    cache.verify()
+    assert damaged_files(root) == []
+    (key,) = (key for key in keys if "train/images/shard-00001" in key)
+    whole = bucket.read(key)
+    bucket.remove(key)
+    if damage != "removed":
+        bucket.write(key, flipped(whole) if damage == "flipped" else whole[: len(whole) // 2])
+    with pytest.raises(InvalidData, match=r"cannot read s3://.*train/images/shard-00001-.*raverse cache prune") as told:
+        EmbeddingCache.open(cache.folder).samples("train")
+    assert "\n" not in str(told.value)
+    ((place, reason),) = damaged_files(root)
+    assert ("train/images/shard-00001" in place, reason) == (True, "missing or changed")
+    with pytest.raises(InvalidData, match=r"train/images/shard-00001.* missing or changed"):
+        cache.verify()
+    ((mark, _),) = prunable(root)
+    remove(mark)
+    before = bucket.versions(root.name)
+    assert run(stored(bucket.url(root.name)), inputs, cache.folder)["encoded_captions"] == 0
+    after = bucket.versions(root.name)
+    assert {name for name in keys if after[name] != before[name]} == {key}, "the others are not sent again"
+    assert bucket.read(key) == whole
+    cache.verify()
+
+
+def test_what_cannot_be_looked_at_is_no_damage(
+    remote: EmbeddingCache, bucket: Bucket, refusing: str, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    root = tmp_path / "away"
+    cache, _ = copied(remote, bucket, root)
+    (item,) = inventory(root)
+    assert item.size == sum(len(bucket.read(f"away/{remote.key}/{shard.path}")) for shard in cache.manifest.files)
+    listed = CliRunner().invoke(cli.app, ["cache", "list", "--root", str(root)]).output
+    assert f"artifacts/embed/0123: its shards are in {cache.place}" in listed.splitlines()
+    away = cache.manifest.store.replace(bucket.address, refusing)
+    replace(cache.manifest, store=away).save(cache.folder)
+    ((_, reason),) = damaged_files(root)
+    assert "check that it is reachable" in reason
+    with pytest.raises(InvalidData, match="check that it is reachable"):
+        prunable(root)
+    assert [item.size for item in inventory(root)] == [None]
+
+
+def test_a_store_that_cannot_be_written_stops_the_job_before_it_begins(
+    inputs: dict[str, Artifact], bucket: Bucket, tmp_path: Path
+) -> None:
+    config = stored(bucket.url("x").replace(NAME, "nowhere"))
+    (check,) = (check for stage in STAGES if stage.name == "embed" for check in stage.checks)
+    check(stored(bucket.url("checked")))
+    check(configure())
+    with pytest.raises(PreflightFailed, match=r"NO_SUCH_BUCKET.*allow writing"):
+        check(config)
+    with pytest.raises(StorageUnwritable, match=r"cannot write s3://nowhere/x/.*NO_SUCH_BUCKET") as told:
+        run(config, inputs, tmp_path / "cache")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "cache/manifest.json").exists()
+
+
+def test_a_killed_run_sends_only_what_is_missing(bucket: Bucket, tmp_path: Path) -> None:
+    url, root = bucket.url("killed"), tmp_path / "killed-root"
+    settings = ["data.num_samples=1200", "embed.rows_per_shard=30", f"storage.root={root}", f"embed.store={url}"]
+    config = load_config("shapes", settings)
+    data, clip = tmp_path / "data", write_tiny(tmp_path / "clip", image_size=32)
+    data.mkdir()
+    build_data(config, {}, data, Progress.silent())
+    inputs = {"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)}
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    arguments = [sys.executable, "-c", KILLED, address, str(data), str(clip), str(folder), *settings]
+    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:
+        deadline = time.monotonic() + 120
+        while len(sent := [key for key in bucket.versions("killed") if "/captions/" in key]) < 3:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (folder / "manifest.json").exists()
+    metrics = run(config, inputs, folder)
+    assert metrics["encoded_captions"] < metrics["num_captions"]
+    uploads = bucket.versions("killed")
+    assert set(sent) <= set(uploads)
+    assert set(uploads.values()) == {1}, "what was there is not sent again"
+    assert set(contents(folder)) == {"manifest.json"}
+    whole = config.model_copy(update={"embed": config.embed.model_copy(update={"store": None})})
+    run(whole, inputs, tmp_path / "whole")
+    check_same(EmbeddingCache.open(tmp_path / "whole"), EmbeddingCache.open(folder))
+
+
+def test_half_a_shard_under_its_name_counts_as_none(
+    bucket: Bucket, inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    """As a storage without atomic writes would leave it."""
+    metrics = run(stored(bucket.url("half")), inputs, tmp_path / "first")
+    cache = EmbeddingCache.open(tmp_path / "first")
+    shard: Shard = next(shard for shard in cache.manifest.files if shard.path.startswith("captions/"))
+    key = f"half/{cache.key}/{shard.path}"
+    whole = bucket.read(key)
+    bucket.write(key, whole[: len(whole) // 2])
+    again = run(stored(bucket.url("half")), inputs, tmp_path / "second")
+    assert (metrics["encoded_captions"], again["encoded_captions"]) == (80, shard.rows)
+    assert bucket.read(key) == whole
