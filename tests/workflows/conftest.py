@@ -17,7 +17,7 @@ from workflows.config import ClipConfig
 from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_training import build_model, model_config
+from workflows.embed.clip_model import build_model, model_config
 from workflows.model import ModelPackage
 from workflows.package_files import Defaults, PackageCard
 from workflows.progress import Progress
