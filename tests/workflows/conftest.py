@@ -107,7 +107,8 @@ def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifa
     write_tiny_clip(root / "clip")
     write_tiny_denoiser(root / "denoiser" / "bundle")
     write_tiny_classifier(root / "classifier" / "bundle")
-    for name in ("denoiser", "classifier"):
+    for name in ("clip/training", "denoiser", "classifier"):
+        (root / name).mkdir(exist_ok=True)
         (root / name / "losses.csv").write_text("step,loss,rate\n1,2.0,0.1\n2,1.5,\n")
         Image.new("L", (8, 8)).save(root / name / "losses.png")
     return artifacts

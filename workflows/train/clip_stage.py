@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
+import torch
 from ray.exceptions import RayTaskError
 
 from diffusion_core.errors import RaverseError
 from workflows.artifact import Artifact
 from workflows.config import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip_files import save_clip
+from workflows.embed.clip import load_clip
+from workflows.embed.clip_files import import_clip, save_clip
 from workflows.embed.clip_model import build_tokenizer, model_config, tower_side
+from workflows.embed.zero_shot import zero_shot
 from workflows.progress import Progress
 from workflows.train.clip_batches import DistinctPlan, Texts
 from workflows.train.clip_objective import ClipObjective
@@ -46,18 +49,17 @@ def train_clip(config: RunConfig, inputs: dict[str, Artifact], folder: Path, pro
         NonFinite: a loss or gradient was not finite.
         StageFailed: workers were lost too often.
     """
-    source, data = config.clip.source, inputs["data"]
-    figures: dict[str, Any] = {}
-    if source == "train":
-        figures = _train(config, data, folder, progress)
-    else:
-        progress.start(1, "towers")
+    if config.clip.source == "train":
+        return _train(config, inputs["data"], folder, progress)
+    progress.start(1, "towers")
     resources = _resources()
-    task: Any = ray.remote(**resources)(_judge)
+    task: Any = ray.remote(**resources)(_import)
     try:
-        return {**figures, **ray.get(task.remote(source, data.folder, folder, **resources))}
+        figures: dict[str, Any] = ray.get(task.remote(config.clip.source, inputs["data"].folder, folder, **resources))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, RaverseError) else error from None
+    progress.advance(1)
+    return figures
 
 
 def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) 
     model, tokenizer = objective.whole(trained.weights)
     size = model_config(config.clip, objective.side)
     save_clip(folder, model, tokenizer, name=f"raverse-{dataset.info.source}", source="train", model_cfg=size)
-    return trained.metrics
+    # Far less work than the training was: no worker need be started for it.
+    return trained.metrics | _judged(folder, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def loop_config(clip: ClipConfig, texts: Texts) -> TrainConfig:
@@ -102,17 +105,14 @@ def _resources() -> dict[str, int]:
     return {"num_cpus": max(1, cpus), "num_gpus": int(any(node.get("GPU", 0) >= 1 for node in nodes))}
 
 
-def _judge(source: str, data_folder: Path, folder: Path, num_cpus: int, num_gpus: int) -> dict[str, Any]:
-    """Runs in a Ray worker: loads towers that were not trained here, and measures them."""
-    import torch
-
-    from workflows.embed.clip import load_clip
-    from workflows.embed.clip_files import import_clip
-    from workflows.embed.zero_shot import zero_shot
-
+def _import(source: str, data_folder: Path, folder: Path, num_cpus: int, num_gpus: int) -> dict[str, Any]:
+    """Runs in a Ray worker, where there is room for large towers."""
     torch.set_num_threads(num_cpus)
+    import_clip(source, folder)
     device = torch.device("cuda" if num_gpus and torch.cuda.is_available() else "cpu")
-    if source != "train":
-        import_clip(source, folder)
+    return _judged(folder, Dataset.open(data_folder), device)
+
+
+def _judged(folder: Path, dataset: Dataset, device: torch.device) -> dict[str, Any]:
     clip = load_clip(folder, device)
-    return zero_shot(clip, Dataset.open(data_folder), device) | {"weights_sha256": clip.identity.weights_sha256}
+    return zero_shot(clip, dataset, device) | {"weights_sha256": clip.identity.weights_sha256}

@@ -191,7 +191,7 @@ def _described(objective: DenoiserObjective | ClassifierObjective) -> dict[str, 
 
 def _by_level(loss: Tensor, batch: TrainBatch, schedule: NoiseSchedule) -> dict[str, Tensor]:
     """The loss told apart by quarters of the levels, from clean to noisy."""
-    quarter = (batch.draws.level - 1) * _QUARTERS // schedule.num_levels
+    quarter = ((batch.draws.level - 1) * _QUARTERS // schedule.num_levels).to(loss.device)
     return {f"loss_level_{i}": loss.detach().masked_fill(quarter != i, torch.nan) for i in range(_QUARTERS)}
 
 

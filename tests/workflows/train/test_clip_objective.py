@@ -115,9 +115,7 @@ def test_accumulated_groups_are_the_whole_batch(ranks: Ranks, job: Job) -> None:
 def test_the_scale_stays_between_one_and_a_hundred(ranks: Ranks, job: Job, sharding: str) -> None:
     """Steps of half a nat would take it out at once."""
     loop = {"sharding": sharding, "learning_rate": 0.5, "warmup_steps": 0, "decay": "constant"}
-    scale = float(
-        ranks.run(2, changed(job, **loop))[0].weights["model.logit_scale"].exp()
-    )
+    scale = float(ranks.run(2, changed(job, **loop))[0].weights["model.logit_scale"].exp())
     assert 1.0 - 1e-6 <= scale <= 100.0 + 1e-3
 
 
