@@ -108,7 +108,7 @@ class ClipConfig(Section):
     learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate (trained here).")
     seed: int = Field(0, description="Seed of weights and batches.")
     num_workers: Workers = Field(
-        1, description="Ray Train workers; `[least, most]`: as many as the cluster has room for (trained here)."
+        2, description="Ray Train workers; `[least, most]`: as many as the cluster has room for (trained here)."
     )
     sharding: Literal["ddp", "fsdp"] = Field("ddp", description="DDP, or `fully_shard` (FSDP2) (trained here).")
     accumulate: PositiveInt = Field(
