@@ -20,6 +20,14 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 # Absolute from the start: Ray's workers change directory.
 FolderPath = Annotated[str, AfterValidator(os.path.abspath)]
 
+
+def _least_before_most(workers: int | tuple[int, int]) -> int | tuple[int, int]:
+    if isinstance(workers, tuple) and workers[0] > workers[1]:
+        raise ValueError(f"num_workers {list(workers)}: wanted [least, most]")
+    return workers
+
+
+Workers = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_least_before_most)]
 DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
 
 
@@ -114,6 +122,15 @@ class ClipConfig(Section):
     batch_size: PositiveInt = Field(64, description="Pictures per step (trained here).")
     learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate (trained here).")
     seed: int = Field(0, description="Seed of weights and batches.")
+    num_workers: Workers = Field(
+        2, description="Ray Train workers; `[least, most]`: as many as the cluster has room for (trained here)."
+    )
+    sharding: Literal["ddp", "fsdp"] = Field("ddp", description="DDP, or `fully_shard` (FSDP2) (trained here).")
+    accumulate: PositiveInt = Field(
+        1, description="Parts in which a batch is computed; each is whole groups of distinct meanings (trained here)."
+    )
+    precision: Literal["fp32", "bf16", "auto"] = Field("auto", description="As the denoiser's (trained here).")
+    checkpoint_every: PositiveInt = Field(250, description="Steps between checkpoints (trained here).")
 
 
 class EmbedConfig(Section):
@@ -158,9 +175,9 @@ class NetworkConfig(Section):
 
 
 class TrainConfig(Section):
-    """The training loop: the same for denoiser and classifier."""
+    """The training loop of denoiser and classifier; the CLIP's is the same, and says in `clip` what it needs of it."""
 
-    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+    num_workers: Workers = Field(
         2, description="Ray Train workers; `[least, most]`: as many as the cluster has room for, at any time."
     )
     sharding: Literal["ddp", "fsdp", "hybrid"] = Field(
@@ -177,7 +194,9 @@ class TrainConfig(Section):
     warmup_steps: int = Field(100, ge=0, description="Linear warm-up before the decay.")
     decay: Literal["cosine", "constant"] = Field("cosine", description="Of the learning rate after the warm-up.")
     clip_norm: float = Field(1.0, gt=0, description="Global gradient-norm clip.")
-    ema_decay: float = Field(0.999, gt=0, lt=1, description="Decay of the exponential moving average (with warm-up).")
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the exponential moving average (with warm-up); 0: the last weights."
+    )
     ema_widths: tuple[Annotated[float, Field(gt=0, le=0.28)], ...] = Field(
         (), description="Relative widths of power-function averages kept beside it, such as [0.05, 0.1]."
     )
@@ -215,8 +234,6 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
-            raise ValueError(f"num_workers {list(self.num_workers)}: wanted [least, most]")
         if self.cpu_offload and self.sharding == "ddp":
             raise ValueError("cpu_offload needs sharded weights: set sharding to fsdp or hybrid")
         if self.snapshot_every and not self.ema_widths:
@@ -379,6 +396,12 @@ class RunConfig(Section):
     register_: RegisterConfig = Field(alias="register")
     serve: ServeConfig = ServeConfig()
     storage: StorageConfig = Field(default_factory=StorageConfig)
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers of any training."""
+        asked = (self.clip.num_workers, self.denoiser.train.num_workers, self.classifier.train.num_workers)
+        return max(workers if isinstance(workers, int) else max(workers) for workers in asked)
 
     @property
     def root_folder(self) -> Path:

@@ -39,8 +39,8 @@ AUTOENCODER: Final = "autoencoder"
 PIPELINE: Final = "pipeline"
 SCORER: Final = "scorer"
 _FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE, SCORER, ADAPTER)
-# The marker of the stage that made a part says nothing about the part.
-_NO_PART: Final = shutil.ignore_patterns("artifact.json", ".*")
+# The marker of the stage that made a part, and what trained it, say nothing about the part.
+_NO_PART: Final = shutil.ignore_patterns("artifact.json", "training", ".*")
 
 
 @final

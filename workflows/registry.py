@@ -26,7 +26,8 @@ from workflows.tracking_store import reaching
 
 __all__ = ["ModelVersion", "ResolvedModel", "find_version", "promote", "register_model", "resolve"]
 
-_CURVES: Final = ("denoiser", "classifier")
+_CURVES: Final = (("clip", "training"), ("denoiser", ""), ("classifier", ""))
+"""Stages that train, and where in their folders the curves are; a CLIP that was loaded has none."""
 _PICTURES: Final = (("evaluate", "samples.png"), ("evaluate", "curves.png"), ("evaluate", "metrics.json"))
 
 
@@ -108,9 +109,10 @@ def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> 
 def _log_run(run: TrackedRun, config: RunConfig, inputs: dict[str, Artifact]) -> None:
     run.log_params(config.model_dump(mode="json", by_alias=True))
     run.log_metrics({name: artifact.metrics | {"seconds": artifact.seconds} for name, artifact in inputs.items()})
-    for stage in _CURVES:
-        run.log_curves(stage, inputs[stage].folder / "losses.csv", after=run.last_step(f"{stage}.loss"))
-        run.log_file(inputs[stage].folder / "losses.png", stage)
+    for stage, below in _CURVES:
+        if (losses := inputs[stage].folder / below / "losses.csv").is_file():
+            run.log_curves(stage, losses, after=run.last_step(f"{stage}.loss"))
+            run.log_file(losses.with_suffix(".png"), stage)
     for stage, name in _PICTURES:
         if (file := inputs[stage].folder / name).is_file():
             run.log_file(file, stage)

@@ -31,6 +31,8 @@ _COPIED: Final = (
     ("evaluate", "samples.png", "samples.png"),
     ("evaluate", "curves.png", "curves.png"),
     ("evaluate", "samples.csv", "samples.csv"),
+    ("clip", "training/losses.png", "clip-losses.png"),
+    ("clip", "training/losses.csv", "clip-losses.csv"),
     ("denoiser", "losses.png", "denoiser-losses.png"),
     ("denoiser", "losses.csv", "denoiser-losses.csv"),
     ("classifier", "losses.png", "classifier-losses.png"),

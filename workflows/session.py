@@ -90,7 +90,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     check_cluster()
     config.run_folder.mkdir(parents=True, exist_ok=True)
     with _output_to(config.run_folder / "ray.log"):
-        start_ray(num_cpus=max(os.cpu_count() or 1, config.denoiser.train.most_workers))
+        start_ray(num_cpus=max(os.cpu_count() or 1, config.most_workers))
         try:
             yield
         finally:

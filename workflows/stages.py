@@ -21,7 +21,7 @@ def _data() -> StageFunction:
 
 
 def _clip() -> StageFunction:
-    from workflows.embed.clip_stage import train_clip
+    from workflows.train.clip_stage import train_clip
 
     return train_clip
 
@@ -79,6 +79,11 @@ def _check_store(config: RunConfig) -> None:
         refuse_problems([check_bucket(config.embed.store)])
 
 
+def _check_clip_tracked(config: RunConfig) -> None:
+    if config.clip.source == "train":
+        _check_training_tracked(config)
+
+
 def _dump(section: Section, *without: str) -> dict[str, Any]:
     """A section as plain values, without the fields that do not change the result."""
     return section.model_dump(mode="json", exclude=set(without))
@@ -99,7 +104,7 @@ _BUILT_IN_FIELDS: Final = ("source", "num_samples", "held_out", "unseen_combinat
 def _clip_section(config: RunConfig) -> dict[str, Any]:
     folder = config.clip.source.removeprefix("local-dir:")
     files = _stamps(Path(folder)) if folder != config.clip.source else {}
-    return {"clip": _dump(config.clip), "files": files}
+    return {"clip": _dump(config.clip, "checkpoint_every"), "files": files}
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
@@ -150,6 +155,8 @@ STAGES: Final = (
         load=_clip,
         sections=_clip_section,
         inputs=("data",),
+        checks=(_check_clip_tracked,),
+        version=2,
     ),
     Stage(
         name="embed",

@@ -37,7 +37,7 @@ from workflows.config_file import load_config
 from workflows.data.dataset import SCHEMA, DataInfo, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_training import build_model, model_config
+from workflows.embed.clip_model import build_model, model_config
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.plan import plan_shards

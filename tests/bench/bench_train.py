@@ -135,7 +135,7 @@ def against_plain(objective: DenoiserObjective, cache: EmbeddingCache, folder: P
 
 def shares(objective: DenoiserObjective, cache: EmbeddingCache, folder: Path, rounds: int) -> list[str]:
     """The moving average and checkpoints."""
-    trainer = Trainer(objective, settings(10_000), cache, torch.device("cpu"))
+    trainer = Trainer(objective, settings(10_000), cache.folder, torch.device("cpu"))
     for _ in range(20):
         trainer.step()
     step, average = [], []
@@ -167,7 +167,7 @@ def online(objective: DenoiserObjective, cache: EmbeddingCache, rounds: int) -> 
 
     model = open_clip.create_model("ViT-B-32", pretrained=None).eval()
     tokens = open_clip.get_tokenizer("ViT-B-32")([cache.captions.text[i % len(cache.captions)] for i in range(BATCH)])
-    trainer = Trainer(objective, settings(10_000), cache, torch.device("cpu"))
+    trainer = Trainer(objective, settings(10_000), cache.folder, torch.device("cpu"))
     trainer.step()
 
     def encoding() -> None:

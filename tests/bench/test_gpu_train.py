@@ -17,7 +17,7 @@ from diffusion_core.objective import TrainingDraws
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config import TrainConfig
 from workflows.train.batches import Share, TrainBatch
-from workflows.train.flop import Speed
+from workflows.train.flop import Speed, flop_per_sample
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.parallel import parallelize, precision
 
@@ -70,7 +70,7 @@ def test_utilisation_of_a_130_million_parameter_dit(alone: torch.device) -> None
         step()
     torch.cuda.synchronize()
     rate = STEPS * BATCH / (time.perf_counter() - started)
-    speed = Speed.measured(config, TOKENS, alone, Share())
+    speed = Speed.measured(flop_per_sample(config, TOKENS), alone, Share())
     used = speed.figures(rate)["mfu"]
     parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     text = (

@@ -18,7 +18,7 @@ from workflows.config import ClipConfig
 from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_training import build_model, model_config
+from workflows.embed.clip_model import build_model, model_config
 from workflows.model import ModelPackage
 from workflows.package_files import Defaults, PackageCard
 from workflows.progress import Progress
@@ -108,7 +108,8 @@ def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifa
     write_tiny_clip(root / "clip")
     write_tiny_denoiser(root / "denoiser" / "bundle")
     write_tiny_classifier(root / "classifier" / "bundle")
-    for name in ("denoiser", "classifier"):
+    for name in ("clip/training", "denoiser", "classifier"):
+        (root / name).mkdir(exist_ok=True)
         (root / name / "losses.csv").write_text("step,loss,rate\n1,2.0,0.1\n2,1.5,\n")
         Image.new("L", (8, 8)).save(root / name / "losses.png")
     return artifacts

@@ -39,10 +39,12 @@ def test_assembling_again_gives_the_same_hash_and_replaces(copy: Path, tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "package"], "nothing temporary is left"
 
 
-def test_a_stage_marker_is_no_part(copy: Path, tmp_path: Path) -> None:
+def test_a_stage_marker_and_what_trained_are_no_parts(copy: Path, tmp_path: Path) -> None:
     (copy / "clip" / "artifact.json").write_text("{}")
+    (copy / "clip" / "training").mkdir()
     assemble(tmp_path / "again", PackageCard.load(copy), **parts(copy))
     assert not (tmp_path / "again" / "clip" / "artifact.json").exists()
+    assert not (tmp_path / "again" / "clip" / "training").exists()
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def _kustomization(
 
 
 def _patches(config: RunConfig, num_gpus: int) -> list[dict[str, Any]]:
-    group, workers = (1, num_gpus) if num_gpus else (0, config.denoiser.train.most_workers)
+    group, workers = (1, num_gpus) if num_gpus else (0, config.most_workers)
     where = f"/spec/rayClusterSpec/workerGroupSpecs/{group}"
     serve = _dump(serve_config(config, 1.0 if num_gpus else 0.0))
     command = "--config /etc/raverse/run.yaml"

@@ -1,5 +1,5 @@
-"""CLIP towers, trained here or loaded, and the content-addressed cache of what they say.
+"""CLIP towers, built or loaded, and the content-addressed cache of what they say.
 
-`clip_stage.train_clip` makes the towers, `clip.load_clip` loads them, `stage.embed` fills the cache,
-`cache.EmbeddingCache.open` reads it.
+`clip_model.build_model` makes the towers that are trained here, `clip.load_clip` loads them, `stage.embed` fills the
+cache, `cache.EmbeddingCache.open` reads it.
 """

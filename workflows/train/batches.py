@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 from diffusion_core import noise
 from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
+from workflows.config import TrainConfig
 from workflows.embed.cache import CachedCaptions, EmbeddingCache
 from workflows.embed.latents import to_x0
-from workflows.train.plan import PlannedRows
+from workflows.train.plan import Plan, PlannedRows
 
 
 @final
@@ -28,6 +29,28 @@ class Share:
     def rows(self) -> slice:
         """As a slice of the batch."""
         return slice(self.rank, None, self.size)
+
+
+class Batch(Protocol):
+    """One worker's rows; `sample_ids` as the data names them, `(b,)` int64, on the CPU."""
+
+    @property
+    def sample_ids(self) -> Tensor: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+
+class Batches(Protocol):
+    """All global batches of a training run: a pure function of the number of rows seen, at any number of workers."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of a caption."""
+        ...
+
+    def read(self, samples_seen: int, part: int, share: Share) -> Batch:
+        """This worker's share of the batch that follows after this many rows; `part` counts what is accumulated."""
+        ...
 
 
 @final
@@ -69,11 +92,6 @@ class BatchReader:
     def __init__(self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device) -> None:
         self._cache, self._num_levels, self._seed, self._device = cache, num_levels, seed, device
 
-    @property
-    def captions(self) -> CachedCaptions:
-        """All captions of the cache."""
-        return self._cache.captions
-
     def read(self, planned: PlannedRows, share: Share) -> TrainBatch:
         """This worker's share of the planned rows."""
         everyone = self._cache.batch("train", planned.samples)
@@ -91,3 +109,34 @@ class BatchReader:
             self._cache.captions.pooled[captions].float().to(self._device),
             share,
         )
+
+
+@final
+class CachedBatches:
+    """Batches of an embedding cache, in the order of a `Plan`.
+
+    Args:
+        cache: of images and captions.
+        num_levels: T.
+        config: of the training.
+        device: where batches go.
+
+    Raises:
+        InvalidData: the training split is empty.
+    """
+
+    def __init__(self, cache: EmbeddingCache, num_levels: int, config: TrainConfig, device: torch.device) -> None:
+        self._plan = Plan(
+            config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout, config.level_shift
+        )
+        self._reader, self._parts = BatchReader(cache, num_levels, config.seed, device), config.accumulate
+        self.captions: CachedCaptions = cache.captions
+
+    @property
+    def num_tokens(self) -> int:
+        """See `Batches.num_tokens`."""
+        return self.captions.tokens.shape[1]
+
+    def read(self, samples_seen: int, part: int, share: Share) -> TrainBatch:
+        """See `Batches.read`."""
+        return self._reader.read(self._plan.batch(samples_seen).rows(slice(part, None, self._parts)), share)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, final
+from typing import final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workflows.train.batches import TrainBatch
 from workflows.train.objectives import RowLosses
-
-_QUARTERS: Final = 4
 
 
 @final
@@ -20,24 +17,21 @@ class Figures:
     """Sums since the last `take`.
 
     Args:
-        num_levels: T; the loss is also told apart by quarters of the levels, from clean to noisy.
         device: of the losses.
     """
 
-    def __init__(self, num_levels: int, device: torch.device) -> None:
-        self._num_levels, self._device = num_levels, device
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._sums: dict[str, Tensor] = {}
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0
         self._clear()
 
-    def add(self, batch: TrainBatch, losses: RowLosses) -> None:
-        """Counts a worker's rows."""
-        loss = losses.loss.detach().double()
-        quarter = ((batch.draws.level - 1) * _QUARTERS // self._num_levels).to(loss.device)
-        self._by_level[0].index_add_(0, quarter, loss)
-        self._by_level[1].index_add_(0, quarter, torch.ones_like(loss))
-        for name, value in losses.figures.items():
-            self._sums[name] = self._sums.get(name, loss.new_zeros(())) + value.detach().double().sum()
+    def add(self, losses: RowLosses) -> None:
+        """Counts a worker's rows; a row whose figure is NaN has none."""
+        for name, values in {"loss": losses.loss, **losses.figures}.items():
+            found = values.detach().double()
+            sums = torch.stack([found.nansum(), (~found.isnan()).double().sum()])
+            self._sums[name] = self._sums.get(name, torch.zeros_like(sums)) + sums
 
     def step(self, norm: Tensor, seconds: float, waited: float) -> None:
         """Counts a step: its gradient norm, its length and how much of it went into reading rows."""
@@ -46,24 +40,19 @@ class Figures:
 
     def take(self) -> Mapping[str, float]:
         """Means over the rows of all workers since the last call; every worker must call it."""
-        names = sorted(self._sums)
-        sums = torch.cat([self._by_level.flatten(), *(self._sums[name][None] for name in names)])
+        names = ["loss", *sorted(self._sums.keys() - {"loss"})]
+        sums = torch.stack([self._sums[name] for name in names])
         if dist.get_world_size() > 1:
             dist.all_reduce(sums)
-        losses, counts, rest = sums[:_QUARTERS], sums[_QUARTERS : 2 * _QUARTERS], sums[2 * _QUARTERS :]
-        total = counts.sum()
-        figures = {"loss": losses.sum() / total}
-        figures |= {name: value / total for name, value in zip(names, rest, strict=True)}
-        figures |= {f"loss_level_{i}": losses[i] / counts[i].clamp(min=1) for i in range(_QUARTERS)}
-        figures["grad_norm"] = self._norm / self._steps
-        plain = {name: float(value) for name, value in figures.items()}
-        plain["samples_per_second"] = float(total) / self._seconds
+        means = sums[:, 0] / sums[:, 1].clamp(min=1)
+        plain = {name: float(mean) for name, mean in zip(names, means, strict=True)}
+        plain["grad_norm"] = float(self._norm / self._steps)
+        plain["samples_per_second"] = float(sums[0, 1]) / self._seconds
         plain["data_wait"] = self._waited / self._seconds
         self._clear()
         return plain
 
     def _clear(self) -> None:
-        self._by_level = torch.zeros(2, _QUARTERS, dtype=torch.float64, device=self._device)
         self._norm = torch.zeros((), dtype=torch.float64, device=self._device)
         self._sums = {}
         self._steps, self._seconds, self._waited = 0, 0.0, 0.0

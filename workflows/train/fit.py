@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, Final, Protocol, cast, final
 
 import ray
 import torch
@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from diffusion_core.errors import RaverseError
 from workflows.config import TRAINING_UNSEEN, TrainConfig
-from workflows.embed.cache import EmbeddingCache
 from workflows.errors import StageFailed, StorageUnwritable
 from workflows.progress import Progress
 from workflows.train.checkpoints import sweep_orphans
@@ -35,6 +34,20 @@ _MAY_CHANGE: Final = frozenset(
     {*TRAINING_UNSEEN, "num_workers", "sharding", "shard_size", "activation_checkpointing", "cpu_offload"}
 )
 """Settings with which a started run may go on."""
+
+
+class Source(Protocol):
+    """A finished artifact in storage that every worker reads: an embedding cache, or the data."""
+
+    @property
+    def key(self) -> str:
+        """What it was made from, as one hash."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        ...
 
 
 @final
@@ -53,13 +66,13 @@ class Trained:
     metrics: dict[str, Any]
 
 
-def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder: Path, progress: Progress) -> Trained:
+def fit(objective: Objective, config: TrainConfig, source: Source, folder: Path, progress: Progress) -> Trained:
     """Trains on the workers that the cluster has room for.
 
     Args:
         objective: what is trained.
         config: how.
-        cache: what from, in storage that every worker reads.
+        source: what from.
         folder: for `losses.csv` and `checkpoints/`, in storage that every worker writes.
         progress: told about optimizer steps.
 
@@ -71,12 +84,12 @@ def fit(objective: Objective, config: TrainConfig, cache: EmbeddingCache, folder
     progress.start(config.steps, "steps")
     # Ray takes up whatever run bears the name, finished or not: the name says all that determines the result.
     run = RunConfig(
-        name=fingerprint(objective, config, cache),
+        name=fingerprint(objective, config, source),
         storage_path=str(folder / CHECKPOINTS),
         failure_config=FailureConfig(max_failures=config.max_failures),
         checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
     )
-    settings = Settings(objective, config, cache.folder, folder / LOSSES_FILE)
+    settings = Settings(objective, config, source.folder, folder / LOSSES_FILE)
     for orphan in sweep_orphans(folder / CHECKPOINTS / cast(str, run.name)):
         progress.log(f"removed {orphan}, which an earlier try left half-written")
     checkpoint = finished_checkpoint(run, config.steps) or _run(settings, run, progress)
@@ -115,12 +128,12 @@ def _run(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
     return cast(Checkpoint, result.checkpoint)
 
 
-def fingerprint(objective: Objective, config: TrainConfig, cache: EmbeddingCache) -> str:
+def fingerprint(objective: Objective, config: TrainConfig, source: Source) -> str:
     """A name for everything that determines the result."""
     values = {
         "objective": objective.describe(),
         "train": config.model_dump(mode="json", exclude=set(_MAY_CHANGE)),
-        "cache": cache.key,
+        "source": source.key,
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, final
+from typing import Any, Final, cast, final
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion_core.networks import NetworkConfig
+from diffusion_core.condition import Condition
+from diffusion_core.networks import NetworkConfig, NoisyClassifierConfig
+from diffusion_core.networks.registry import kind_of
 from workflows.train.batches import Share
-from workflows.train.objectives import forward_row
 
 _FORWARD_AND_BACKWARD: Final = 3
 """The backward pass multiplies twice as much as the forward pass."""
@@ -35,25 +36,48 @@ class Speed:
     rate: float
 
     @staticmethod
-    def measured(config: NetworkConfig, num_tokens: int, device: torch.device, share: Share) -> Speed:
-        """Counts on the meta device, and times matrix products on this worker's own."""
-        return Speed(flop_per_sample(config, num_tokens), matrix_rate(device.type) * share.size)
+    def measured(flop_per_sample: float, device: torch.device, share: Share) -> Speed:
+        """Times matrix products on this worker's own device."""
+        return Speed(flop_per_sample, matrix_rate(device.type) * share.size)
 
     def figures(self, samples_per_second: float) -> Mapping[str, float]:
         """`mfu`: the share of the matrix rate that useful operations take (recomputation does not count)."""
         return {"mfu": self.flop_per_sample * samples_per_second / self.rate}
 
 
+def training_flop(forward: Callable[[], object]) -> float:
+    """Of a row's forward and backward pass, counted operator by operator without computing it.
+
+    Args:
+        forward: makes a network and calls it with one row, on the default device.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward()
+    return _FORWARD_AND_BACKWARD * float(counter.get_total_flops())
+
+
 def flop_per_sample(config: NetworkConfig, num_tokens: int) -> float:
-    """Of one row's forward and backward pass, counted operator by operator without computing it.
+    """`training_flop` of one of the core's networks.
 
     Args:
         config: of the network.
         num_tokens: text tokens that a denoiser reads.
     """
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        forward_row(config, num_tokens)
-    return _FORWARD_AND_BACKWARD * float(counter.get_total_flops())
+    return training_flop(lambda: _forward_row(config, num_tokens))
+
+
+def _forward_row(config: NetworkConfig, num_tokens: int) -> None:
+    network, condition = kind_of(config).build(config), None
+    x, level = torch.zeros(1, *config.shape), torch.ones(1)
+    if isinstance(config, NoisyClassifierConfig):
+        network(x, level)
+        return
+    sizes = cast(Any, config)
+    if sizes.token_dim is not None:
+        condition = Condition.of(
+            torch.zeros(1, num_tokens, sizes.token_dim), torch.ones(1, num_tokens, dtype=torch.bool)
+        )
+    network(x, level, condition)
 
 
 @lru_cache(maxsize=4)

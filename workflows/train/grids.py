@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from diffusion_core.sampler import ddim
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
 from workflows.embed.cache import CachedCaptions
+from workflows.train.batches import CachedBatches
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.parallel import unwrapped, whole
 from workflows.train.trainer import Trainer
@@ -31,7 +32,7 @@ def draw_grid(trainer: Trainer, folder: Path) -> None:
     network = unwrapped(trainer.network)
     weights = {name: whole(value).cpu() for name, value in trainer.ema.weights(network).items()}
     if trainer.share.rank == 0:
-        pictures = draw(objective, weights, trainer.reader.captions)
+        pictures = draw(objective, weights, cast(CachedBatches, trainer.batches).captions)
         (folder / GRIDS).mkdir(parents=True, exist_ok=True)
         write_grid(pictures, folder / GRIDS / f"step-{trainer.steps_done:08d}.png")
 

@@ -1,18 +1,18 @@
-"""What is trained: the denoiser, or the noisy-image classifier. The loop is the same."""
+"""What is trained: the denoiser, or the noisy-image classifier (`clip_objective`: the CLIP). The loop is the same."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast, final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion_core.condition import NO_LABEL, Condition
+from diffusion_core.condition import NO_LABEL
 from diffusion_core.denoiser import Network, NetworkDenoiser
 from diffusion_core.networks import (
     NetworkConfig,
@@ -25,10 +25,16 @@ from diffusion_core.networks.registry import kind_of
 from diffusion_core.objective import Weighting, training_loss
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
+from workflows.config import TrainConfig
+from workflows.embed.cache import EmbeddingCache
 from workflows.interop.finetune import Start
-from workflows.train.batches import TrainBatch
+from workflows.train.batches import Batches, CachedBatches, TrainBatch
+from workflows.train.flop import flop_per_sample
+from workflows.train.parallel import rows_of_all
 
+_BETAS: Final = (0.9, 0.99)
 _MAX_LOGIT_SCALE: Final = 100.0
+_QUARTERS: Final = 4
 
 
 class RowLosses(NamedTuple):
@@ -36,7 +42,7 @@ class RowLosses(NamedTuple):
 
     Attributes:
         loss: of each of this worker's rows, `(b,)`; its mean over the rows of all workers is minimised.
-        figures: what is logged beside it, each `(b,)`, averaged over all rows.
+        figures: what is logged beside it, each `(b,)`, averaged over all rows that have it: NaN where one has not.
     """
 
     loss: Tensor
@@ -46,16 +52,6 @@ class RowLosses(NamedTuple):
 class Objective(Protocol):
     """What a network learns, as plain data that travels to the workers."""
 
-    @property
-    def config(self) -> NetworkConfig:
-        """Of the network."""
-        ...
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """Of the noise."""
-        ...
-
     def describe(self) -> dict[str, Any]:
         """Everything that determines what is learned, as plain values."""
         ...
@@ -64,24 +60,21 @@ class Objective(Protocol):
         """The network with its initial weights, drawn from torch's global generator."""
         ...
 
-    def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
-        """The losses of this worker's rows; all workers call it together."""
+    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> Batches:
+        """What is read from the artifact in this folder, the `Source` of the training."""
         ...
 
+    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """Of the network as it is trained: on its device, sharded."""
+        ...
 
-def forward_row(config: NetworkConfig, num_tokens: int) -> None:
-    """One row through a network of this size, on the default device: what is counted by `flop.py`."""
-    network, condition = kind_of(config).build(config), None
-    x, level = torch.zeros(1, *config.shape), torch.ones(1)
-    if isinstance(config, NoisyClassifierConfig):
-        network(x, level)
-        return
-    sizes = cast(Any, config)
-    if sizes.token_dim is not None:
-        condition = Condition.of(
-            torch.zeros(1, num_tokens, sizes.token_dim), torch.ones(1, num_tokens, dtype=torch.bool)
-        )
-    network(x, level, condition)
+    def flop_per_sample(self, num_tokens: int) -> float:
+        """Floating-point operations of a row's forward and backward pass, with this many tokens in a caption."""
+        ...
+
+    def losses(self, network: nn.Module, batch: Any) -> RowLosses:
+        """The losses of this worker's rows, which `open` gave; all workers call it together."""
+        ...
 
 
 @final
@@ -112,6 +105,18 @@ class DenoiserObjective:
         """See `Objective.build`."""
         return kind_of(self.config).build(self.config) if self.start is None else self.start.network()
 
+    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
+        """See `Objective.open`; the artifact is an embedding cache."""
+        return CachedBatches(EmbeddingCache.open(folder), self.schedule.num_levels, config, device)
+
+    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """See `Objective.optimizer`."""
+        return adamw([{"params": trained(network)}], config, _BETAS)
+
+    def flop_per_sample(self, num_tokens: int) -> float:
+        """See `Objective.flop_per_sample`."""
+        return flop_per_sample(self.config, num_tokens)
+
     def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
         """See `Objective.losses`."""
         denoiser = NetworkDenoiser(cast(Network, network), self.schedule, self.parameterization)
@@ -119,7 +124,7 @@ class DenoiserObjective:
         loss = training_loss(
             denoiser, batch.x0, batch.draws, batch.condition, parameterization=target, weighting=weighting
         )
-        return RowLosses(loss, {})
+        return RowLosses(loss, _by_level(loss, batch, self.schedule))
 
 
 @final
@@ -149,6 +154,18 @@ class ClassifierObjective:
         network.candidates.copy_(self.candidates)
         return network
 
+    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
+        """See `Objective.open`; the artifact is an embedding cache."""
+        return CachedBatches(EmbeddingCache.open(folder), self.schedule.num_levels, config, device)
+
+    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """See `Objective.optimizer`."""
+        return adamw([{"params": trained(network)}], config, _BETAS)
+
+    def flop_per_sample(self, num_tokens: int) -> float:
+        """See `Objective.flop_per_sample`."""
+        return flop_per_sample(self.config, num_tokens)
+
     def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
         """See `Objective.losses`."""
         level = batch.draws.level
@@ -164,37 +181,32 @@ class ClassifierObjective:
         if features.embedding is not None:
             figures["text_loss"] = contrastive_loss(_everyone(features, batch), batch.all_pooled)[batch.share.rows]
             loss = loss + figures["text_loss"]
-        return RowLosses(loss, figures)
+        return RowLosses(loss, figures | _by_level(loss, batch, self.schedule))
 
 
-def _described(objective: Objective) -> dict[str, Any]:
+def _described(objective: DenoiserObjective | ClassifierObjective) -> dict[str, Any]:
     config = cast(Any, objective.config)
     return {"kind": kind_of(config).name, "network": asdict(config), "schedule": objective.schedule.to_config()}
 
 
+def _by_level(loss: Tensor, batch: TrainBatch, schedule: NoiseSchedule) -> dict[str, Tensor]:
+    """The loss told apart by quarters of the levels, from clean to noisy."""
+    quarter = ((batch.draws.level - 1) * _QUARTERS // schedule.num_levels).to(loss.device)
+    return {f"loss_level_{i}": loss.detach().masked_fill(quarter != i, torch.nan) for i in range(_QUARTERS)}
+
+
 def _everyone(features: NoisyFeatures, batch: TrainBatch) -> NoisyFeatures:
     """The features with the embeddings of all workers' rows, in the order of the global batch."""
-    own = cast(Tensor, features.embedding).float()
-    everyone = own.new_zeros(len(batch.all_pooled), own.shape[1])
-    everyone[batch.share.rows] = own
-    if batch.share.size > 1:
-        everyone = cast(Tensor, _Sum.apply(everyone))
+    everyone = rows_of_all(cast(Tensor, features.embedding).float(), batch.share, len(batch.all_pooled))
     scale = cast(Tensor, features.logit_scale).float().clamp(max=_MAX_LOGIT_SCALE)
     return features._replace(embedding=everyone, logit_scale=scale)
 
 
-@final
-class _Sum(torch.autograd.Function):
-    """Sums over the workers, and the gradients of all workers' losses on the way back."""
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that change."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
-    @staticmethod
-    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
 
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+def adamw(groups: Iterable[dict[str, Any]], config: TrainConfig, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """AdamW; a group without a `weight_decay` has the configured one."""
+    return torch.optim.AdamW(list(groups), config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from workflows.config import TrainConfig
 from workflows.errors import InvalidConfig
+from workflows.train.batches import Share
 
 
 def parallelize(network: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
@@ -98,3 +99,38 @@ def precision(config: TrainConfig, device: torch.device) -> AbstractContextManag
 def whole(tensor: Tensor) -> Tensor:
     """A tensor without its sharding; every worker must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def rows_of_all(own: Tensor, share: Share, num_rows: int) -> Tensor:
+    """The rows of all workers in the order of the global batch, with gradients to each worker's own.
+
+    Args:
+        own: this worker's rows, `(b, e)`.
+        share: which they are.
+        num_rows: of all workers, B.
+
+    Returns:
+        `(B, e)`; its gradient is the sum over the workers' losses.
+    """
+    if share.size == 1:
+        return own
+    everyone = own.new_zeros(num_rows, own.shape[1])
+    everyone[share.rows] = own
+    return cast(Tensor, _Sum.apply(everyone))
+
+
+@final
+class _Sum(torch.autograd.Function):
+    """Sums over the workers, and the gradients of all workers' losses on the way back."""
+
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

@@ -18,7 +18,7 @@ def plot_losses(rows: Sequence[dict[str, float]], path: Path) -> None:
     for name in (key for key in rows[0] if key.startswith("loss_level_")):
         quarter = int(name.removeprefix("loss_level_")) + 1
         axes.plot(steps, [row[name] for row in rows], linewidth=0.8, label=f"quarter {quarter} of the levels")
-    axes.plot(steps, [row["loss"] for row in rows], color="black", label="all levels")
+    axes.plot(steps, [row["loss"] for row in rows], color="black", label="all")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

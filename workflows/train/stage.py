@@ -19,7 +19,7 @@ from workflows.progress import Progress
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
-from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 from workflows.train.plots import plot_accuracy, plot_losses
 from workflows.train.tracking import tracked_training
 from workflows.train.validation import accuracy_by_level
@@ -107,7 +107,11 @@ def _hashes(cache: EmbeddingCache) -> dict[str, str]:
 
 
 def _save(
-    objective: Objective, trained: Trained, cache: EmbeddingCache, folder: Path, target: Parameterization | None = None
+    objective: DenoiserObjective | ClassifierObjective,
+    trained: Trained,
+    cache: EmbeddingCache,
+    folder: Path,
+    target: Parameterization | None = None,
 ) -> ModelBundle:
     plot_losses(read_losses(folder / LOSSES_FILE), folder / "losses.png")
     return ModelBundle.save(

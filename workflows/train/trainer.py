@@ -1,4 +1,4 @@
-"""The body of the training loop, for any objective: draw, noise, forward, backward, clip, update, average.
+"""The body of the training loop, for any objective: read, forward, backward, clip, update, average.
 
 A `Trainer` needs a torch process group and nothing of Ray, so tests and plain scripts can step it.
 """
@@ -28,14 +28,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from diffusion_core.ema import EMA, ConstantDecay, PowerFunction
 from diffusion_core.errors import NonFinite
 from workflows.config import TrainConfig
-from workflows.embed.cache import EmbeddingCache
-from workflows.train.batches import BatchReader, Share, TrainBatch
+from workflows.train.batches import Batch, Share
 from workflows.train.figures import Figures
 from workflows.train.objectives import Objective
 from workflows.train.parallel import parallelize, precision, synchronize, unwrapped, whole
-from workflows.train.plan import Plan
 
-_BETAS: Final = (0.9, 0.99)
 # Frozen weights are those of the base, which every worker has.
 _TRAINED: Final = StateDictOptions(ignore_frozen_params=True, strict=False)
 
@@ -47,7 +44,7 @@ class Trainer:
     Args:
         objective: what is trained.
         config: how.
-        cache: what from.
+        source: folder of the artifact that it learns from.
         device: where to.
 
     Attributes:
@@ -56,26 +53,17 @@ class Trainer:
         powers: power-function averages by relative width.
     """
 
-    def __init__(self, objective: Objective, config: TrainConfig, cache: EmbeddingCache, device: torch.device) -> None:
+    def __init__(self, objective: Objective, config: TrainConfig, source: Path, device: torch.device) -> None:
         self.objective, self.config, self.samples_seen = objective, config, 0
         self.share = Share(dist.get_rank(), dist.get_world_size())
-        self.plan = Plan(
-            config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout, config.level_shift
-        )
-        self.reader = BatchReader(cache, objective.schedule.num_levels, config.seed, device)
-        self.figures = Figures(objective.schedule.num_levels, device)
+        self.batches = objective.open(source, config, device)
+        self.figures = Figures(device)
         self.device, self._writers = device, cast("dist.ProcessGroup | None", None)
         torch.manual_seed(config.seed)
         self.network = parallelize(objective.build(), config, device)
         self.ema = EMA(unwrapped(self.network), ConstantDecay(config.ema_decay))
         self.powers = {width: EMA(unwrapped(self.network), PowerFunction(width)) for width in config.ema_widths}
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.network.parameters() if parameter.requires_grad],
-            config.learning_rate,
-            _BETAS,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = objective.optimizer(self.network, config)
 
     @property
     def steps_done(self) -> int:
@@ -89,10 +77,9 @@ class Trainer:
             NonFinite: a loss or a gradient is not finite: raised on every worker, before the update.
         """
         started, waited, seen = time.perf_counter(), 0.0, []
-        planned = self.plan.batch(self.samples_seen)
         for part in range(self.config.accumulate):
             begun = time.perf_counter()
-            batch = self.reader.read(planned.rows(slice(part, None, self.config.accumulate)), self.share)
+            batch = self.batches.read(self.samples_seen, part, self.share)
             waited += time.perf_counter() - begun
             seen.append((batch, self._backward(batch, last=part + 1 == self.config.accumulate)))
         norm = self._update(seen)
@@ -131,7 +118,7 @@ class Trainer:
             "samples_seen": self.samples_seen,
         } | {_power(width): power.state_dict() for width, power in self.powers.items()}
 
-    def _backward(self, batch: TrainBatch, *, last: bool) -> Tensor:
+    def _backward(self, batch: Batch, *, last: bool) -> Tensor:
         with synchronize(self.network, last):
             with precision(self.config, self.device):
                 losses = self.objective.losses(self.network, batch)
@@ -139,10 +126,10 @@ class Trainer:
             # Gradients are averaged over the workers, so a worker's sum counts as often as there are workers.
             # The zero is NaN if the sum is not finite: then so is the gradient, and every worker sees it.
             total.backward(self.share.size / self.config.batch_size + 0.0 * total.detach())
-        self.figures.add(batch, losses)
+        self.figures.add(losses)
         return losses.loss.detach()
 
-    def _update(self, seen: list[tuple[TrainBatch, Tensor]]) -> Tensor:
+    def _update(self, seen: list[tuple[Batch, Tensor]]) -> Tensor:
         parameters = list(self.network.parameters())
         norm = whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
         if not bool(torch.isfinite(norm)):
@@ -156,7 +143,7 @@ class Trainer:
             average.update(unwrapped(self.network))
         return norm
 
-    def _not_finite(self, seen: list[tuple[TrainBatch, Tensor]]) -> NonFinite:
+    def _not_finite(self, seen: list[tuple[Batch, Tensor]]) -> NonFinite:
         """The gradient's norm is the same on all workers, so all of them come here."""
         own = [int(i) for batch, loss in seen for i in batch.sample_ids[~torch.isfinite(loss).cpu()]]
         gathered: list[list[int]] = [[] for _ in range(self.share.size)]

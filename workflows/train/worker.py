@@ -13,7 +13,6 @@ from ray.train.torch import get_device
 
 from diffusion_core.errors import NonFinite
 from workflows.config import TrainConfig
-from workflows.embed.cache import EmbeddingCache
 from workflows.interop.kinds import register
 from workflows.train.checkpoints import Checkpoints
 from workflows.train.flop import Speed
@@ -34,13 +33,13 @@ class Settings:
     Attributes:
         objective: what is trained.
         config: how.
-        cache_folder: of the embedding cache.
+        source: folder of the artifact that it learns from.
         losses: the CSV file of figures; snapshots and grids lie beside it.
     """
 
     objective: Objective
     config: TrainConfig
-    cache_folder: Path
+    source: Path
     losses: Path
 
 
@@ -54,12 +53,12 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
     register()
     settings: Settings = arguments[SETTINGS]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    trainer = Trainer(settings.objective, settings.config, EmbeddingCache.open(settings.cache_folder), get_device())
+    trainer = Trainer(settings.objective, settings.config, settings.source, get_device())
     checkpoints = Checkpoints(trainer)
     checkpoints.resume()
     log = LossLog(settings.losses, trainer.steps_done) if trainer.share.rank == 0 else None
-    num_tokens = trainer.reader.captions.tokens.shape[1]
-    speed, warned = Speed.measured(settings.objective.config, num_tokens, trainer.device, trainer.share), False
+    flop = settings.objective.flop_per_sample(trainer.batches.num_tokens)
+    speed, warned = Speed.measured(flop, trainer.device, trainer.share), False
     while trainer.steps_done < settings.config.steps:
         try:
             trainer.step()

@@ -14,7 +14,7 @@ from workflows.config import ClipConfig, RunConfig
 from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_training import build_model, model_config
+from workflows.embed.clip_model import build_model, model_config
 from workflows.progress import Progress
 
 TINY = ClipConfig(

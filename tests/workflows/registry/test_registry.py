@@ -87,15 +87,17 @@ def test_the_run_holds_parameters_figures_curves_and_pictures(config: RunConfig,
     assert run.data.metrics["evaluate.accuracy_at_scale.2"] == 0.3
     assert run.data.metrics["denoiser.seconds"] == 1.0
     assert [p.value for p in client.get_metric_history(first["run_id"], "denoiser.loss") if p.step > 0] == [2.0, 1.5]
+    assert [p.value for p in client.get_metric_history(first["run_id"], "clip.loss") if p.step > 0] == [2.0, 1.5]
     names = {
         file.path
-        for folder in ("evaluate", "denoiser", "classifier")
+        for folder in ("evaluate", "clip", "denoiser", "classifier")
         for file in client.list_artifacts(first["run_id"], folder)
     }
     assert names == {
         "evaluate/samples.png",
         "evaluate/curves.png",
         "evaluate/metrics.json",
+        "clip/losses.png",
         "denoiser/losses.png",
         "classifier/losses.png",
     }

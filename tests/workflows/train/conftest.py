@@ -10,24 +10,40 @@ import torch
 from torch.nn import functional
 
 from tests.workflows.train.ranks import Ranks
-from workflows.config import RunConfig
+from workflows.config import ClipConfig, RunConfig, TrainConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import caption_table, distinct_captions
+from workflows.embed.clip_model import build_tokenizer
 from workflows.embed.features import EncodedText
 from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.progress import Progress
 from workflows.shards import Shard, write_shard
+from workflows.train.clip_batches import Texts
+from workflows.train.clip_objective import ClipObjective
+from workflows.train.clip_stage import loop_config
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 
 TOKENS, WIDTH = 4, 8
 ENCODER = "random"
-
-
+CLIP = ClipConfig(
+    embed_dim=8,
+    text_width=16,
+    text_layers=1,
+    context_length=12,
+    vision_width=16,
+    vision_layers=2,
+    patch_size=4,
+    steps=20,
+    batch_size=32,
+    num_workers=2,
+    checkpoint_every=8,
+)
+"""Three groups of the ten digits in a batch."""
 NETWORK = {"width": 16, "depth": 2, "patch_size": 4, "num_heads": 2}
 TRAIN = {
     "steps": 12,
@@ -116,3 +132,21 @@ def classifier(config: RunConfig, cache: EmbeddingCache, digits: Dataset) -> Cla
     candidates = cache.captions.pooled[cache.caption_positions(digits.info.candidate_captions)]
     network = classifier_network(config.classifier.network, cache, len(digits.info.class_names), len(candidates))
     return ClassifierObjective(network, noise_schedule(config.denoiser.schedule), candidates)
+
+
+@pytest.fixture(scope="session")
+def texts(digits: Dataset) -> Texts:
+    """What the digits say."""
+    return Texts.read(digits, build_tokenizer(CLIP))
+
+
+@pytest.fixture(scope="session")
+def clip(texts: Texts) -> ClipObjective:
+    """A tiny CLIP's objective."""
+    return ClipObjective(CLIP, 8, texts.ids.unique())
+
+
+@pytest.fixture(scope="session")
+def clip_loop(texts: Texts) -> TrainConfig:
+    """How the loop trains it."""
+    return loop_config(CLIP, texts)

@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from diffusion_core.ema import EMA
 from diffusion_core.errors import RaverseError
 from workflows.config import TrainConfig
-from workflows.embed.cache import EmbeddingCache
 from workflows.train.objectives import Objective
 from workflows.train.parallel import unwrapped, whole
 from workflows.train.trainer import Trainer
@@ -36,7 +35,7 @@ class Job:
 
     objective: Objective
     config: TrainConfig
-    cache: Path
+    source: Path
     steps: int
     load: Path | None = None
     save: Path | None = None
@@ -80,7 +79,7 @@ def _rank(rank: int, size: int, store: str, job: Job) -> Ended:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     try:
-        trainer = Trainer(job.objective, job.config, EmbeddingCache.open(job.cache), torch.device("cpu"))
+        trainer = Trainer(job.objective, job.config, job.source, torch.device("cpu"))
         return _run(trainer, job)
     finally:
         dist.destroy_process_group()

@@ -11,9 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from diffusion_core.networks import NetworkConfig
-from diffusion_core.schedule import NoiseSchedule
-from workflows.train.batches import TrainBatch
+from workflows.config import TrainConfig
+from workflows.train.batches import Batches
 from workflows.train.objectives import Objective, RowLosses
 
 
@@ -32,21 +31,22 @@ class Troubled:
         self.inner, self.after, self.marker, self.spoil = inner, after, marker, spoil
         self.calls = 0
 
-    @property
-    def config(self) -> NetworkConfig:
-        return self.inner.config
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        return self.inner.schedule
-
     def describe(self) -> dict[str, Any]:
         return self.inner.describe()
 
     def build(self) -> nn.Module:
         return self.inner.build()
 
-    def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
+    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> Batches:
+        return self.inner.open(folder, config, device)
+
+    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        return self.inner.optimizer(network, config)
+
+    def flop_per_sample(self, num_tokens: int) -> float:
+        return self.inner.flop_per_sample(num_tokens)
+
+    def losses(self, network: nn.Module, batch: Any) -> RowLosses:
         self.calls += 1
         found = self.inner.losses(network, batch)
         if self.calls != self.after + 1:
