@@ -63,7 +63,7 @@ def run_sweep(config: RunConfig, source: ModelSource, dataset: Dataset, progress
     check_shape(package, dataset)
     folder = config.run_folder / "sweeps" / source.label
     folder.mkdir(parents=True, exist_ok=True)
-    tables = plan_tables(config.sweep, ask(dataset, config.sweep.num_pictures, config.sweep.seed))
+    tables = plan_tables(config.sweep, plan_prompts(config.sweep, dataset))
     ruler = _Ruler(package, dataset, train_judge(dataset, config.evaluate.seed))
     points = [(name, point) for name, table in tables.items() for point in table]
     batch, workers = config.evaluate.batch_size, config.evaluate.workers
@@ -83,6 +83,13 @@ def run_sweep(config: RunConfig, source: ModelSource, dataset: Dataset, progress
     draw_spacings(folder / "spacings.png", rows["spacings"])
     log_results(config, source, folder, summary)
     return folder
+
+
+def plan_prompts(asked: SweepConfig, dataset: Dataset) -> Prompts:
+    """What every point draws: each combination twice or more, since diversity is measured within a prompt."""
+    once = len(dataset.info.candidate_captions)
+    prompts = ask(dataset, max(asked.num_pictures, 2 * once), asked.seed)
+    return prompts.rows(prompts.comparable(asked.num_pictures))
 
 
 def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:

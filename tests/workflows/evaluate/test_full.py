@@ -14,13 +14,14 @@ from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
+from workflows.data.stage import build_data
 from workflows.errors import InvalidData, TrackingUnreachable
 from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model_source import ModelSource, find_model
 from workflows.progress import Progress
-from workflows.sweep.run import plan_tables, run_sweep
+from workflows.sweep.run import plan_prompts, plan_tables, run_sweep
 
 SMALL = [
     "evaluate.num_prompts=30",
@@ -105,6 +106,16 @@ def test_all_points_share_prompts_and_seeds(config: RunConfig, dataset: Dataset)
     prompts = ask(dataset, 20, 2)
     tables = plan_tables(config.sweep, prompts)
     assert all(point.job.prompts is prompts for table in tables.values() for point in table)
+
+
+def test_a_sweep_asks_for_each_combination_again(config: RunConfig, dataset: Dataset, tmp_path: Path) -> None:
+    """Of many combinations some, of few all: without a second picture of a prompt there is no diversity within it."""
+    build_data(load_config("shapes", ["data.num_samples=600"]), {}, tmp_path, Progress.silent())
+    shapes = Dataset.open(tmp_path)
+    counts = np.bincount(plan_prompts(config.sweep, shapes).combinations)
+    assert set(counts[counts > 0]) == {2}
+    assert len(np.unique(ask(shapes, 20, 2).combinations)) == 20, "the plain list asks for each once"
+    assert len(set(plan_prompts(config.sweep, dataset).combinations)) == 10
 
 
 def test_an_unreachable_store_keeps_the_results(
