@@ -33,7 +33,7 @@ def test_training_from_a_bucket_is_training_from_a_folder(
 ) -> None:
     remote = moved(cache, bucket.url("train"), tmp_path)
     here = Job(denoiser, config.denoiser.train.model_copy(update={"steps": STEPS}), cache.folder, STEPS)
-    there = replace(here, cache=remote.folder)
+    there = replace(here, source=remote.folder)
     one, other = ranks.run(2, here)[0], ranks.run(2, there)[0]
     assert one.error is None
     assert one.weights.keys() == other.weights.keys()
