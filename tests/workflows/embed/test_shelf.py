@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from typer.testing import CliRunner
 
@@ -111,8 +113,6 @@ def test_shards_that_lie_here_go_there(
 
 def copied(remote: EmbeddingCache, bucket: Bucket, root: Path) -> tuple[EmbeddingCache, list[str]]:
     """A finished cache under a storage folder, with objects of its own, and their names."""
-    from dataclasses import replace
-
     name = root.name
     for shard in remote.manifest.files:
         bucket.write(f"{name}/{remote.key}/{shard.path}", bucket.read(f"whole/{remote.key}/{shard.path}"))
@@ -161,8 +161,6 @@ def test_a_lost_shard_is_told_and_made_again(
 def test_what_cannot_be_looked_at_is_no_damage(
     remote: EmbeddingCache, bucket: Bucket, refusing: str, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     root = tmp_path / "away"
     cache, _ = copied(remote, bucket, root)
     (item,) = inventory(root)
@@ -203,8 +201,6 @@ def test_a_killed_run_sends_only_what_is_missing(bucket: Bucket, tmp_path: Path)
     inputs = {"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)}
     folder = tmp_path / "killed"
     folder.mkdir()
-    import ray
-
     address = ray.get_runtime_context().gcs_address
     arguments = [sys.executable, "-c", KILLED, address, str(data), str(clip), str(folder), *settings]
     with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:

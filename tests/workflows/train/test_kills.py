@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ NODE_STEPS = 500  # the notice must come before the end
 KILLS = ("worker", "driver", "worker", "driver", "worker")
 
 
-@contextmanager
+@contextlib.contextmanager
 def training(
     cache: EmbeddingCache, folder: Path, home: Path, steps: int = STEPS, how: str | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -50,8 +50,8 @@ def training(
 
 def kill(process: subprocess.Popen[bytes], who: str) -> None:
     """Of the training's workers the first, or the driver; a dead driver's Ray is gone when it returns."""
-    descendants = psutil.Process(process.pid).children(recursive=True)
     if who == "driver":
+        descendants = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         _, left = psutil.wait_procs(descendants, timeout=30)
         # Ray's two agents of a node may outlive a raylet that went down with its driver; they do nothing by themselves.
@@ -60,9 +60,19 @@ def kill(process: subprocess.Popen[bytes], who: str) -> None:
         for one in agents:
             one.kill()
         return
-    workers = [one for one in descendants if "TrainWorker" in " ".join(one.cmdline())]
-    assert workers
-    workers[0].kill()
+    training_worker(process).kill()
+
+
+def training_worker(process: subprocess.Popen[bytes]) -> psutil.Process:
+    """The first, as soon as it runs: a log that is ahead of the last checkpoint tells of workers that are gone."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "TrainWorker" in " ".join(one.cmdline()):
+                    return one
+        time.sleep(0.05)
+    raise AssertionError("no training worker runs")
 
 
 def wait_until(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:
