@@ -27,6 +27,10 @@ def _least_before_most(workers: int | tuple[int, int]) -> int | tuple[int, int]:
     return workers
 
 
+def _most(workers: int | tuple[int, int]) -> int:
+    return workers if isinstance(workers, int) else workers[1]
+
+
 Workers = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_least_before_most)]
 DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
 
@@ -132,6 +136,11 @@ class ClipConfig(Section):
     precision: Literal["fp32", "bf16", "auto"] = Field("auto", description="As the denoiser's (trained here).")
     checkpoint_every: PositiveInt = Field(250, description="Steps between checkpoints (trained here).")
 
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers."""
+        return _most(self.num_workers)
+
 
 class EmbedConfig(Section):
     """The Ray Data pass that writes images and CLIP embeddings to Parquet."""
@@ -230,7 +239,7 @@ class TrainConfig(Section):
     @property
     def most_workers(self) -> int:
         """The largest number of workers."""
-        return self.num_workers if isinstance(self.num_workers, int) else max(self.num_workers)
+        return _most(self.num_workers)
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -400,8 +409,7 @@ class RunConfig(Section):
     @property
     def most_workers(self) -> int:
         """The largest number of workers of any training."""
-        asked = (self.clip.num_workers, self.denoiser.train.num_workers, self.classifier.train.num_workers)
-        return max(workers if isinstance(workers, int) else max(workers) for workers in asked)
+        return max(section.most_workers for section in (self.clip, self.denoiser.train, self.classifier.train))
 
     @property
     def root_folder(self) -> Path:

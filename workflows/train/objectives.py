@@ -77,9 +77,33 @@ class Objective(Protocol):
         ...
 
 
+class NoisyObjective:
+    """What denoiser and classifier share: one of the core's networks, which learns from noised rows of a cache.
+
+    Attributes:
+        config: of the network.
+        schedule: of the noise.
+    """
+
+    config: NetworkConfig
+    schedule: NoiseSchedule
+
+    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
+        """See `Objective.open`; the artifact is an embedding cache."""
+        return CachedBatches(EmbeddingCache.open(folder), self.schedule.num_levels, config, device)
+
+    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+        """See `Objective.optimizer`."""
+        return adamw([{"params": trained(network)}], config, _BETAS)
+
+    def flop_per_sample(self, num_tokens: int) -> float:
+        """See `Objective.flop_per_sample`."""
+        return flop_per_sample(self.config, num_tokens)
+
+
 @final
 @dataclass(frozen=True, eq=False)
-class DenoiserObjective:
+class DenoiserObjective(NoisyObjective):
     """`L_simple`: weight(level) times the mean squared error of what the network predicts.
 
     Attributes:
@@ -105,18 +129,6 @@ class DenoiserObjective:
         """See `Objective.build`."""
         return kind_of(self.config).build(self.config) if self.start is None else self.start.network()
 
-    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
-        """See `Objective.open`; the artifact is an embedding cache."""
-        return CachedBatches(EmbeddingCache.open(folder), self.schedule.num_levels, config, device)
-
-    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-        """See `Objective.optimizer`."""
-        return adamw([{"params": trained(network)}], config, _BETAS)
-
-    def flop_per_sample(self, num_tokens: int) -> float:
-        """See `Objective.flop_per_sample`."""
-        return flop_per_sample(self.config, num_tokens)
-
     def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
         """See `Objective.losses`."""
         denoiser = NetworkDenoiser(cast(Network, network), self.schedule, self.parameterization)
@@ -129,7 +141,7 @@ class DenoiserObjective:
 
 @final
 @dataclass(frozen=True, eq=False)
-class ClassifierObjective:
+class ClassifierObjective(NoisyObjective):
     """Cross-entropy of the label, plus the symmetric contrastive loss of x_t against its caption.
 
     Captions compete with those of all workers' rows, so the loss does not depend on how many there are.
@@ -154,18 +166,6 @@ class ClassifierObjective:
         network.candidates.copy_(self.candidates)
         return network
 
-    def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
-        """See `Objective.open`; the artifact is an embedding cache."""
-        return CachedBatches(EmbeddingCache.open(folder), self.schedule.num_levels, config, device)
-
-    def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-        """See `Objective.optimizer`."""
-        return adamw([{"params": trained(network)}], config, _BETAS)
-
-    def flop_per_sample(self, num_tokens: int) -> float:
-        """See `Objective.flop_per_sample`."""
-        return flop_per_sample(self.config, num_tokens)
-
     def losses(self, network: nn.Module, batch: TrainBatch) -> RowLosses:
         """See `Objective.losses`."""
         level = batch.draws.level
@@ -184,7 +184,7 @@ class ClassifierObjective:
         return RowLosses(loss, figures | _by_level(loss, batch, self.schedule))
 
 
-def _described(objective: DenoiserObjective | ClassifierObjective) -> dict[str, Any]:
+def _described(objective: NoisyObjective) -> dict[str, Any]:
     config = cast(Any, objective.config)
     return {"kind": kind_of(config).name, "network": asdict(config), "schedule": objective.schedule.to_config()}
 

@@ -19,7 +19,7 @@ from workflows.progress import Progress
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
-from workflows.train.objectives import ClassifierObjective, DenoiserObjective
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective, NoisyObjective
 from workflows.train.plots import plot_accuracy, plot_losses
 from workflows.train.tracking import tracked_training
 from workflows.train.validation import accuracy_by_level
@@ -107,7 +107,7 @@ def _hashes(cache: EmbeddingCache) -> dict[str, str]:
 
 
 def _save(
-    objective: DenoiserObjective | ClassifierObjective,
+    objective: NoisyObjective,
     trained: Trained,
     cache: EmbeddingCache,
     folder: Path,

@@ -22,7 +22,7 @@ from workflows.embed.clip_model import build_model, model_config
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.zero_shot import zero_shot
 from workflows.train.batches import Share
-from workflows.train.clip_batches import ClipBatch
+from workflows.train.clip_batches import ClipBatch, Texts
 from workflows.train.clip_objective import ClipObjective
 from workflows.train.clip_stage import loop_config
 from workflows.train.trainer import learning_rate
@@ -173,7 +173,7 @@ def test_a_short_training_names_held_out_digits(ranks: Ranks, digits: Dataset, j
     assert accuracy(ended.weights) > 0.6
 
 
-def test_the_loop_is_configured_as_a_clip_is_trained(texts) -> None:
+def test_the_loop_is_configured_as_a_clip_is_trained(texts: Texts) -> None:
     loop = loop_config(CLIP.model_copy(update={"num_workers": (1, 2), "batch_size": 64}), texts)
     assert (loop.batch_size, loop.warmup_steps, loop.weight_decay, loop.ema_decay) == (60, 2, 0.1, 0.0)
     assert loop.num_workers == (1, 2)
