@@ -188,7 +188,7 @@ STAGES: Final = (
         load=_evaluate,
         sections=lambda config: _dump(config.evaluate, "batch_size", "workers", "bits_rows", "bits_levels"),
         inputs=("data", "clip", "embed", "denoiser", "classifier"),
-        version=2,
+        version=3,
     ),
     Stage(
         name="register",

@@ -14,6 +14,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffusion_core.likelihood import bits_per_dim, elbo_terms
 from diffusion_core.spacing import trailing
@@ -21,9 +22,9 @@ from workflows.config import RunConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.embed.clip import Clip
 from workflows.errors import InvalidData
-from workflows.evaluate.fidelity import fidelity
+from workflows.evaluate.fidelity import clip_fd, fidelity
 from workflows.evaluate.judge import judge_accuracy, train_judge
-from workflows.evaluate.measure import Drawn, image_vectors, spread, text_vectors
+from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics import accuracy, clip_score
 from workflows.evaluate.neighbours import Neighbours, draw_neighbours, nearest
 from workflows.evaluate.pictures import Column, draw_grid
@@ -127,7 +128,7 @@ def _figures(config: RunConfig, package: ModelPackage, drawn: Drawn, dataset: Da
     clip, held_out, train = package.scorer(), dataset.read("held_out"), dataset.read("train")
     found = nearest(drawn.images, train.images, held_out.images)
     draw_neighbours(folder / "neighbours.png", found, drawn.images, train.images)
-    figures = {} if clip is None else _scored(clip, drawn, train, held_out)
+    figures = {} if clip is None else _scored(clip, drawn, dataset)
     if package.shape == package.picture_shape:
         # Of latents the bound would be one of latents, which compares with nothing.
         figures["bits_per_dim"] = _bits(config, package, held_out)
@@ -137,21 +138,21 @@ def _figures(config: RunConfig, package: ModelPackage, drawn: Drawn, dataset: Da
     }
 
 
-def _scored(clip: Clip, drawn: Drawn, train: Split, held_out: Split) -> dict[str, Any]:
-    """What CLIP sees."""
-    vectors, real = image_vectors(drawn.images, clip), image_vectors(held_out.images, clip)
+def _scored(clip: Clip, drawn: Drawn, dataset: Dataset) -> dict[str, Any]:
+    """What CLIP sees; real pictures come in the mixture that was asked for."""
+    prompts, vectors = drawn.job.prompts, image_vectors(drawn.images, clip)
+    real, train = (image_vectors(asked_for(dataset, prompts, name).images, clip) for name in ("held_out", "train"))
     return {
         **fidelity(real, vectors),
-        "clip_fd_real": _fd_of_real(train, real, len(drawn.images), clip),
+        "clip_fd_real": _fd_of_real(train, real, len(drawn.images)),
         "clip_score": clip_score(vectors, text_vectors(drawn, clip)),
         "diversity": spread(drawn, clip),
     }
 
 
-def _fd_of_real(train: Split, real: torch.Tensor, count: int, clip: Clip) -> float:
+def _fd_of_real(train: Tensor, real: Tensor, count: int) -> float:
     """What as many training pictures reach: the floor of CLIP-FD."""
-    order = np.random.default_rng(0).permutation(len(train))[:count]
-    return fidelity(real, image_vectors(train.images[order], clip))["clip_fd"]
+    return clip_fd(real, train[np.random.default_rng(0).permutation(len(train))[:count]])
 
 
 def _bits(config: RunConfig, package: ModelPackage, held_out: Split) -> dict[str, float]:

@@ -8,15 +8,17 @@ from functools import cached_property
 from typing import Any, Final, final
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workflows.data.dataset import Dataset
+from workflows.data.dataset import Dataset, Split, SplitName
 from workflows.embed.clip import Clip
 from workflows.evaluate.fidelity import fidelity
 from workflows.evaluate.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics import accuracy, clip_score, diversity, histogram
+from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
 
 _BATCH: Final = 256
@@ -80,7 +82,7 @@ def measure(
     figures["diversity_at_scale"] = {f"{scale:g}": spread(found, clip) for scale, found in scales.items()}
     vectors = image_vectors(headline.images, clip)
     figures["clip_score"] = clip_score(vectors, text_vectors(headline, clip))
-    figures |= _real(dataset, clip, vectors)
+    figures |= _real(dataset, headline.job.prompts, clip, vectors)
     figures["judge_accuracy"] = judge_accuracy(judge, dataset)
     figures["attributes"] = {
         kind: accuracy(found.judged, found.job.prompts.targets, info) for kind, found in drawn.items() if kind != "none"
@@ -89,14 +91,38 @@ def measure(
     return figures
 
 
+def asked_for(dataset: Dataset, prompts: Prompts, name: SplitName = "held_out") -> Split:
+    """Real samples in the mixture of combinations that is asked for.
+
+    Held-out samples are not in that mixture where some combinations were never trained on: all of these are held out.
+    A distance from all held-out pictures would measure this difference before it measures a model.
+
+    Args:
+        dataset: gives the samples.
+        prompts: say how often each combination is wanted.
+        name: of the split.
+
+    Returns:
+        Of each combination its first samples in proportion to its prompts, at most as many as there are. The
+        proportion is the median over combinations, so that a rare one does not cost samples of the others.
+    """
+    split = dataset.read(name)
+    combinations = pd.Series(dataset.combinations(split))
+    asked = pd.Series(prompts.combinations).value_counts()
+    per_prompt = (combinations.value_counts() / asked).median()
+    wanted = combinations.map(asked * per_prompt).fillna(0)
+    place = combinations.groupby(combinations).cumcount()
+    return split.rows(np.flatnonzero(place < wanted.round()))
+
+
 def spread(found: Drawn, clip: Clip) -> float:
     """Diversity within the prompts of some pictures."""
     return diversity(image_vectors(found.images, clip), found.job.prompts.combinations.tolist())
 
 
-def _real(dataset: Dataset, clip: Clip, drawn: Tensor) -> dict[str, float]:
+def _real(dataset: Dataset, prompts: Prompts, clip: Clip, drawn: Tensor) -> dict[str, float]:
     """Distances of the headline from held-out pictures, and what a perfect model would reach."""
-    split = dataset.read("held_out")
+    split = asked_for(dataset, prompts)
     vectors = image_vectors(split.images, clip)
     captions = clip.text.encode([texts[0] for texts in split.captions]).pooled
     return fidelity(vectors, drawn) | {

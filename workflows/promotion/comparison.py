@@ -12,7 +12,7 @@ from workflows.embed.clip import Clip, load_clip
 from workflows.errors import PromotionRefused
 from workflows.evaluate.fidelity import moments
 from workflows.evaluate.judge import train_judge
-from workflows.evaluate.measure import Drawn, image_vectors, text_vectors
+from workflows.evaluate.measure import Drawn, asked_for, image_vectors, text_vectors
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.package_files import PackageCard, scorer_folder, verify
@@ -48,7 +48,7 @@ def compare_packages(
     gate = config.register_.gate
     prompts = ask(dataset, gate.num_prompts, gate.seed)
     clip, judge = load_clip(_scorer(champion, challenger)), train_judge(dataset, config.evaluate.seed)
-    real = image_vectors(dataset.read("held_out").images, clip)
+    real = image_vectors(asked_for(dataset, prompts).images, clip)
     seen: list[Seen] = []
     for folder in (champion, challenger):
         card, _ = verify(folder)

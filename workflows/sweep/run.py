@@ -26,7 +26,7 @@ from workflows.errors import InvalidClip
 from workflows.evaluate.fidelity import fidelity
 from workflows.evaluate.full import check_shape, log_results
 from workflows.evaluate.judge import Judge, train_judge
-from workflows.evaluate.measure import Drawn, image_vectors, spread, text_vectors
+from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics import clip_score
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
@@ -63,8 +63,9 @@ def run_sweep(config: RunConfig, source: ModelSource, dataset: Dataset, progress
     check_shape(package, dataset)
     folder = config.run_folder / "sweeps" / source.label
     folder.mkdir(parents=True, exist_ok=True)
-    tables = plan_tables(config.sweep, plan_prompts(config.sweep, dataset))
-    ruler = _Ruler(package, dataset, train_judge(dataset, config.evaluate.seed))
+    prompts = plan_prompts(config.sweep, dataset)
+    tables = plan_tables(config.sweep, prompts)
+    ruler = _Ruler(package, dataset, prompts, train_judge(dataset, config.evaluate.seed))
     points = [(name, point) for name, table in tables.items() for point in table]
     batch, workers = config.evaluate.batch_size, config.evaluate.workers
     images = sample_jobs(source.folder, [point.job for _, point in points], batch, progress, workers)
@@ -176,12 +177,12 @@ def _schedules(
 class _Ruler:
     """Measures pictures against the same real ones, with one CLIP and one judge."""
 
-    def __init__(self, package: ModelPackage, dataset: Dataset, judge: Judge) -> None:
+    def __init__(self, package: ModelPackage, dataset: Dataset, prompts: Prompts, judge: Judge) -> None:
         clip = package.scorer()
         if clip is None:
             raise InvalidClip(f"{package.folder} has no CLIP that looks at pictures: sweep a fine-tune of it")
         self._clip, self._judge = clip, judge
-        self._real = image_vectors(dataset.read("held_out").images, self._clip)
+        self._real = image_vectors(asked_for(dataset, prompts).images, self._clip)
 
     def measure(self, job: SampleJob, images: Any) -> dict[str, float]:
         found = Drawn(job, images, self._judge(images))

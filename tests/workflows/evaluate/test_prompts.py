@@ -10,6 +10,7 @@ import pytest
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
+from workflows.evaluate.measure import asked_for
 from workflows.evaluate.prompts import ask
 from workflows.progress import Progress
 
@@ -86,3 +87,33 @@ def _prompts(combinations: np.ndarray):
 
     count = len(combinations)
     return Prompts(("a",) * count, combinations, combinations[:, None], tuple(range(count)), np.zeros(count, np.bool_))
+
+
+def test_real_samples_come_in_the_mixture_that_is_asked_for(dataset: Dataset) -> None:
+    total = len(dataset.info.candidate_captions)
+    prompts = ask(dataset, 5 * total // 2, seed=0)
+    asked = Counter(prompts.combinations.tolist())
+    for name in ("train", "held_out"):
+        everything = Counter(dataset.combinations(dataset.read(name)).tolist())
+        found = Counter(dataset.combinations(asked_for(dataset, prompts, name)).tolist())
+        per_prompt = np.median([everything[key] / times for key, times in asked.items() if everything[key]])
+        for key, times in asked.items():
+            assert found[key] == min(everything[key], round(times * per_prompt))
+
+
+def test_held_out_samples_as_they_are_have_another_mixture(dataset: Dataset) -> None:
+    prompts = ask(dataset, len(dataset.info.candidate_captions), seed=0)
+    wanted = prompts.unseen.mean()
+    every, like = (
+        np.isin(dataset.combinations(split), dataset.info.unseen_combinations).mean()
+        for split in (dataset.read("held_out"), asked_for(dataset, prompts))
+    )
+    assert abs(like - wanted) < 0.06
+    if wanted > 0:
+        assert every > 3 * wanted
+
+
+def test_samples_of_what_nobody_asks_for_are_left_out(dataset: Dataset) -> None:
+    prompts = ask(dataset, 5, seed=0)
+    found = dataset.combinations(asked_for(dataset, prompts))
+    assert set(found.tolist()) == set(prompts.combinations.tolist())
