@@ -298,6 +298,7 @@ class EvaluateConfig(Section):
     )
     classifier_scale: float = Field(3.0, ge=0, description="Scale of classifier guidance on the unconditional model.")
     clip_scale: float = Field(3.0, ge=0, description="Scale of CLIP guidance.")
+    gradient_eta: Fraction = Field(1.0, description="Eta of both: fresh noise covers what a gradient spoils.")
     scales: tuple[float, ...] = Field(
         (0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared."
     )
@@ -321,8 +322,9 @@ class SweepConfig(Section):
     guidance_scales: tuple[float, ...] = Field(
         (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0), description="Classifier-free scales."
     )
-    classifier_scales: tuple[float, ...] = Field((0.0, 1.0, 3.0, 8.0, 16.0), description="Classifier scales.")
-    clip_scales: tuple[float, ...] = Field((0.0, 1.0, 3.0, 8.0, 16.0), description="CLIP scales.")
+    classifier_scales: tuple[float, ...] = Field((0.0, 1.0, 4.0, 16.0, 64.0, 256.0), description="Classifier scales.")
+    clip_scales: tuple[float, ...] = Field((0.0, 1.0, 4.0, 16.0, 64.0, 256.0), description="CLIP scales.")
+    gradient_eta: Fraction = Field(1.0, description="Eta of classifier and CLIP guidance.")
     samplers: tuple[Literal["ddim", "ddpm", "dpm_solver"], ...] = Field(
         ("ddim", "ddpm", "dpm_solver"), description="Samplers of the table of spacings."
     )

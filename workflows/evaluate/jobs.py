@@ -35,10 +35,11 @@ def plan_jobs(asked: EvaluateConfig, prompts: Prompts) -> dict[str, SampleJob]:
     compared = prompts.rows(prompts.comparable(asked.num_prompts_per_scale))
     guided = compared.first(asked.num_prompts_per_gradient)
     headline = SampleJob(prompts, "classifier_free", num_steps=asked.num_steps, guidance_scale=asked.guidance_scale)
-    gradient = replace(headline, prompts=guided, guidance="classifier", classifier_scale=asked.classifier_scale)
+    steered = replace(headline, prompts=guided, eta=asked.gradient_eta)
+    gradient = replace(steered, guidance="classifier", classifier_scale=asked.classifier_scale)
     jobs = {
         "classifier_free": headline,
-        "clip": replace(headline, prompts=guided, guidance="clip", clip_scale=asked.clip_scale),
+        "clip": replace(steered, guidance="clip", clip_scale=asked.clip_scale),
         "classifier_label": replace(gradient, by_label=True),
         "classifier_prompt": gradient,
         "direct": replace(headline, prompts=compared, guidance="direct"),

@@ -69,7 +69,10 @@ def _train_judge(data_folder: Path, seed: int) -> Judge:
 
 
 def _draw_pictures(asked: EvaluateConfig, folder: Path, kinds: dict[str, Drawn], figures: dict[str, Any]) -> None:
-    caption = f"DDIM, {asked.num_steps} steps, one seed per row. Red frame: the judge does not see what was asked."
+    caption = (
+        f"DDIM, {asked.num_steps} steps, eta {asked.gradient_eta:g} under a gradient, else 0; one seed per row. "
+        "Red frame: the judge does not see what was asked."
+    )
     draw_grid(folder / "samples.png", *grid(asked, kinds, judged=True), caption)
     at_scale = {
         float(w): (share, figures["diversity_at_scale"][w]) for w, share in figures["accuracy_at_scale"].items()

@@ -85,7 +85,12 @@ def _jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool) -> dict[st
     """Every kind of guidance; those that cost a gradient take fewer rows."""
     fewer, steps = prompts.first(asked.num_prompts_per_gradient), asked.num_steps
     guided = SampleJob(
-        fewer, "clip", num_steps=steps, classifier_scale=asked.classifier_scale, clip_scale=asked.clip_scale
+        fewer,
+        "clip",
+        num_steps=steps,
+        classifier_scale=asked.classifier_scale,
+        clip_scale=asked.clip_scale,
+        eta=asked.gradient_eta,
     )
     jobs = {
         "classifier_free": SampleJob(prompts, "classifier_free", num_steps=steps, guidance_scale=asked.guidance_scale),

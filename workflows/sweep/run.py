@@ -101,13 +101,14 @@ def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
         "classifier": asked.classifier_scales,
         "clip": asked.clip_scales,
     }
+    etas = {"classifier_free": 0.0, "classifier": asked.gradient_eta, "clip": asked.gradient_eta}
     steps_eta = [
         Point({"steps": steps, "eta": eta}, replace(plain, num_steps=steps, eta=eta))
         for steps in asked.steps
         for eta in asked.etas
     ]
     guidance = [
-        Point({"guidance": kind, "scale": scale}, _guided(plain, kind, scale))
+        Point({"guidance": kind, "scale": scale, "eta": etas[kind]}, _guided(plain, kind, scale, etas[kind]))
         for kind in _KINDS
         for scale in scales[kind]
     ]
@@ -116,14 +117,14 @@ def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
         for sampler in asked.samplers
         for spacing in asked.spacings
     ]
-    unconditional = Point({"guidance": "none", "scale": 0.0}, replace(plain, guidance="none"))
-    direct = Point({"guidance": "direct", "scale": 1.0}, plain)
+    unconditional = Point({"guidance": "none", "scale": 0.0, "eta": 0.0}, replace(plain, guidance="none"))
+    direct = Point({"guidance": "direct", "scale": 1.0, "eta": 0.0}, plain)
     return {"steps_eta": steps_eta, "guidance": [unconditional, direct, *guidance], "spacings": spacings}
 
 
-def _guided(plain: SampleJob, kind: str, scale: float) -> SampleJob:
+def _guided(plain: SampleJob, kind: str, scale: float, eta: float) -> SampleJob:
     """Every scale is set, and each kind reads its own."""
-    return replace(plain, guidance=kind, guidance_scale=scale, classifier_scale=scale, clip_scale=scale)
+    return replace(plain, guidance=kind, guidance_scale=scale, classifier_scale=scale, clip_scale=scale, eta=eta)
 
 
 def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
