@@ -34,6 +34,7 @@ def draw_guidance(path: Path, rows: Rows) -> None:
         axes[0].plot([row["scale"] for row in line], [row["clip_fd"] for row in line], marker, color=color, label=kind)
         diversity, accuracy = [row["diversity"] for row in line], [row["accuracy"] for row in line]
         axes[1].plot(diversity, accuracy, marker, color=color, label=kind)
+    axes[0].set_xscale("symlog", linthresh=1.0)
     axes[0].set(yscale="log", xlabel="scale", ylabel="CLIP-FD", title="guidance scale")
     axes[1].set(xlabel="diversity within a prompt", ylabel="judged as asked", title="fidelity against diversity")
     _finish(path, figure, axes)
