@@ -34,6 +34,7 @@ SMALL = [
     "sweep.guidance_scales=[0, 1, 2]",
     "sweep.classifier_scales=[0, 1]",
     "sweep.clip_scales=[0, 1]",
+    "sweep.gradient_eta=0",
     "sweep.num_steps=2",
     "sweep.samplers=[ddim]",
 ]
