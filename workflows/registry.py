@@ -20,7 +20,7 @@ from workflows.package_files import PackageCard, verify
 from workflows.progress import Progress
 from workflows.promotion.promote import CHALLENGER, Promotion, promote
 from workflows.pyfunc_logging import log_package
-from workflows.report import git_commit
+from workflows.git import git_commit
 from workflows.tracking import TrackedRun, config_key, job_run_file, tracked_run
 from workflows.tracking_store import reaching
 

@@ -7,7 +7,6 @@ import os
 import platform
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any, Final
 from rich.table import Table
 
 from workflows.config import RunConfig
+from workflows.git import git_state
 from workflows.pipeline import JobResult, Outcome
 from workflows.tracking_store import tracking_uri
 
@@ -110,27 +110,6 @@ def _example_prompt(result: JobResult) -> str:
         if file.is_file():
             return str(json.loads(file.read_text())["candidate_captions"][0])
     return "a picture"
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the code that runs, and whether the tree differs from it; empty outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
-def git_commit() -> str:
-    """Commit of the code, with `-dirty` where it was changed; `unknown` outside a checkout."""
-    state = git_state()
-    return f"{state['commit']}{'-dirty' if state['changed'] else ''}" if state else "unknown"
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _reports_same(target: Path, result: JobResult) -> bool:

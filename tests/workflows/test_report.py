@@ -16,7 +16,8 @@ from workflows.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.pipeline import JobResult, Outcome
-from workflows.report import git_state, next_lines, stage_table, write_report
+from workflows.git import git_state
+from workflows.report import next_lines, stage_table, write_report
 
 
 @pytest.fixture

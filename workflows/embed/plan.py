@@ -16,7 +16,7 @@ from workflows.config import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity
-from workflows.embed.latents import LatentFormat
+from workflows.embed.latent_format import LatentFormat
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
 from workflows.place import Place
 from workflows.shards import Shard

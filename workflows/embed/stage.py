@@ -24,7 +24,8 @@ from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
-from workflows.embed.latents import LatentFormat, LatentShardWriter
+from workflows.embed.latent_format import LatentFormat
+from workflows.embed.latents import LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
 from workflows.embed.shelf import Shelf

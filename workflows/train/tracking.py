@@ -15,7 +15,7 @@ from typing import Final, final
 from workflows.config import RunConfig
 from workflows.errors import TrackingUnreachable
 from workflows.progress import Progress
-from workflows.report import git_commit
+from workflows.git import git_commit
 from workflows.tracking import MORE_FOLLOWS, TrackedRun, config_key, job_run_file, tracked_run
 from workflows.train.grids import GRIDS
 from workflows.train.losslog import LOSSES_FILE, read_losses
