@@ -41,7 +41,7 @@ from workflows.embed.clip_model import build_model, model_config
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.plan import plan_shards
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 from workflows.embed.stage import embed
 from workflows.progress import Progress
 from workflows.session import set_environment, start_ray, stop_ray

@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
-from tests.workflows.bucket import Bucket, serve_bucket, serve_refusals
+from tests.workflows.storage.bucket import Bucket, serve_bucket, serve_refusals
 from workflows.artifact import Artifact
 from workflows.config import ClipConfig
 from workflows.config_file import load_config

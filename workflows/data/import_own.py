@@ -30,7 +30,7 @@ from workflows.data.sources.location import Location
 from workflows.errors import InvalidData
 from workflows.progress import Progress
 from workflows.shard_pass import run_pass
-from workflows.shards import Shard, find_shard, remove_partial
+from workflows.storage.shards import Shard, find_shard, remove_partial
 
 REJECTED_FILE: Final = "rejected.parquet"
 _PARTS: Final = "parts"

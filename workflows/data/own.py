@@ -25,7 +25,7 @@ from workflows.data.sources import SOURCES
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
 from workflows.errors import InvalidData
-from workflows.shards import ShardWriter, write_shard
+from workflows.storage.shards import ShardWriter, write_shard
 
 PART: Final = pa.schema(
     {

@@ -14,7 +14,7 @@ import httpx
 from workflows.config import RunConfig
 from workflows.deploy.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
-from workflows.place import filesystem_of, reason
+from workflows.storage.place import filesystem_of, reason
 from workflows.preflight import check_writable
 from workflows.tracking_store import check_tracking
 

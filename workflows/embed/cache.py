@@ -22,7 +22,7 @@ from workflows.data.dataset import SplitName
 from workflows.embed.latent_format import LatentFormat
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
-from workflows.place import reason
+from workflows.storage.place import reason
 
 _SHARDS_AHEAD: Final = 2
 _REMEDY: Final = "run `raverse cache prune`, then the job again"

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from workflows.embed.clip import PictureFormat, TextTower, open_model
 from workflows.embed.identity import ClipIdentity
 from workflows.errors import InvalidClip
-from workflows.shards import file_sha256
+from workflows.storage.shards import file_sha256
 
 WEIGHTS_FILE: Final = "open_clip_model.safetensors"
 CONFIG_FILE: Final = "open_clip_config.json"

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from workflows.data.dataset import Split, decode, read_rows
 from workflows.embed.manifest import caption_id
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData
 
 

@@ -20,7 +20,7 @@ from diffusion_core.types import Data
 from workflows.embed.latent_format import LatentFormat
 from workflows.embed.images import image_table, read_samples
 from workflows.embed.pixels import to_x
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 
 if TYPE_CHECKING:
     from workflows.embed.autoencoder import Autoencoder

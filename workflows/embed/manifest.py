@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from workflows.errors import InvalidData, MissingArtifact
-from workflows.place import READERS, Place
-from workflows.shards import Shard
+from workflows.storage.place import READERS, Place
+from workflows.storage.shards import Shard
 
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT_VERSION: Final = 1

@@ -22,7 +22,7 @@ from torch.nn import functional
 from workflows.embed.features import EncodedText
 from workflows.embed.identity import ClipIdentity
 from workflows.errors import InvalidCheckpoint, InvalidClip
-from workflows.shards import file_sha256
+from workflows.storage.shards import file_sha256
 
 TEXT_ENCODER: Final = "text_encoder"
 TOKENIZER: Final = "tokenizer"

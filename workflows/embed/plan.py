@@ -18,8 +18,8 @@ from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.latent_format import LatentFormat
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
-from workflows.place import Place
-from workflows.shards import Shard
+from workflows.storage.place import Place
+from workflows.storage.shards import Shard
 
 Item: TypeAlias = dict[str, Any]
 

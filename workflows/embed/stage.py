@@ -28,12 +28,12 @@ from workflows.embed.latent_format import LatentFormat
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 from workflows.embed.store import CaptionStore
 from workflows.interop.base import Base, base_of, check_pictures
 from workflows.progress import Progress
 from workflows.shard_pass import run_pass
-from workflows.shards import Shard, remove_partial
+from workflows.storage.shards import Shard, remove_partial
 
 
 def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workflows.errors import StorageUnwritable
-from workflows.shards import file_sha256, parquet_writer
+from workflows.storage.shards import file_sha256, parquet_writer
 
 STORE: Final = "cache/captions"
 ENCODER_FILE: Final = "encoder.json"

@@ -21,9 +21,9 @@ from workflows.embed.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.manifest import normalise
 from workflows.embed.plan import plan_shards
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData, MissingArtifact
-from workflows.shards import Shard
+from workflows.storage.shards import Shard
 
 
 def write(inputs: dict[str, Artifact], folder: Path, dtype: str = "float32") -> EmbeddingCache:

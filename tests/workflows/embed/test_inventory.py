@@ -13,7 +13,7 @@ from workflows.artifact import Artifact
 from workflows.embed.manifest import Manifest
 from workflows.embed.store import CaptionStore, is_intact
 from workflows.errors import StorageUnwritable
-from workflows.shards import write_shard
+from workflows.storage.shards import write_shard
 
 TABLE = pa.table({"caption_id": ["a", "b"], "caption": ["x", "y"]})
 

@@ -9,7 +9,7 @@ import pytest
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.manifest import Manifest, cache_key, caption_id, discard_damaged, encoder_key, normalise
 from workflows.errors import InvalidData, MissingArtifact
-from workflows.shards import write_shard
+from workflows.storage.shards import write_shard
 
 
 @pytest.fixture

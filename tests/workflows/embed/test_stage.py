@@ -24,7 +24,7 @@ from workflows.embed.manifest import Manifest
 from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
 from workflows.progress import Progress
-from workflows.shards import file_sha256
+from workflows.storage.shards import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -13,9 +13,9 @@ from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.plan import plan_shards
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 from workflows.interop.base import Base
-from workflows.shards import Shard
+from workflows.storage.shards import Shard
 
 
 def write_latents(base: Base, data: Dataset, folder: Path, *, flips: bool) -> EmbeddingCache:

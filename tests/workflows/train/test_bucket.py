@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from tests.workflows.bucket import Bucket
+from tests.workflows.storage.bucket import Bucket
 from tests.workflows.train.ranks import Job, Ranks
 from workflows.config import RunConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.shelf import Shelf
+from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData
 from workflows.train.objectives import DenoiserObjective
 

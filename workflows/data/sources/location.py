@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, final
 from pyarrow import fs
 
 from workflows.errors import InvalidData
-from workflows.place import filesystem_of
+from workflows.storage.place import filesystem_of
 
 
 class Entry(NamedTuple):

@@ -15,7 +15,7 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-from tests.workflows.bucket import NAME, Bucket
+from tests.workflows.storage.bucket import NAME, Bucket
 from tests.workflows.embed.conftest import write_tiny
 from tests.workflows.embed.test_stage import KILLED, configure, contents, run
 from workflows import cli
@@ -27,9 +27,9 @@ from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.inventory import damaged_files, inventory, prunable, remove
 from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
-from workflows.place import Place
+from workflows.storage.place import Place
 from workflows.progress import Progress
-from workflows.shards import Shard
+from workflows.storage.shards import Shard
 from workflows.stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("ray_session")

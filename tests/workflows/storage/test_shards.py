@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workflows.errors import StorageUnwritable
-from workflows.shards import Shard, ShardWriter, file_sha256, find_shard, remove_partial, write_shard
+from workflows.storage.shards import Shard, ShardWriter, file_sha256, find_shard, remove_partial, write_shard
 
 TABLE = pa.table({"x": [1, 2, 3]})
 
@@ -60,7 +60,7 @@ FULL_DISK = """
 import pyarrow as pa, random, resource, sys
 from pathlib import Path
 from workflows.errors import StorageUnwritable
-from workflows.shards import Shard, copy_shard, write_shard
+from workflows.storage.shards import Shard, copy_shard, write_shard
 
 def refused(write, *arguments):
     try:

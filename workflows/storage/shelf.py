@@ -17,8 +17,8 @@ from typing import Any, Final, final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.place import READERS, Place
-from workflows.shards import Shard, copy_shard, find_shard, shard_key, write_shard
+from workflows.storage.place import READERS, Place
+from workflows.storage.shards import Shard, copy_shard, find_shard, shard_key, write_shard
 
 _HASH_DIGITS: Final = 64
 _ENDING: Final = ".parquet"

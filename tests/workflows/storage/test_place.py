@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflows.bucket import NAME, Bucket
+from tests.workflows.storage.bucket import NAME, Bucket
 from workflows.errors import InvalidData, StorageUnwritable
-from workflows.place import Place
+from workflows.storage.place import Place
 
 
 @pytest.fixture(params=["path", "file://", "s3://", "memory://"])
@@ -79,7 +79,7 @@ def test_an_unknown_kind_of_url_is_told() -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from workflows.place import Place
+from workflows.storage.place import Place
 Place(sys.argv[1]).put(Path(sys.argv[2]), "shard")
 """
 
