@@ -191,7 +191,7 @@ def _add_registry(app: typer.Typer, open_command: OpenCommand) -> None:
             from workflows.data.dataset import Dataset
             from workflows.model_reference import find_version
             from workflows.promotion.promote import promote as promote_version
-            from workflows.tracking_store import tracking_uri
+            from workflows.tracking.store import tracking_uri
 
             settings = command.config
             version = find_version(tracking_uri(settings), model)

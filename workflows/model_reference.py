@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 from diffusion_core.errors import InvalidBundle
 from workflows.errors import ModelNotFound
 from workflows.package_files import PackageCard
-from workflows.tracking_store import open_client, reaching
+from workflows.tracking.store import open_client, reaching
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,7 +10,7 @@ from workflows.config import RunConfig
 from workflows.errors import ModelNotFound
 from workflows.model_reference import ModelVersion, resolve
 from workflows.package_files import CARD_FILE
-from workflows.tracking_store import tracking_uri
+from workflows.tracking.store import tracking_uri
 
 
 @final

@@ -7,7 +7,7 @@ from typing import Final
 
 from workflows.model_reference import PACKAGE
 from workflows.package_files import PIPELINE, PackageCard
-from workflows.tracking import TrackedRun
+from workflows.tracking.run import TrackedRun
 
 _ROOT: Final = Path(__file__).parent.parent
 # What the model's code imports; an imported checkpoint needs the second row too.

@@ -21,8 +21,8 @@ from workflows.progress import Progress
 from workflows.promotion.promote import CHALLENGER, Promotion, promote
 from workflows.pyfunc_logging import log_package
 from workflows.git import git_commit
-from workflows.tracking import TrackedRun, config_key, job_run_file, tracked_run
-from workflows.tracking_store import reaching
+from workflows.tracking.run import TrackedRun, config_key, job_run_file, tracked_run
+from workflows.tracking.store import reaching
 
 __all__ = ["ModelVersion", "ResolvedModel", "find_version", "promote", "register_model", "resolve"]
 

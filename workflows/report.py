@@ -19,7 +19,7 @@ from rich.table import Table
 from workflows.config import RunConfig
 from workflows.git import git_state
 from workflows.pipeline import JobResult, Outcome
-from workflows.tracking_store import tracking_uri
+from workflows.tracking.store import tracking_uri
 
 _PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
 _FIGURES_SHOWN: Final = 4

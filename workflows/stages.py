@@ -11,7 +11,7 @@ from typing import Any, Final
 from workflows.config import BUILT_IN_DATA, TRAINING_UNSEEN, RunConfig, Section
 from workflows.pipeline import Stage, StageFunction
 from workflows.preflight import check_port
-from workflows.tracking_store import check_tracking, tracking_uri
+from workflows.tracking.store import check_tracking, tracking_uri
 
 
 def _data() -> StageFunction:

@@ -27,7 +27,7 @@ from workflows.deploy.versions import installed
 from workflows.errors import StorageUnwritable
 from workflows.preflight import check_writable
 from workflows.session import check_cluster, cluster_address, start_ray, stop_ray
-from workflows.tracking_store import check_tracking, tracking_uri
+from workflows.tracking.store import check_tracking, tracking_uri
 
 _SECONDS: Final = 60.0
 _MUST_AGREE: Final = ("ray", "torch", "mlflow", "pyarrow")

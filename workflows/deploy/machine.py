@@ -17,7 +17,7 @@ from workflows.deploy.auth import ray_token
 from workflows.deploy.findings import Finding, note, ok, problem
 from workflows.deploy.stores import check_storage, check_tracking_server
 from workflows.deploy.versions import check_pairing, check_versions, installed
-from workflows.tracking_store import tracking_uri
+from workflows.tracking.store import tracking_uri
 
 _PORTS: Final = {
     6379: "Ray's control store",

@@ -16,7 +16,7 @@ from workflows.deploy.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
 from workflows.storage.place import filesystem_of, reason
 from workflows.preflight import check_writable
-from workflows.tracking_store import check_tracking
+from workflows.tracking.store import check_tracking
 
 _MOST_SKEW: Final = 2.0
 _SECONDS: Final = 5.0

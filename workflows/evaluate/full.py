@@ -34,7 +34,7 @@ from workflows.model import ModelPackage
 from workflows.model_source import ModelSource
 from workflows.package_files import check_draws_pictures
 from workflows.progress import Progress
-from workflows.tracking import flatten, tracked_run
+from workflows.tracking.run import flatten, tracked_run
 
 _GRID_ROWS = 10
 

@@ -11,8 +11,8 @@ from workflows.package_files import PackageCard, verify
 from workflows.promotion.promote import CHALLENGER, holder_of, move_alias
 from workflows.registry import make_version
 from workflows.git import git_commit
-from workflows.tracking import FINISHED, tracked_run
-from workflows.tracking_store import open_client, reaching, tracking_uri
+from workflows.tracking.run import FINISHED, tracked_run
+from workflows.tracking.store import open_client, reaching, tracking_uri
 
 
 def register_package(config: RunConfig, name: str, folder: Path) -> tuple[ModelVersion, str]:

@@ -23,7 +23,7 @@ from workflows.package_files import verify
 from workflows.progress import Progress
 from workflows.promotion.comparison import compare_packages
 from workflows.promotion.gate import Comparison
-from workflows.tracking_store import open_client, reaching, store_folder, tracking_uri
+from workflows.tracking.store import open_client, reaching, store_folder, tracking_uri
 
 CHALLENGER: Final = "challenger"
 """Alias of the newest version that the gate refused."""

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
 from workflows.config import PositiveInt, RunConfig, Section
 from workflows.errors import InvalidConfig
-from workflows.tracking_store import tracking_uri
+from workflows.tracking.store import tracking_uri
 
 
 def _same_everywhere(uri: str) -> str:

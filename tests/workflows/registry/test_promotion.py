@@ -21,8 +21,8 @@ from workflows.package_files import PackageCard
 from workflows.progress import Progress
 from workflows.promotion.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
 from workflows.pyfunc_logging import log_package
-from workflows.tracking import tracked_run
-from workflows.tracking_store import open_client, tracking_uri
+from workflows.tracking.run import tracked_run
+from workflows.tracking.store import open_client, tracking_uri
 
 MODEL = "gated"
 SMALL = ["register.gate.num_prompts=20", "evaluate.num_steps=2", f"register.model_name={MODEL}"]

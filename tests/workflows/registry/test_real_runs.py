@@ -14,7 +14,7 @@ from workflows.pipeline import plan_job, run_job
 from workflows.progress import Progress
 from workflows.promotion.promote import CHALLENGER
 from workflows.stages import STAGES
-from workflows.tracking_store import tracking_uri
+from workflows.tracking.store import tracking_uri
 
 SMALL = [
     "denoiser.network.width=64",

@@ -28,7 +28,7 @@ from workflows.model import ModelPackage
 from workflows.package_files import PackageCard
 from workflows.progress import Progress
 from workflows.registry import find_version, register_model, resolve
-from workflows.tracking_store import open_client, tracking_uri
+from workflows.tracking.store import open_client, tracking_uri
 
 STAGES = ("data", "clip", "embed", "denoiser", "classifier")
 

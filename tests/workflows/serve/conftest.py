@@ -30,7 +30,7 @@ from workflows.serve.metrics import IngressMetrics
 from workflows.serve.sampler import Sampler
 from workflows.serve.settings import ServeArgs
 from workflows.serve.text import CachedTower
-from workflows.tracking import tracked_run
+from workflows.tracking.run import tracked_run
 
 MODEL = "tiny"
 DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"

@@ -24,7 +24,7 @@ from ray import serve
 
 from tests.workflows.serve.conftest import free_port, make_config, register_package
 from workflows.serve.app import APP_NAME, build
-from workflows.tracking_store import open_client
+from workflows.tracking.store import open_client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -20,7 +20,7 @@ from workflows.serve.pictures import Generated
 from workflows.serve.sampler import Sampler
 from workflows.serve.schema import GenerationRequest
 from workflows.serve.settings import ServeArgs
-from workflows.tracking_store import open_client
+from workflows.tracking.store import open_client
 
 
 class Registry:

@@ -24,8 +24,8 @@ from workflows.embed.identity import ClipIdentity
 from workflows.embed.zero_shot import zero_shot
 from workflows.errors import InvalidClip
 from workflows.progress import Progress
-from workflows.tracking import job_run_file
-from workflows.tracking_store import open_client, tracking_uri
+from workflows.tracking.run import job_run_file
+from workflows.tracking.store import open_client, tracking_uri
 from workflows.train.clip_objective import ClipObjective
 from workflows.train.clip_stage import TRAINING, train_clip
 from workflows.train.fit import fit

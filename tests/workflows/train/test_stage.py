@@ -24,8 +24,8 @@ from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import MissingArtifact, StageFailed
 from workflows.progress import Progress
-from workflows.tracking import MORE_FOLLOWS, job_run_file
-from workflows.tracking_store import open_client, tracking_uri
+from workflows.tracking.run import MORE_FOLLOWS, job_run_file
+from workflows.tracking.store import open_client, tracking_uri
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import read_losses
 from workflows.train.objectives import DenoiserObjective

@@ -14,8 +14,8 @@ import pytest
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.errors import TrackingUnreachable
-from workflows.tracking import flatten, tracked_run
-from workflows.tracking_store import artifact_location, check_tracking, open_client, tracking_uri
+from workflows.tracking.run import flatten, tracked_run
+from workflows.tracking.store import artifact_location, check_tracking, open_client, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_locked_database_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workflows.tracking_store._SECONDS", 0.1)
+    monkeypatch.setattr("workflows.tracking.store._SECONDS", 0.1)
     file = tmp_path / "mlflow.db"
     holder = sqlite3.connect(file)
     holder.execute("CREATE TABLE t (x)")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from workflows.config import RunConfig
-from workflows.tracking_store import artifact_location, open_client, reaching, tracking_uri
+from workflows.tracking.store import artifact_location, open_client, reaching, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
