@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-from workflows.session import set_environment, start_ray, stop_ray
+from workflows.runtime.session import set_environment, start_ray, stop_ray
 
 set_environment()
 # For buckets of tests, in every process that is started from here.

@@ -27,14 +27,14 @@ from workflows.config_file import load_config
 from workflows.data.commands import data_app
 from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app
-from workflows.failure import explain
+from workflows.runtime.failure import explain
 from workflows.interop import commands as interop_commands
 from workflows.pipeline import plan_job, run_job, run_one
-from workflows.preflight import check_port, exclusive_storage
-from workflows.progress import Progress
+from workflows.runtime.preflight import check_port, exclusive_storage
+from workflows.runtime.progress import Progress
 from workflows.report import next_lines, stage_table, write_report
 from workflows.serve.commands import api_key
-from workflows.session import ray_session
+from workflows.runtime.session import ray_session
 from workflows.stages import STAGES
 
 _INTERRUPTED: Final = 130

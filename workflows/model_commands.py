@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workflows.preflight import exclusive_storage
-from workflows.session import ray_session
+from workflows.runtime.preflight import exclusive_storage
+from workflows.runtime.session import ray_session
 
 if TYPE_CHECKING:
     from workflows.promotion.promote import Promotion
@@ -245,7 +245,7 @@ def data_folder(config: Any) -> Path:
     Raises:
         MissingArtifact: the stage has not been run.
     """
-    from workflows.artifact import require_artifact
+    from workflows.runtime.artifact import require_artifact
     from workflows.pipeline import plan_job
     from workflows.stages import STAGES
 

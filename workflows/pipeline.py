@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from workflows.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
+from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 from workflows.config import RunConfig
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 StageFunction = Callable[[RunConfig, dict[str, Artifact], Path, Progress], dict[str, Any]]
 Session = Callable[[RunConfig], AbstractContextManager[None]]

@@ -11,16 +11,16 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.model_card import model_card
 from workflows.model_reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
 from workflows.package_files import PackageCard, verify
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.promotion.promote import CHALLENGER, Promotion, promote
 from workflows.pyfunc_logging import log_package
-from workflows.git import git_commit
+from workflows.runtime.git import git_commit
 from workflows.tracking.run import TrackedRun, config_key, job_run_file, tracked_run
 from workflows.tracking.store import reaching
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from workflows.config import BUILT_IN_DATA, TRAINING_UNSEEN, RunConfig, Section
 from workflows.pipeline import Stage, StageFunction
-from workflows.preflight import check_port
+from workflows.runtime.preflight import check_port
 from workflows.tracking.store import check_tracking, tracking_uri
 
 

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from peak_memory import PeakMemory
 from PIL import Image
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import ClipConfig, RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import SCHEMA, DataInfo, Dataset
@@ -43,8 +43,8 @@ from workflows.embed.images import ImageShardWriter
 from workflows.embed.plan import plan_shards
 from workflows.storage.shelf import Shelf
 from workflows.embed.stage import embed
-from workflows.progress import Progress
-from workflows.session import set_environment, start_ray, stop_ray
+from workflows.runtime.progress import Progress
+from workflows.runtime.session import set_environment, start_ray, stop_ray
 
 RESULTS = Path(__file__).parent / "results/embed.md"
 BATCH, SHARE, PER_PICTURE, WORKERS = 256, 5, 50, 2

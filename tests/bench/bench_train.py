@@ -30,8 +30,8 @@ from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
-from workflows.progress import Progress
-from workflows.session import start_ray, stop_ray
+from workflows.runtime.progress import Progress
+from workflows.runtime.session import start_ray, stop_ray
 from workflows.train.fit import fit
 from workflows.train.losslog import read_losses
 from workflows.train.networks import denoiser_network, noise_schedule

@@ -26,7 +26,7 @@ from workflows.deploy.processes import Processes
 from workflows.deploy.secrets import secrets_file
 from workflows.deploy.stack import NUM_WORKERS, Ports, Stack, serve_on_loopback
 from workflows.errors import AddressInUse, PreflightFailed
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.serve.settings import ServeArgs
 
 ROOT = Path(__file__).parents[2]

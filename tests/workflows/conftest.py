@@ -13,7 +13,7 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.storage.bucket import Bucket, serve_bucket, serve_refusals
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import ClipConfig
 from workflows.config_file import load_config
 from workflows.data.stage import build_data
@@ -21,7 +21,7 @@ from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_model import build_model, model_config
 from workflows.model import ModelPackage
 from workflows.package_files import Defaults, PackageCard
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 SHAPE = (1, 8, 8)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

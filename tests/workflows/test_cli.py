@@ -164,7 +164,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from workflows.config_file import load_config\n"
-        "from workflows.preflight import exclusive_storage\n"
+        "from workflows.runtime.preflight import exclusive_storage\n"
         "with exclusive_storage(load_config('digits', [])):\n"
         "    print(os.getpid(), flush=True)\n"
         "    sys.stdin.read()"

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.errors import AddressInUse, MissingArtifact
 from workflows.pipeline import Stage, plan_job, run_job, run_one
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.stages import STAGES
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.pipeline import JobResult, Outcome
-from workflows.git import git_state
+from workflows.runtime.git import git_state
 from workflows.report import next_lines, stage_table, write_report
 
 

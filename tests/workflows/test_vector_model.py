@@ -21,7 +21,7 @@ from workflows.evaluate.sampling import SampleJob, draw
 from workflows.evaluate.vectors import ask_rows, draw_samples
 from workflows.model import ModelPackage
 from workflows.package_files import Defaults, PackageCard, assemble, check_draws_pictures
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.promotion.comparison import compare_packages
 
 SCALE = VectorScale(("a", "b", "c"), (10.0, 0.0, -3.0), (2.0, 1.0, 0.5))

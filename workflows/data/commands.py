@@ -46,7 +46,7 @@ def check(
     Example: raverse data check photos/
     """
     from diffusion_core.errors import RaverseError
-    from workflows.failure import explain
+    from workflows.runtime.failure import explain
 
     try:
         usable = _check(

@@ -28,8 +28,8 @@ from workflows.data.scale import VectorScale
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
 from workflows.errors import InvalidData
-from workflows.progress import Progress
-from workflows.shard_pass import run_pass
+from workflows.runtime.progress import Progress
+from workflows.runtime.ray_pass import run_pass
 from workflows.storage.shards import Shard, find_shard, remove_partial
 
 REJECTED_FILE: Final = "rejected.parquet"

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import BUILT_IN_DATA, DataConfig, RunConfig
 from workflows.data import digits, shapes
 from workflows.data.dataset import DataInfo, Split, write_split
 from workflows.data.wording import product
 from workflows.errors import InvalidData
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 def build_data(

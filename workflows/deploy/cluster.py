@@ -25,8 +25,8 @@ from workflows.deploy.findings import Finding, note, ok, problem
 from workflows.deploy.stores import check_skew
 from workflows.deploy.versions import installed
 from workflows.errors import StorageUnwritable
-from workflows.preflight import check_writable
-from workflows.session import check_cluster, cluster_address, start_ray, stop_ray
+from workflows.runtime.preflight import check_writable
+from workflows.runtime.session import check_cluster, cluster_address, start_ray, stop_ray
 from workflows.tracking.store import check_tracking, tracking_uri
 
 _SECONDS: Final = 60.0

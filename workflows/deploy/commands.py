@@ -55,7 +55,7 @@ def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
             from workflows.deploy.findings import findings_text
             from workflows.deploy.machine import check_machine
             from workflows.deploy.stores import check_bucket
-            from workflows.session import cluster_address
+            from workflows.runtime.session import cluster_address
 
             on_cluster = cluster_address() is not None
             found = check_machine(command.config, 0 if on_cluster else gpus)

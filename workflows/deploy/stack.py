@@ -26,11 +26,11 @@ from workflows.deploy.processes import Processes, Started, wait_until
 from workflows.deploy.secrets import secrets_file
 from workflows.errors import AddressInUse, ModelNotFound, PreflightFailed, StageFailed
 from workflows.model_reference import find_version
-from workflows.preflight import check_writable
-from workflows.progress import Progress
+from workflows.runtime.preflight import check_writable
+from workflows.runtime.progress import Progress
 from workflows.serve.keys import VARIABLE
 from workflows.serve.settings import ServeArgs
-from workflows.session import LOOPBACK_ONLY
+from workflows.runtime.session import LOOPBACK_ONLY
 
 Preset = Literal["plain", "secure"]
 

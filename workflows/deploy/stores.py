@@ -15,7 +15,7 @@ from workflows.config import RunConfig
 from workflows.deploy.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
 from workflows.storage.place import filesystem_of, reason
-from workflows.preflight import check_writable
+from workflows.runtime.preflight import check_writable
 from workflows.tracking.store import check_tracking
 
 _MOST_SKEW: Final = 2.0

@@ -60,7 +60,7 @@ def prune(
     """
     from diffusion_core.errors import RaverseError
     from workflows.embed.inventory import prunable, remove
-    from workflows.preflight import exclusive_folder
+    from workflows.runtime.preflight import exclusive_folder
 
     try:
         with exclusive_folder(root.absolute()):

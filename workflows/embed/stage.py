@@ -18,7 +18,7 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data import Dataset as RayDataset
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
@@ -31,8 +31,8 @@ from workflows.embed.plan import plan_shards
 from workflows.storage.shelf import Shelf
 from workflows.embed.store import CaptionStore
 from workflows.interop.base import Base, base_of, check_pictures
-from workflows.progress import Progress
-from workflows.shard_pass import run_pass
+from workflows.runtime.progress import Progress
+from workflows.runtime.ray_pass import run_pass
 from workflows.storage.shards import Shard, remove_partial
 
 

@@ -33,7 +33,7 @@ from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model import ModelPackage
 from workflows.model_source import ModelSource
 from workflows.package_files import check_draws_pictures
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.tracking.run import flatten, tracked_run
 
 _GRID_ROWS = 10

@@ -21,8 +21,8 @@ from ray.data import TaskPoolStrategy
 from diffusion_core.errors import NonFinite
 from workflows.evaluate.prompts import Prompts
 from workflows.package_files import PackageCard
-from workflows.progress import Progress
-from workflows.shard_pass import run_pass
+from workflows.runtime.progress import Progress
+from workflows.runtime.ray_pass import run_pass
 
 if TYPE_CHECKING:
     from workflows.model import ModelPackage

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
@@ -21,7 +21,7 @@ from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import sample_jobs
 from workflows.evaluate.unlabelled import evaluate_unlabelled
 from workflows.model_reference import PACKAGE
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:

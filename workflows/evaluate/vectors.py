@@ -25,7 +25,7 @@ from workflows.data.scale import VectorScale
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model_reference import PACKAGE
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 _LEAST_ROWS: Final = 8
 """Of a caption, for a distance of its own."""

@@ -10,7 +10,7 @@ from workflows.model_reference import ModelVersion
 from workflows.package_files import PackageCard, verify
 from workflows.promotion.promote import CHALLENGER, holder_of, move_alias
 from workflows.registry import make_version
-from workflows.git import git_commit
+from workflows.runtime.git import git_commit
 from workflows.tracking.run import FINISHED, tracked_run
 from workflows.tracking.store import open_client, reaching, tracking_uri
 

@@ -16,7 +16,7 @@ from workflows.evaluate.measure import Drawn, asked_for, image_vectors, text_vec
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.package_files import PackageCard, scorer_folder, verify
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.promotion.gate import Comparison, Seen, compare
 
 

@@ -20,7 +20,7 @@ from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict, PromotionRefused
 from workflows.model_reference import ModelVersion, find_version, resolve
 from workflows.package_files import verify
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.promotion.comparison import compare_packages
 from workflows.promotion.gate import Comparison
 from workflows.tracking.store import open_client, reaching, store_folder, tracking_uri

@@ -14,11 +14,11 @@ from typing import Any, Final, final
 
 import httpx
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import DataInfo
 from workflows.errors import StageFailed
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.serve.app import build
 from workflows.serve.host import hosted
 from workflows.serve.settings import ServeArgs

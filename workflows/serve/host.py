@@ -13,7 +13,7 @@ from ray.serve import Application
 
 from workflows.config import ServeConfig
 from workflows.errors import AddressInUse, StageFailed
-from workflows.preflight import check_free
+from workflows.runtime.preflight import check_free
 
 _PROBE_SECONDS: Final = 5.0
 

@@ -9,7 +9,7 @@ from typing import Final
 from workflows.config import RunConfig
 from workflows.evaluate.packaging import assemble_package
 from workflows.pipeline import plan_job, run_job
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.stages import STAGES
 
 _LAST: Final = "classifier"

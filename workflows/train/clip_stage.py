@@ -10,14 +10,14 @@ import torch
 from ray.exceptions import RayTaskError
 
 from diffusion_core.errors import RaverseError
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
 from workflows.embed.clip_files import import_clip, save_clip
 from workflows.embed.clip_model import build_tokenizer, model_config, tower_side
 from workflows.embed.zero_shot import zero_shot
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.train.clip_batches import DistinctPlan, Texts
 from workflows.train.clip_objective import ClipObjective
 from workflows.train.fit import fit

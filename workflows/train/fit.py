@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from diffusion_core.errors import RaverseError
 from workflows.config import TRAINING_UNSEEN, TrainConfig
 from workflows.errors import StageFailed, StorageUnwritable
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.train.checkpoints import sweep_orphans
 from workflows.train.losslog import LOSSES_FILE, following, read_losses
 from workflows.train.objectives import Objective

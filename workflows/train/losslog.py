@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 LOSSES_FILE: Final = "losses.csv"
 _POLL_SECONDS: Final = 0.3

@@ -9,13 +9,13 @@ import torch
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.prediction import Parameterization
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import DenoiserConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.interop.base import Base, base_of, schedule_of
 from workflows.interop.finetune import Start, save_tuned
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule

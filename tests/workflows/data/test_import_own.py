@@ -23,7 +23,7 @@ from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.storage.shards import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -9,7 +9,7 @@ from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidData
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 def build(folder: Path, *overrides: str) -> Dataset:

@@ -21,7 +21,7 @@ from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns
 from workflows.data.stage import build_data
 from workflows.errors import InvalidData
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 def test_numbers_captions_and_labels_are_read_in_order(tmp_path: Path) -> None:

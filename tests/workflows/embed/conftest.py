@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import ClipConfig, RunConfig
 from workflows.config_file import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_model import build_model, model_config
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 TINY = ClipConfig(
     embed_dim=8, text_width=16, text_layers=1, context_length=12, vision_width=16, vision_layers=1, patch_size=4

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.cache import EmbeddingCache

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from workflows import cli
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.embed.manifest import Manifest
 from workflows.embed.store import CaptionStore, is_intact
 from workflows.errors import StorageUnwritable

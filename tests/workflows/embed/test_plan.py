@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions

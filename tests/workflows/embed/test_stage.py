@@ -15,7 +15,7 @@ import pytest
 import ray
 import torch
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.stage import build_data
@@ -23,7 +23,7 @@ from workflows.embed.cache import EmbeddingCache
 from workflows.embed.manifest import Manifest
 from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.storage.shards import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -190,10 +190,10 @@ KILLED = """
 import sys
 from pathlib import Path
 import ray
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config_file import load_config
 from workflows.embed.stage import embed
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 address, data, clip, folder, *settings = sys.argv[1:]
 ray.init(address=address, log_to_driver=False)
 inputs = {"data": Artifact("data", "0" * 64, Path(data)), "clip": Artifact("clip", "1" * 64, Path(clip))}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
@@ -20,7 +20,7 @@ from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model_source import ModelSource, find_model
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.sweep.run import plan_prompts, plan_tables, run_sweep
 
 SMALL = [

@@ -13,7 +13,7 @@ from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.evaluate.judge import ConvJudge, PixelJudge, judge_accuracy, train_judge, truth
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 def build(folder: Path, name: str, *overrides: str) -> Dataset:

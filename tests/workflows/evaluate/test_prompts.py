@@ -12,7 +12,7 @@ from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.evaluate.measure import asked_for
 from workflows.evaluate.prompts import ask
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 @pytest.fixture(scope="module", params=["digits", "shapes"])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_core.errors import NonFinite
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import EvaluateConfig, RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
@@ -20,7 +20,7 @@ from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, draw, sample_jobs
 from workflows.evaluate.stage import evaluate
 from workflows.model import ModelPackage
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 SMALL = [
     "evaluate.num_prompts=40",

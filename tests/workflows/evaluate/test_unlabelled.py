@@ -15,7 +15,7 @@ from workflows.embed.clip import Clip, load_clip
 from workflows.embed.zero_shot import zero_shot
 from workflows.evaluate.jobs import plan_jobs
 from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.serve.check import requests_for
 
 CAPTIONS = tuple(f"caption number {number}" for number in range(6))

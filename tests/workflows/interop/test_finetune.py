@@ -38,7 +38,7 @@ from workflows.interop.finetune import Start, save_tuned
 from workflows.interop.importing import import_pipeline
 from workflows.model import ModelPackage
 from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, assemble
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.train.batches import BatchReader, Share
 from workflows.train.fit import read_weights
 from workflows.train.flop import flop_per_sample

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from workflows import cli
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.pipeline import Stage
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 Inputs = dict[str, Artifact]
 

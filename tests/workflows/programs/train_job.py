@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from workflows.config import NetworkConfig, ScheduleConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.progress import Progress
-from workflows.session import start_ray, stop_ray
+from workflows.runtime.progress import Progress
+from workflows.runtime.session import start_ray, stop_ray
 from workflows.train.fit import fit
 from workflows.train.networks import denoiser_network, noise_schedule
 from workflows.train.objectives import DenoiserObjective

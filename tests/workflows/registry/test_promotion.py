@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.errors import InvalidBundle
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict
 from workflows.model_reference import ModelVersion, find_version, resolve
 from workflows.package_files import PackageCard
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.promotion.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
 from workflows.pyfunc_logging import log_package
 from workflows.tracking.run import tracked_run

@@ -11,7 +11,7 @@ from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.model_reference import find_version
 from workflows.pipeline import plan_job, run_job
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.promotion.promote import CHALLENGER
 from workflows.stages import STAGES
 from workflows.tracking.store import tracking_uri

@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 
 from diffusion_core.errors import InvalidBundle
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
 from workflows.model import ModelPackage
 from workflows.package_files import PackageCard
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.registry import find_version, register_model, resolve
 from workflows.tracking.store import open_client, tracking_uri
 

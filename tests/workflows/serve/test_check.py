@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from ray import serve
 
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig, ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.serve.app import serve as serve_model
 from workflows.serve.check import check_service, requests_for
 from workflows.steering import GUIDANCE_KINDS

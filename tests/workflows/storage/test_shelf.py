@@ -19,7 +19,7 @@ from tests.workflows.storage.bucket import NAME, Bucket
 from tests.workflows.embed.conftest import write_tiny
 from tests.workflows.embed.test_stage import KILLED, configure, contents, run
 from workflows import cli
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.config_file import load_config
 from workflows.data.dataset import SPLITS
@@ -28,7 +28,7 @@ from workflows.embed.cache import EmbeddingCache
 from workflows.embed.inventory import damaged_files, inventory, prunable, remove
 from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
 from workflows.storage.place import Place
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.storage.shards import Shard
 from workflows.stages import STAGES
 

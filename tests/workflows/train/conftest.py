@@ -20,7 +20,7 @@ from workflows.embed.clip_model import build_tokenizer
 from workflows.embed.features import EncodedText
 from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.storage.shards import Shard, write_shard
 from workflows.train.clip_batches import Texts
 from workflows.train.clip_objective import ClipObjective

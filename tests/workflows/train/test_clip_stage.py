@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.workflows.train.conftest import CLIP, tiny_config
 from tests.workflows.train.troubles import Troubled
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
@@ -23,7 +23,7 @@ from workflows.embed.clip_files import WEIGHTS_FILE
 from workflows.embed.identity import ClipIdentity
 from workflows.embed.zero_shot import zero_shot
 from workflows.errors import InvalidClip
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.tracking.run import job_run_file
 from workflows.tracking.store import open_client, tracking_uri
 from workflows.train.clip_objective import ClipObjective

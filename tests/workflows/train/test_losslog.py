@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.train.losslog import LossLog, following, read_losses
 
 

@@ -18,12 +18,12 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
 from tests.workflows.train.troubles import Troubled
-from workflows.artifact import Artifact
+from workflows.runtime.artifact import Artifact
 from workflows.config import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import MissingArtifact, StageFailed
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 from workflows.tracking.run import MORE_FOLLOWS, job_run_file
 from workflows.tracking.store import open_client, tracking_uri
 from workflows.train.fit import Trained, fit

@@ -14,7 +14,7 @@ from typing import Final
 
 from workflows.config import RunConfig
 from workflows.errors import AddressInUse, StorageUnwritable
-from workflows.session import cluster_address
+from workflows.runtime.session import cluster_address
 
 _LEAST_FREE_BYTES: Final = 256 * 2**20
 

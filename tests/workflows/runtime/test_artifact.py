@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
+from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 from workflows.errors import MissingArtifact
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workflows import session
+from workflows.runtime import session
 from workflows.errors import ClusterUnreachable, InvalidData
-from workflows.failure import explain
+from workflows.runtime.failure import explain
 
 TOY_JOB = Path(__file__).parent / "programs" / "toy_job.py"
 PATIENCE_SECONDS = 120.0

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from workflows.progress import Progress
+from workflows.runtime.progress import Progress
 
 
 def plain() -> tuple[Progress, io.StringIO, io.StringIO]:

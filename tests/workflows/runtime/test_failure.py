@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from workflows.errors import InvalidData, StageFailed
-from workflows.failure import explain
+from workflows.runtime.failure import explain
 
 
 class Wrapping(RuntimeError):
