@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from workflows import cli
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.serve.settings import ServeArgs
 
 ROOT = Path(__file__).parents[1]

@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 
 from workflows import model_commands
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.data.commands import data_app
 from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import ModelNotFound
 from workflows.model_reference import ModelVersion, resolve
 from workflows.package_files import CARD_FILE

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, final
 
 from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.runtime.progress import Progress
 
 StageFunction = Callable[[RunConfig, dict[str, Artifact], Path, Progress], dict[str, Any]]

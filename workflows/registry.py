@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.model_card import model_card
 from workflows.model_reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve

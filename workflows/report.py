@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from rich.table import Table
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.runtime.git import git_state
 from workflows.pipeline import JobResult, Outcome
 from workflows.tracking.store import tracking_uri

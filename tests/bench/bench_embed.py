@@ -32,8 +32,8 @@ from peak_memory import PeakMemory
 from PIL import Image
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import ClipConfig, RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import ClipConfig, RunConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import SCHEMA, DataInfo, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip

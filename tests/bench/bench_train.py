@@ -25,8 +25,8 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.workflows.train.conftest import write_cache
-from workflows.config import TrainConfig
-from workflows.config_file import load_config
+from workflows.config.schema import TrainConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache

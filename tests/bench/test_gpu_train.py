@@ -15,7 +15,7 @@ from diffusion_core.ema import EMA
 from diffusion_core.networks import DiTConfig
 from diffusion_core.objective import TrainingDraws
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.train.batches import Share, TrainBatch
 from workflows.train.flop import Speed, flop_per_sample
 from workflows.train.objectives import DenoiserObjective

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from workflows import cli
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.deploy.cluster import NodeReport, judge
 from workflows.deploy.findings import findings_text, note, ok, problem, refuse_problems
 from workflows.deploy.machine import check_authentication, check_bindings, check_disk, check_gpus, listening

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.deploy.postgres import binaries
 from workflows.deploy.processes import Processes
 from workflows.deploy.secrets import secrets_file

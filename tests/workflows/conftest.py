@@ -14,8 +14,8 @@ from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassi
 from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.storage.bucket import Bucket, serve_bucket, serve_refusals
 from workflows.runtime.artifact import Artifact
-from workflows.config import ClipConfig
-from workflows.config_file import load_config
+from workflows.config.schema import ClipConfig
+from workflows.config.load import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_model import build_model, model_config

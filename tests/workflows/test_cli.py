@@ -163,7 +163,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     """The second says which process holds the folder; the lock goes with the process, however that ends."""
     code = (
         "import os, sys\n"
-        "from workflows.config_file import load_config\n"
+        "from workflows.config.load import load_config\n"
         "from workflows.runtime.preflight import exclusive_storage\n"
         "with exclusive_storage(load_config('digits', [])):\n"
         "    print(os.getpid(), flush=True)\n"

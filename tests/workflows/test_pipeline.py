@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.errors import AddressInUse, MissingArtifact
 from workflows.pipeline import Stage, plan_job, run_job, run_one
 from workflows.runtime.progress import Progress

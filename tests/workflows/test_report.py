@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.pipeline import JobResult, Outcome
 from workflows.runtime.git import git_state
 from workflows.report import next_lines, stage_table, write_report

@@ -12,7 +12,7 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import MLP, MLPConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.conftest import write_tiny_clip
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import DataInfo, Dataset, Split
 from workflows.data.scale import VectorScale
 from workflows.embed.clip import load_clip

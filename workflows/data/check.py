@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from workflows.config import DataConfig
+from workflows.config.schema import DataConfig
 from workflows.data.own import Rules, Usable, columns_of, rules_of, use
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location

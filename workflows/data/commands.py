@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from workflows.config import DataConfig
+from workflows.config.schema import DataConfig
 
 data_app = typer.Typer(add_completion=False)
 

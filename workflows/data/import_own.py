@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from workflows.config import DataConfig
+from workflows.config.schema import DataConfig
 from workflows.data.dataset import SCHEMA, SPLITS, DataInfo, decode_vector
 from workflows.data.own import REJECTED, PieceImporter, columns_of, rejected_path, rules_of
 from workflows.data.scale import VectorScale

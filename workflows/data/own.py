@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from workflows.config import DataConfig
+from workflows.config.schema import DataConfig
 from workflows.data.picture import Found, PictureShape, prepare
 from workflows.data.sources import SOURCES
 from workflows.data.sources.location import Location

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import BUILT_IN_DATA, DataConfig, RunConfig
+from workflows.config.schema import BUILT_IN_DATA, DataConfig, RunConfig
 from workflows.data import digits, shapes
 from workflows.data.dataset import DataInfo, Split, write_split
 from workflows.data.wording import product

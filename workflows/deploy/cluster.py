@@ -20,7 +20,7 @@ from typing import Any, Final, final
 from packaging.version import Version
 
 from diffusion_core.errors import RaverseError
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.deploy.findings import Finding, note, ok, problem
 from workflows.deploy.stores import check_skew
 from workflows.deploy.versions import installed

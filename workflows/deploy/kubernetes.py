@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
-from workflows.config import BUILT_IN_DATA, RunConfig
+from workflows.config.schema import BUILT_IN_DATA, RunConfig
 from workflows.deploy.secrets import secrets_file
 from workflows.errors import InvalidConfig
 from workflows.serve.settings import ServeArgs

@@ -12,7 +12,7 @@ from typing import Final
 
 import psutil
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.deploy.auth import ray_token
 from workflows.deploy.findings import Finding, note, ok, problem
 from workflows.deploy.stores import check_storage, check_tracking_server

@@ -19,7 +19,7 @@ from typing import Final, Literal, final
 import httpx
 import yaml
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.deploy.kubernetes import serve_config
 from workflows.deploy.postgres import binaries, start_postgres
 from workflows.deploy.processes import Processes, Started, wait_until

@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.deploy.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
 from workflows.storage.place import filesystem_of, reason

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
-from workflows.config import RunConfig
-from workflows.config_file import builtin_configs
+from workflows.config.schema import RunConfig
+from workflows.config.load import builtin_configs
 from workflows.deploy.auth import ray_headers
 from workflows.deploy.findings import refuse_problems
 from workflows.errors import ClusterUnreachable, InvalidConfig, ModelNotFound, PreflightFailed

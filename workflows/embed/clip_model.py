@@ -9,7 +9,7 @@ from typing import Any, Final
 import open_clip
 import torch
 
-from workflows.config import ClipConfig
+from workflows.config.schema import ClipConfig
 from workflows.errors import InvalidClip
 
 _VOCABULARY: Final = 49408

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias, final
 
-from workflows.config import EmbedConfig
+from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity

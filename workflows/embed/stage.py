@@ -19,7 +19,7 @@ from ray.data import ActorPoolStrategy
 from ray.data import Dataset as RayDataset
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.identity import ClipIdentity

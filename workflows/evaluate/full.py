@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion_core.likelihood import bits_per_dim, elbo_terms
 from diffusion_core.spacing import trailing
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.embed.clip import Clip
 from workflows.errors import InvalidData

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from workflows.config import EvaluateConfig
+from workflows.config.schema import EvaluateConfig
 from workflows.evaluate.measure import Drawn
 from workflows.evaluate.pictures import Column
 from workflows.evaluate.prompts import Prompts

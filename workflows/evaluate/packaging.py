@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import DataInfo
 from workflows.interop.adapter import ADAPTER
 from workflows.interop.base import base_of

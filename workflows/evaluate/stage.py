@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import EvaluateConfig, RunConfig
+from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
 from workflows.evaluate.jobs import TITLES, compared_scales, grid, offered, plan_jobs

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from workflows.config import EvaluateConfig
+from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip, load_clip
 from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs

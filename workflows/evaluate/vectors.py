@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from diffusion_core.oracle import energy_distance
-from workflows.config import EvaluateConfig
+from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.scale import VectorScale
 from workflows.evaluate.prompts import Prompts

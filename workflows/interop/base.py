@@ -10,7 +10,7 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.errors import InvalidBundle
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.embed.latent_format import LatentFormat
 from workflows.errors import InvalidConfig
 from workflows.interop.adapter import ADAPTER

@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
-from workflows.config import LoraConfig
+from workflows.config.schema import LoraConfig
 from workflows.interop.adapter import ADAPTER, Adapter, Lora
 from workflows.interop.base import Base
 from workflows.interop.kinds import register

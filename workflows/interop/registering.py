@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.model_card import model_card
 from workflows.model_reference import ModelVersion
 from workflows.package_files import PackageCard, verify

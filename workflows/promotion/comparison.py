@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip, load_clip
 from workflows.errors import PromotionRefused

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from workflows.config import GateConfig
+from workflows.config.schema import GateConfig
 from workflows.evaluate.fidelity import frechet
 
 Verdict: TypeAlias = Literal["better", "same", "worse", "unclear"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict, PromotionRefused
 from workflows.model_reference import ModelVersion, find_version, resolve

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import AddressInUse, StorageUnwritable
 from workflows.runtime.session import cluster_address
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import ClusterUnreachable
 
 _PROBE_SECONDS: Final = 3.0

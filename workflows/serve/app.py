@@ -16,7 +16,7 @@ from ray import serve as ray_serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig
 from workflows.model_reference import find_version, parse_reference
 from workflows.runtime.progress import Progress

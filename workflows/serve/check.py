@@ -15,7 +15,7 @@ from typing import Any, Final, final
 import httpx
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import DataInfo
 from workflows.errors import StageFailed
 from workflows.runtime.progress import Progress

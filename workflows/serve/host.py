@@ -11,7 +11,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve import Application
 
-from workflows.config import ServeConfig
+from workflows.config.schema import ServeConfig
 from workflows.errors import AddressInUse, StageFailed
 from workflows.runtime.preflight import check_free
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
-from workflows.config import PositiveInt, RunConfig, Section
+from workflows.config.schema import PositiveInt, RunConfig, Section
 from workflows.errors import InvalidConfig
 from workflows.tracking.store import tracking_uri
 

@@ -20,7 +20,7 @@ from typing import Any, Final, final
 
 import torch
 
-from workflows.config import RunConfig, SweepConfig
+from workflows.config.schema import RunConfig, SweepConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import InvalidClip
 from workflows.evaluate.fidelity import fidelity

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.evaluate.packaging import assemble_package
 from workflows.pipeline import plan_job, run_job
 from workflows.runtime.progress import Progress

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.tracking.store import artifact_location, open_client, reaching, tracking_uri
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import TrackingUnreachable
 
 if TYPE_CHECKING:

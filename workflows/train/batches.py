@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_core import noise
 from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.embed.cache import CachedCaptions, EmbeddingCache
 from workflows.embed.latents import to_x0
 from workflows.train.plan import Plan, PlannedRows

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from workflows.config import ClipConfig, TrainConfig
+from workflows.config.schema import ClipConfig, TrainConfig
 from workflows.embed.clip import PictureFormat
 from workflows.embed.clip_model import build_model, build_tokenizer, model_config
 from workflows.train.clip_batches import ClipBatch, ClipBatches

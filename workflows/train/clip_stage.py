@@ -11,7 +11,7 @@ from ray.exceptions import RayTaskError
 
 from diffusion_core.errors import RaverseError
 from workflows.runtime.artifact import Artifact
-from workflows.config import ClipConfig, RunConfig, TrainConfig
+from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
 from workflows.embed.clip_files import import_clip, save_clip

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from diffusion_core.errors import RaverseError
-from workflows.config import TRAINING_UNSEEN, TrainConfig
+from workflows.config.schema import TRAINING_UNSEEN, TrainConfig
 from workflows.errors import StageFailed, StorageUnwritable
 from workflows.runtime.progress import Progress
 from workflows.train.checkpoints import sweep_orphans

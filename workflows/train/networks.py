@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from diffusion_core.networks import DiTConfig, MLPConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import NetworkConfig as NetworkSection
-from workflows.config import ScheduleConfig
+from workflows.config.schema import NetworkConfig as NetworkSection
+from workflows.config.schema import ScheduleConfig
 from workflows.embed.cache import EmbeddingCache
 
 

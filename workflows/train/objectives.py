@@ -25,7 +25,7 @@ from diffusion_core.networks.registry import kind_of
 from diffusion_core.objective import Weighting, training_loss
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.interop.finetune import Start
 from workflows.train.batches import Batches, CachedBatches, TrainBatch

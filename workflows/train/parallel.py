@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.errors import InvalidConfig
 from workflows.train.batches import Share
 

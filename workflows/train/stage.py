@@ -10,7 +10,7 @@ import torch
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.prediction import Parameterization
 from workflows.runtime.artifact import Artifact
-from workflows.config import DenoiserConfig, RunConfig
+from workflows.config.schema import DenoiserConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.interop.base import Base, base_of, schedule_of

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import TrackingUnreachable
 from workflows.runtime.progress import Progress
 from workflows.runtime.git import git_commit

@@ -27,7 +27,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from diffusion_core.ema import EMA, ConstantDecay, PowerFunction
 from diffusion_core.errors import NonFinite
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.train.batches import Batch, Share
 from workflows.train.figures import Figures
 from workflows.train.objectives import Objective

@@ -12,7 +12,7 @@ from ray import train
 from ray.train.torch import get_device
 
 from diffusion_core.errors import NonFinite
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.interop.kinds import register
 from workflows.train.checkpoints import Checkpoints
 from workflows.train.flop import Speed

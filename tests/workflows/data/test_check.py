@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from tests.workflows.data import samples_own as samples
 from workflows import cli
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 
 
 def check(path: Path | str, out: Path, *options: str) -> tuple[Result, dict]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidData

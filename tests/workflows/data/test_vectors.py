@@ -13,7 +13,7 @@ import pytest
 from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_check import check
 from tests.workflows.data.test_sources import faults, records
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.scale import VectorScale
 from workflows.data.sources import detect

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import ClipConfig, RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import ClipConfig, RunConfig
+from workflows.config.load import load_config
 from workflows.data.stage import build_data
 from workflows.embed.clip_files import save_clip
 from workflows.embed.clip_model import build_model, model_config

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import EmbedConfig
+from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter

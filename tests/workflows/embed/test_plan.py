@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import EmbedConfig
+from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
 from workflows.embed.identity import ClipIdentity

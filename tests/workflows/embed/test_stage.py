@@ -16,8 +16,8 @@ import ray
 import torch
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.manifest import Manifest
@@ -191,7 +191,7 @@ import sys
 from pathlib import Path
 import ray
 from workflows.runtime.artifact import Artifact
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.embed.stage import embed
 from workflows.runtime.progress import Progress
 address, data, clip, folder, *settings = sys.argv[1:]

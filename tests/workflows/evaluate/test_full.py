@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidData, TrackingUnreachable

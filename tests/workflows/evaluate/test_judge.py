@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.evaluate.judge import ConvJudge, PixelJudge, judge_accuracy, train_judge, truth

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.evaluate.measure import asked_for

@@ -12,8 +12,8 @@ from PIL import Image
 
 from diffusion_core.errors import NonFinite
 from workflows.runtime.artifact import Artifact
-from workflows.config import EvaluateConfig, RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import EvaluateConfig, RunConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.evaluate.jobs import compared_scales, plan_jobs
 from workflows.evaluate.prompts import ask

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from workflows.config import EvaluateConfig
+from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import DataInfo, Dataset, Split, write_split
 from workflows.embed.clip import Clip, load_clip
 from workflows.embed.zero_shot import zero_shot

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter

@@ -21,7 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from tests.workflows.interop.trained import SUBJECTS, Subject, make_base
-from workflows.config_file import load_config
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.evaluate.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn

@@ -19,8 +19,8 @@ from tests.workflows.interop.caches import write_latents
 from tests.workflows.interop.demo import judged, unseen
 from tests.workflows.interop.trained import SUBJECTS, make_base
 from tests.workflows.train.ranks import Job, Ranks
-from workflows.config import LoraConfig, TrainConfig
-from workflows.config_file import load_config
+from workflows.config.schema import LoraConfig, TrainConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.autoencoder import Autoencoder

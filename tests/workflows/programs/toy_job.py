@@ -12,7 +12,7 @@ from typing import Any
 
 from workflows import cli
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.pipeline import Stage
 from workflows.runtime.progress import Progress
 

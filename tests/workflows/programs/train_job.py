@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from workflows.config import NetworkConfig, ScheduleConfig, TrainConfig
+from workflows.config.schema import NetworkConfig, ScheduleConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import start_ray, stop_ray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workflows.config import GateConfig
+from workflows.config.schema import GateConfig
 from workflows.promotion.gate import Seen, compare, verdict
 
 N, WIDTH = 300, 8

@@ -12,8 +12,8 @@ import pytest
 
 from diffusion_core.errors import InvalidBundle
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict
 from workflows.model_reference import ModelVersion, find_version, resolve

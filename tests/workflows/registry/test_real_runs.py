@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.model_reference import find_version
 from workflows.pipeline import plan_job, run_job
 from workflows.runtime.progress import Progress

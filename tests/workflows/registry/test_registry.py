@@ -20,8 +20,8 @@ from PIL import Image
 
 from diffusion_core.errors import InvalidBundle
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
 from workflows.model import ModelPackage

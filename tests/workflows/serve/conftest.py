@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.embed.clip import load_clip
 from workflows.embed.features import EncodedText
 from workflows.model import clip_folder

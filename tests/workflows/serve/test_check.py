@@ -12,7 +12,7 @@ from PIL import Image
 from ray import serve
 
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig, ServeConfig
+from workflows.config.schema import RunConfig, ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound
 from workflows.runtime.progress import Progress
 from workflows.serve.app import serve as serve_model

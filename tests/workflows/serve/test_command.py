@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from ray import serve
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from PIL import Image
 from ray import serve
 
 from tests.workflows.serve.conftest import DASHBOARD
-from workflows.config import ServeConfig
+from workflows.config.schema import ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound, StageFailed
 from workflows.serve.app import APP_NAME
 from workflows.serve.host import hosted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig
 from workflows.serve.app import build
 from workflows.serve.settings import ServeArgs

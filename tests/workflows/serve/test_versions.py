@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.workflows.serve.conftest import LocalEncoder, make_config, register_package
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig, ModelNotFound
 from workflows.serve.calls import Call, Kept
 from workflows.serve.pictures import Generated

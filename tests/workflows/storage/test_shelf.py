@@ -20,8 +20,8 @@ from tests.workflows.embed.conftest import write_tiny
 from tests.workflows.embed.test_stage import KILLED, configure, contents, run
 from workflows import cli
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
-from workflows.config_file import load_config
+from workflows.config.schema import RunConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import SPLITS
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from tests.workflows.train.ranks import Ranks
-from workflows.config import ClipConfig, RunConfig, TrainConfig
-from workflows.config_file import load_config
+from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
+from workflows.config.load import load_config
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from diffusion_core.ema import EMA
 from diffusion_core.errors import RaverseError
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.train.objectives import Objective
 from workflows.train.parallel import unwrapped, whole
 from workflows.train.trainer import Trainer

@@ -10,7 +10,7 @@ import torch
 
 from tests.workflows.storage.bucket import Bucket
 from tests.workflows.train.ranks import Job, Ranks
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.workflows.train.conftest import CLIP
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip_model import build_tokenizer
 from workflows.errors import InvalidConfig

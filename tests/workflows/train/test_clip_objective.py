@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.workflows.train.conftest import CLIP, tiny_config
 from tests.workflows.train.ranks import Job, Ranks
 from tests.workflows.train.test_trainer import changed, difference, effective
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import Clip, ImageTower, TextTower
 from workflows.embed.clip_files import save_clip

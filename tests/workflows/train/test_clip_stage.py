@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.workflows.train.conftest import CLIP, tiny_config
 from tests.workflows.train.troubles import Troubled
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig, TrainConfig
+from workflows.config.schema import RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.clip import load_clip
 from workflows.embed.clip_files import WEIGHTS_FILE

@@ -13,7 +13,7 @@ from ray.train import WorkerGroupError
 
 from diffusion_core.networks import NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
-from workflows.config import RunConfig, TrainConfig
+from workflows.config.schema import RunConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import InvalidData, StageFailed, StorageUnwritable
 from workflows.train.checkpoints import checkpoint_name, sweep_orphans

@@ -19,7 +19,7 @@ from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
 from tests.workflows.train.troubles import Troubled
 from workflows.runtime.artifact import Artifact
-from workflows.config import RunConfig
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import MissingArtifact, StageFailed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion_core.errors import NonFinite
 from tests.workflows.train.ranks import Job, Ranks
-from workflows.config import RunConfig, TrainConfig
+from workflows.config.schema import RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import InvalidConfig

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from workflows.config import TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.train.batches import Batches
 from workflows.train.objectives import Objective, RowLosses
 

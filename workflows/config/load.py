@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workflows.config import UNTOLD, RunConfig
+from workflows.config.schema import UNTOLD, RunConfig
 from workflows.errors import InvalidConfig
 
 

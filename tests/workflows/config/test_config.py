@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from workflows.config import RESERVED_NAMES, RunConfig
-from workflows.config_file import builtin_configs, config_keys, load_config
+from workflows.config.schema import RESERVED_NAMES, RunConfig
+from workflows.config.load import builtin_configs, config_keys, load_config
 from workflows.errors import InvalidConfig
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -2,7 +2,7 @@
 
 `RunConfig` is resolved once, frozen, logged, and handed to every stage. A stage's artifact depends on
 its own section and on the artifacts that it reads, so changing `serve` re-trains nothing.
-Fields carry their unit and meaning in `description`. `workflows.config_file` reads it.
+Fields carry their unit and meaning in `description`. `workflows.config.load` reads it.
 """
 
 from __future__ import annotations
