@@ -11,7 +11,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import BUILT_IN_DATA, DataConfig, RunConfig
 from workflows.data import digits, shapes
 from workflows.data.dataset import DataInfo, Split, write_split
-from workflows.data.wording import product
+from workflows.data.builtin.wording import product
 from workflows.errors import InvalidData
 from workflows.runtime.progress import Progress
 

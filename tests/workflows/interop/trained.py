@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from tests.workflows.interop.pipelines import STABLE, ZERO, tokenizer_files
 from workflows.data.dataset import Split
-from workflows.data.digits import digits
-from workflows.data.shapes import shapes
+from workflows.data.builtin.digits import digits
+from workflows.data.builtin.shapes import shapes
 
 _BATCH: Final = 16
 _AUTOENCODER_STEPS: Final = 300

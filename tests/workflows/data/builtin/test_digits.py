@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from workflows.data.dataset import Split
-from workflows.data.digits import TEMPLATES, WORDS, digits
+from workflows.data.builtin.digits import TEMPLATES, WORDS, digits
 
 
 def joined() -> tuple[Split, Split]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from workflows.data.drawing import DISTANCES, Drawing, draw
+from workflows.data.builtin.drawing import DISTANCES, Drawing, draw
 
 AREAS = {
     "circle": lambda r: np.pi * r**2,

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflows.data.dataset import Split
-from workflows.data.drawing import DISTANCES, Drawing, Floats, draw
+from workflows.data.builtin.drawing import DISTANCES, Drawing, Floats, draw
 from workflows.data.split import stratified_held_out
-from workflows.data.wording import product, word
+from workflows.data.builtin.wording import product, word
 from workflows.errors import InvalidData
 
 SIZE = 32

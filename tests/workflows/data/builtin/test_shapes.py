@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workflows.data.dataset import Split
-from workflows.data.shapes import ATTRIBUTES, COLORS, COMBINATIONS, POSITIONS, shapes
+from workflows.data.builtin.shapes import ATTRIBUTES, COLORS, COMBINATIONS, POSITIONS, shapes
 from workflows.errors import InvalidData
 
 NUM_SAMPLES = 1200
