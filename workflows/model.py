@@ -30,7 +30,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import OnStep, sample
 from diffusion_core.types import Data
 from workflows.codec import Codec, Pixels
-from workflows.embed.clip import Clip, load_clip
+from workflows.towers.clip import Clip, load_clip
 from workflows.errors import InvalidRequest
 from workflows.interop.sampling import Sampling
 from workflows.model_parts import adapt, guided, open_classifier, open_codec

@@ -17,7 +17,7 @@ from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance
 from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
 from diffusion_core.types import Data, Levels, Rows
 from workflows.codec import Codec, Pixels
-from workflows.embed.clip import Clip
+from workflows.towers.clip import Clip
 from workflows.errors import InvalidRequest
 from workflows.interop.adapter import ADAPTER, Adapter
 from workflows.interop.sharing import share_weights

@@ -14,7 +14,7 @@ from diffusion_core.spacing import leading, linspace, quadratic, trailing
 from workflows.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from workflows.embed.features import EncodedText
+    from workflows.towers.features import EncodedText
 
 GuidanceKind: TypeAlias = Literal["none", "direct", "classifier_free", "classifier", "clip"]
 GUIDANCE_KINDS: Final[tuple[GuidanceKind, ...]] = get_args(GuidanceKind)

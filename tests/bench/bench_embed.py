@@ -36,9 +36,9 @@ from workflows.config.schema import ClipConfig, RunConfig
 from workflows.config.load import load_config
 from workflows.data.dataset import SCHEMA, DataInfo, Dataset
 from workflows.data.stage import build_data
-from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_model import build_model, model_config
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.clip_files import save_clip
+from workflows.towers.clip_model import build_model, model_config
+from workflows.towers.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.plan import plan_shards
 from workflows.storage.shelf import Shelf
@@ -56,7 +56,7 @@ HEAD = """# Embedding
 LOOP = """
 import sys, time, torch
 from pathlib import Path
-from workflows.embed.clip import open_model
+from workflows.towers.clip import open_model
 folder, captions, batch, threads = sys.argv[1], Path(sys.argv[2]).read_text().splitlines(), *map(int, sys.argv[3:])
 torch.set_num_threads(threads)
 model, tokenizer = open_model(f"local-dir:{folder}")

@@ -17,8 +17,8 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import ClipConfig
 from workflows.config.load import load_config
 from workflows.data.stage import build_data
-from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_model import build_model, model_config
+from workflows.towers.clip_files import save_clip
+from workflows.towers.clip_model import build_model, model_config
 from workflows.model import ModelPackage
 from workflows.package_files import Defaults, PackageCard
 from workflows.runtime.progress import Progress

@@ -9,7 +9,7 @@ from diffusion_core.errors import InvalidLevels
 from diffusion_core.sampler import ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
-from workflows.embed.features import EncodedText
+from workflows.towers.features import EncodedText
 from workflows.errors import InvalidRequest
 from workflows.steering import make_plan, parse_guidance, steer
 

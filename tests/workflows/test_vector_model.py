@@ -15,7 +15,7 @@ from tests.workflows.conftest import write_tiny_clip
 from workflows.config.load import load_config
 from workflows.data.dataset import DataInfo, Dataset, Split
 from workflows.data.scale import VectorScale
-from workflows.embed.clip import load_clip
+from workflows.towers.clip import load_clip
 from workflows.errors import InvalidConfig, PromotionRefused
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.evaluate.vectors import ask_rows, draw_samples

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import SplitName
-from workflows.embed.latent_format import LatentFormat
+from workflows.towers.latent_format import LatentFormat
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
 from workflows.storage.place import reason

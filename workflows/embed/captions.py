@@ -24,7 +24,7 @@ from workflows.storage.shards import Shard, keyed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workflows.embed.features import EncodedText, TextEncoder
+    from workflows.towers.features import EncodedText, TextEncoder
 
 
 def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
@@ -76,7 +76,7 @@ class CaptionShardWriter:
         """Loaded with the first block: what fails in a constructor, Ray reports as the death of an actor."""
         import torch
 
-        from workflows.embed.clip import load_clip
+        from workflows.towers.clip import load_clip
 
         torch.set_num_threads(1)
         return load_clip(self._clip_folder, "cuda" if self._num_gpus and torch.cuda.is_available() else "cpu").text
@@ -121,7 +121,7 @@ class CaptionShardWriter:
     def _encode(self, captions: list[str]) -> EncodedText:
         import torch
 
-        from workflows.embed.features import EncodedText
+        from workflows.towers.features import EncodedText
 
         batches = [captions[i : i + self._batch_size] for i in range(0, len(captions), self._batch_size)]
         encoded = [[part.cpu() for part in self._text.encode(batch)] for batch in batches]

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from diffusion_core.types import Data
-from workflows.embed.latent_format import LatentFormat
+from workflows.towers.latent_format import LatentFormat
 from workflows.embed.images import image_table, read_samples
-from workflows.embed.pixels import to_x
+from workflows.towers.pixels import to_x
 from workflows.storage.shelf import Shelf
 
 if TYPE_CHECKING:
-    from workflows.embed.autoencoder import Autoencoder
+    from workflows.towers.autoencoder import Autoencoder
 
 _ROWS_AT_ONCE: Final = 32
 
@@ -58,7 +58,7 @@ class LatentShardWriter:
     @cached_property
     def _autoencoder(self) -> Autoencoder:
         """Loaded with the first shard: what fails in a constructor, Ray reports as the death of an actor."""
-        from workflows.embed.autoencoder import Autoencoder
+        from workflows.towers.autoencoder import Autoencoder
 
         return Autoencoder.load(self._source, self._device)
 

@@ -22,9 +22,9 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
-from workflows.embed.latent_format import LatentFormat
+from workflows.towers.latent_format import LatentFormat
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards

@@ -20,7 +20,7 @@ from diffusion_core.likelihood import bits_per_dim, elbo_terms
 from diffusion_core.spacing import trailing
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
-from workflows.embed.clip import Clip
+from workflows.towers.clip import Clip
 from workflows.errors import InvalidData
 from workflows.evaluate.fidelity import clip_fd, fidelity
 from workflows.evaluate.judge import judge_accuracy, train_judge

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import Dataset, Split, SplitName
-from workflows.embed.clip import Clip
+from workflows.towers.clip import Clip
 from workflows.evaluate.fidelity import fidelity
 from workflows.evaluate.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics import accuracy, clip_score, diversity, histogram

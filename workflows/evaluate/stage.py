@@ -11,7 +11,7 @@ import ray
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip import load_clip
+from workflows.towers.clip import load_clip
 from workflows.evaluate.jobs import TITLES, compared_scales, grid, offered, plan_jobs
 from workflows.evaluate.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn, measure

@@ -15,7 +15,7 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip import Clip, load_clip
+from workflows.towers.clip import Clip, load_clip
 from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs
 from workflows.evaluate.measure import Drawn, image_vectors, spread
 from workflows.evaluate.metrics import clip_score, diversity

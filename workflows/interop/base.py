@@ -11,7 +11,7 @@ from diffusion_core.errors import InvalidBundle
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import RunConfig
-from workflows.embed.latent_format import LatentFormat
+from workflows.towers.latent_format import LatentFormat
 from workflows.errors import InvalidConfig
 from workflows.interop.adapter import ADAPTER
 from workflows.interop.kinds import register

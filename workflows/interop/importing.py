@@ -189,8 +189,8 @@ def _text(source: PipelineFolder, folder: Path) -> tuple[dict[str, Any] | None, 
     """The text tower's identity, and what it says of the empty prompt."""
     if not source.reads_text:
         return None, None
-    from workflows.embed.clip import load_clip
-    from workflows.embed.pipeline_text import TEXT_ENCODER, TOKENIZER, WEIGHTS, describe_text
+    from workflows.towers.clip import load_clip
+    from workflows.towers.pipeline_text import TEXT_ENCODER, TOKENIZER, WEIGHTS, describe_text
 
     for name in (TEXT_ENCODER, TOKENIZER):
         (folder / name).mkdir(parents=True)
@@ -206,7 +206,7 @@ def _autoencoder(source: PipelineFolder, rows: tuple[int, ...], folder: Path) ->
     """Links the autoencoder, and fits its previews; returns the shape of a picture."""
     if not source.latent:
         return rows
-    from workflows.embed.autoencoder import Autoencoder
+    from workflows.towers.autoencoder import Autoencoder
     from workflows.interop.latents import fit_preview, save_preview
 
     folder.mkdir(parents=True)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from diffusion_core import noise
 from diffusion_core.types import Data
-from workflows.embed.autoencoder import Autoencoder
+from workflows.towers.autoencoder import Autoencoder
 
 PREVIEW_FILE: Final = "preview.safetensors"
 _ROWS: Final = 4

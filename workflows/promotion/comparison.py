@@ -8,7 +8,7 @@ import numpy as np
 
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip import Clip, load_clip
+from workflows.towers.clip import Clip, load_clip
 from workflows.errors import PromotionRefused
 from workflows.evaluate.fidelity import moments
 from workflows.evaluate.judge import train_judge

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_core.condition import Condition
 from diffusion_core.row import Known, Trajectory
 from diffusion_core.sampler import SamplerPlan
-from workflows.embed.features import EncodedText
+from workflows.towers.features import EncodedText
 from workflows.model import ModelPackage
 from workflows.serve.calls import Kept, KeptRow, Source
 from workflows.serve.jobs import RowState

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_core.errors import RaverseError
 from diffusion_core.row import Trajectory
-from workflows.embed.features import EncodedText
+from workflows.towers.features import EncodedText
 from workflows.serve.autoscaling import QUEUED_SECONDS
 from workflows.serve.calls import Call, Event, Preview
 from workflows.serve.jobs import UNBOUNDED, Load, News, Report, RowState

@@ -14,9 +14,9 @@ from typing import Any, Final, final
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from workflows.embed.clip import load_clip
-from workflows.embed.features import EncodedText
-from workflows.embed.features import TextEncoder as Encoder
+from workflows.towers.clip import load_clip
+from workflows.towers.features import EncodedText
+from workflows.towers.features import TextEncoder as Encoder
 from workflows.model import clip_folder
 from workflows.model_reference import find_version, resolve
 from workflows.serve.settings import ServeArgs

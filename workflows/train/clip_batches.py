@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import Dataset
-from workflows.embed.pixels import to_x
+from workflows.towers.pixels import to_x
 from workflows.errors import InvalidConfig
 from workflows.train.batches import Share
 

@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from workflows.config.schema import ClipConfig, TrainConfig
-from workflows.embed.clip import PictureFormat
-from workflows.embed.clip_model import build_model, build_tokenizer, model_config
+from workflows.towers.clip import PictureFormat
+from workflows.towers.clip_model import build_model, build_tokenizer, model_config
 from workflows.train.clip_batches import ClipBatch, ClipBatches
 from workflows.train.flop import training_flop
 from workflows.train.objectives import RowLosses, adamw, trained

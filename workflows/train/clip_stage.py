@@ -13,10 +13,10 @@ from diffusion_core.errors import RaverseError
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip import load_clip
-from workflows.embed.clip_files import import_clip, save_clip
-from workflows.embed.clip_model import build_tokenizer, model_config, tower_side
-from workflows.embed.zero_shot import zero_shot
+from workflows.towers.clip import load_clip
+from workflows.towers.clip_files import import_clip, save_clip
+from workflows.towers.clip_model import build_tokenizer, model_config, tower_side
+from workflows.towers.zero_shot import zero_shot
 from workflows.runtime.progress import Progress
 from workflows.train.clip_batches import DistinctPlan, Texts
 from workflows.train.clip_objective import ClipObjective

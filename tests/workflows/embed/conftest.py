@@ -13,8 +13,8 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import ClipConfig, RunConfig
 from workflows.config.load import load_config
 from workflows.data.stage import build_data
-from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_model import build_model, model_config
+from workflows.towers.clip_files import save_clip
+from workflows.towers.clip_model import build_model, model_config
 from workflows.runtime.progress import Progress
 
 TINY = ClipConfig(

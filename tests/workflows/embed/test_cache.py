@@ -16,8 +16,8 @@ from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter
-from workflows.embed.clip import load_clip
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.clip import load_clip
+from workflows.towers.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.manifest import normalise
 from workflows.embed.plan import plan_shards

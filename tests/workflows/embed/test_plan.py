@@ -8,7 +8,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.identity import ClipIdentity
 from workflows.embed.plan import EmbedPlan, plan_shards
 
 

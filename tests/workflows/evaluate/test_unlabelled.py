@@ -11,8 +11,8 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import DataInfo, Dataset, Split, write_split
-from workflows.embed.clip import Clip, load_clip
-from workflows.embed.zero_shot import zero_shot
+from workflows.towers.clip import Clip, load_clip
+from workflows.towers.zero_shot import zero_shot
 from workflows.evaluate.jobs import plan_jobs
 from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
 from workflows.runtime.progress import Progress

@@ -10,7 +10,7 @@ from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.identity import ClipIdentity
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.plan import plan_shards
 from workflows.storage.shelf import Shelf

@@ -23,9 +23,9 @@ from workflows.config.schema import LoraConfig, TrainConfig
 from workflows.config.load import load_config
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
-from workflows.embed.autoencoder import Autoencoder
+from workflows.towers.autoencoder import Autoencoder
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.identity import ClipIdentity
 from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig

@@ -14,7 +14,7 @@ from torch.nn import functional
 from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
 from tests.workflows.interop.conftest import Pair
-from workflows.embed.autoencoder import Autoencoder
+from workflows.towers.autoencoder import Autoencoder
 from workflows.errors import InvalidRequest
 from workflows.interop.latents import fit_preview
 from workflows.model import ModelPackage

@@ -16,8 +16,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from workflows.config.schema import RunConfig
-from workflows.embed.clip import load_clip
-from workflows.embed.features import EncodedText
+from workflows.towers.clip import load_clip
+from workflows.towers.features import EncodedText
 from workflows.model import clip_folder
 from workflows.package_files import PackageCard
 from workflows.pyfunc_logging import log_package

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from workflows.embed.clip import TextTower, load_clip
-from workflows.embed.features import EncodedText
+from workflows.towers.clip import TextTower, load_clip
+from workflows.towers.features import EncodedText
 from workflows.model import clip_folder
 from workflows.serve.text import CachedTower, TextClient
 

@@ -16,8 +16,8 @@ from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import caption_table, distinct_captions
-from workflows.embed.clip_model import build_tokenizer
-from workflows.embed.features import EncodedText
+from workflows.towers.clip_model import build_tokenizer
+from workflows.towers.features import EncodedText
 from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.runtime.progress import Progress

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.workflows.train.conftest import CLIP
 from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip_model import build_tokenizer
+from workflows.towers.clip_model import build_tokenizer
 from workflows.errors import InvalidConfig
 from workflows.train.batches import Share
 from workflows.train.clip_batches import DistinctPlan, Texts, meanings_of

@@ -16,11 +16,11 @@ from tests.workflows.train.ranks import Job, Ranks
 from tests.workflows.train.test_trainer import changed, difference, effective
 from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip import Clip, ImageTower, TextTower
-from workflows.embed.clip_files import save_clip
-from workflows.embed.clip_model import build_model, model_config
-from workflows.embed.identity import ClipIdentity
-from workflows.embed.zero_shot import zero_shot
+from workflows.towers.clip import Clip, ImageTower, TextTower
+from workflows.towers.clip_files import save_clip
+from workflows.towers.clip_model import build_model, model_config
+from workflows.towers.identity import ClipIdentity
+from workflows.towers.zero_shot import zero_shot
 from workflows.train.batches import Share
 from workflows.train.clip_batches import ClipBatch, Texts
 from workflows.train.clip_objective import ClipObjective

@@ -18,10 +18,10 @@ from tests.workflows.train.troubles import Troubled
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
-from workflows.embed.clip import load_clip
-from workflows.embed.clip_files import WEIGHTS_FILE
-from workflows.embed.identity import ClipIdentity
-from workflows.embed.zero_shot import zero_shot
+from workflows.towers.clip import load_clip
+from workflows.towers.clip_files import WEIGHTS_FILE
+from workflows.towers.identity import ClipIdentity
+from workflows.towers.zero_shot import zero_shot
 from workflows.errors import InvalidClip
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import job_run_file

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from tests.workflows.embed.conftest import build_tiny, write_tiny
-from workflows.embed.clip import Clip, ImageTower, TextTower, load_clip, open_model
-from workflows.embed.clip_files import import_clip
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.clip import Clip, ImageTower, TextTower, load_clip, open_model
+from workflows.towers.clip_files import import_clip
+from workflows.towers.identity import ClipIdentity
 from workflows.errors import InvalidClip
 
 CAPTIONS = ["a handwritten seven", "the digit 3", "seven, written by hand, and then some more words than fit in here"]

@@ -11,8 +11,8 @@ from typing import Any, Final
 import open_clip
 from safetensors.torch import save
 
-from workflows.embed.clip import PictureFormat, TextTower, open_model
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.clip import PictureFormat, TextTower, open_model
+from workflows.towers.identity import ClipIdentity
 from workflows.errors import InvalidClip
 from workflows.storage.shards import file_sha256
 

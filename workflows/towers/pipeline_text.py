@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workflows.embed.features import EncodedText
-from workflows.embed.identity import ClipIdentity
+from workflows.towers.features import EncodedText
+from workflows.towers.identity import ClipIdentity
 from workflows.errors import InvalidCheckpoint, InvalidClip
 from workflows.storage.shards import file_sha256
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.workflows.embed.conftest import TINY
-from workflows.embed.clip_model import build_model
+from workflows.towers.clip_model import build_model
 from workflows.errors import InvalidClip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from workflows.embed.autoencoder import Autoencoder, draw_latents
+from workflows.towers.autoencoder import Autoencoder, draw_latents
 from workflows.errors import InvalidConfig
 
 
