@@ -22,7 +22,7 @@ from torch import Tensor
 
 from workflows.errors import InvalidRequest
 from workflows.model import ModelPackage
-from workflows.package_files import PackageCard
+from workflows.package.files import PackageCard
 
 BATCH: Final = 64
 """Rows that are denoised at once; a row's picture does not depend on it."""

@@ -34,7 +34,7 @@ from workflows.towers.clip import Clip, load_clip
 from workflows.errors import InvalidRequest
 from workflows.interop.sampling import Sampling
 from workflows.model_parts import adapt, guided, open_classifier, open_codec
-from workflows.package_files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
 from workflows.steering import GUIDANCE_KINDS, make_plan, parse_guidance, steer
 
 _BOUND: Final = 1.0
@@ -89,7 +89,7 @@ class ModelPackage:
     def assemble(
         folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path | None, clip: Path | None
     ) -> PackageCard:
-        """Makes a package on disk: see `workflows.package_files.assemble`."""
+        """Makes a package on disk: see `workflows.package.files.assemble`."""
         return assemble(folder, card, denoiser=denoiser, classifier=classifier, clip=clip)
 
     @staticmethod

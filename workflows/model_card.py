@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from workflows.package_files import PackageCard
+from workflows.package.files import PackageCard
 
 _FIGURES: Final = {
     "accuracy": "judged as asked, of combinations that were trained on",

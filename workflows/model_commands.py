@@ -116,8 +116,8 @@ def _draw_files(command: Any, asked: Any, model: str | None, out: Path, gif: Pat
     from workflows.draw.drawing import draw
     from workflows.draw.files import write_gif, write_png
     from workflows.model import ModelPackage
-    from workflows.model_source import find_model
-    from workflows.package_files import check_draws_pictures
+    from workflows.package.source import find_model
+    from workflows.package.files import check_draws_pictures
 
     source = find_model(command.config, model)
     package = ModelPackage.load(source.folder, "cuda" if torch.cuda.is_available() else "cpu")
@@ -147,7 +147,7 @@ def _add_evaluate(app: typer.Typer, open_command: OpenCommand, run_evaluate: Run
         with open_command(config, overrides) as command, exclusive_storage(command.config):
             from workflows.data.dataset import Dataset
             from workflows.evaluate.full import evaluate_model
-            from workflows.model_source import find_model
+            from workflows.package.source import find_model
 
             source = find_model(command.config, model)
             dataset = Dataset.open(data_folder(command.config))
@@ -165,7 +165,7 @@ def _add_sweep(app: typer.Typer, open_command: OpenCommand) -> None:
         """
         with open_command(config, overrides) as command, exclusive_storage(command.config):
             from workflows.data.dataset import Dataset
-            from workflows.model_source import find_model
+            from workflows.package.source import find_model
             from workflows.sweep.run import run_sweep
 
             source = find_model(command.config, model)
@@ -189,7 +189,7 @@ def _add_registry(app: typer.Typer, open_command: OpenCommand) -> None:
         """
         with open_command(config, overrides) as command, exclusive_storage(command.config):
             from workflows.data.dataset import Dataset
-            from workflows.model_reference import find_version
+            from workflows.package.reference import find_version
             from workflows.promotion.promote import promote as promote_version
             from workflows.tracking.store import tracking_uri
 

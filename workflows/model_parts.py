@@ -19,9 +19,9 @@ from diffusion_core.types import Data, Levels, Rows
 from workflows.codec import Codec, Pixels
 from workflows.towers.clip import Clip
 from workflows.errors import InvalidRequest
-from workflows.interop.adapter import ADAPTER, Adapter
+from workflows.package.lora import ADAPTER, Adapter
 from workflows.interop.sharing import share_weights
-from workflows.package_files import AUTOENCODER, PackageCard
+from workflows.package.files import AUTOENCODER, PackageCard
 
 
 def guided(

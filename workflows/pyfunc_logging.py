@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from workflows.model_reference import PACKAGE
-from workflows.package_files import PIPELINE, PackageCard
+from workflows.package.reference import PACKAGE
+from workflows.package.files import PIPELINE, PackageCard
 from workflows.tracking.run import TrackedRun
 
 _ROOT: Final = Path(__file__).parent.parent

@@ -2,7 +2,7 @@
 
 `register_model` is the stage: it logs the run and the model, makes a version, and promotes it: the first version
 gets the alias, later ones through the gate of `workflows.promotion`. `resolve`
-goes the other way, from a reference to the folder of a package (see `workflows.model_reference`).
+goes the other way, from a reference to the folder of a package (see `workflows.package.reference`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.model_card import model_card
-from workflows.model_reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
-from workflows.package_files import PackageCard, verify
+from workflows.package.reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
+from workflows.package.files import PackageCard, verify
 from workflows.runtime.progress import Progress
 from workflows.promotion.promote import CHALLENGER, Promotion, promote
 from workflows.pyfunc_logging import log_package

@@ -122,7 +122,7 @@ def _base(config: RunConfig) -> dict[str, Any]:
     """What is fine-tuned; nothing where a network is trained from nothing."""
     if config.denoiser.base is None:
         return {}
-    from workflows.interop.base import base_key
+    from workflows.package.base import base_key
 
     return base_key(config)
 

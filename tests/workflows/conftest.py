@@ -20,7 +20,7 @@ from workflows.data.stage import build_data
 from workflows.towers.clip_files import save_clip
 from workflows.towers.clip_model import build_model, model_config
 from workflows.model import ModelPackage
-from workflows.package_files import Defaults, PackageCard
+from workflows.package.files import Defaults, PackageCard
 from workflows.runtime.progress import Progress
 
 SHAPE = (1, 8, 8)

@@ -25,7 +25,7 @@ from workflows.deploy.postgres import binaries, start_postgres
 from workflows.deploy.processes import Processes, Started, wait_until
 from workflows.deploy.secrets import secrets_file
 from workflows.errors import AddressInUse, ModelNotFound, PreflightFailed, StageFailed
-from workflows.model_reference import find_version
+from workflows.package.reference import find_version
 from workflows.runtime.preflight import check_writable
 from workflows.runtime.progress import Progress
 from workflows.serve.keys import VARIABLE

@@ -30,7 +30,7 @@ from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
 from workflows.storage.shelf import Shelf
 from workflows.embed.store import CaptionStore
-from workflows.interop.base import Base, base_of, check_pictures
+from workflows.package.base import Base, base_of, check_pictures
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
 from workflows.storage.shards import Shard, remove_partial

@@ -31,8 +31,8 @@ from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model import ModelPackage
-from workflows.model_source import ModelSource
-from workflows.package_files import check_draws_pictures
+from workflows.package.source import ModelSource
+from workflows.package.files import check_draws_pictures
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import flatten, tracked_run
 

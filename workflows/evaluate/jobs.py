@@ -12,7 +12,7 @@ from workflows.evaluate.measure import Drawn
 from workflows.evaluate.pictures import Column
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
-from workflows.package_files import CLIP, scorer_folder
+from workflows.package.files import CLIP, scorer_folder
 
 TITLES: Final = {
     "none": "unconditional",

@@ -7,9 +7,9 @@ from pathlib import Path
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import DataInfo
-from workflows.interop.adapter import ADAPTER
-from workflows.interop.base import base_of
-from workflows.package_files import AUTOENCODER, PIPELINE, SCORER, Defaults, PackageCard, assemble
+from workflows.package.lora import ADAPTER
+from workflows.package.base import base_of
+from workflows.package.files import AUTOENCODER, PIPELINE, SCORER, Defaults, PackageCard, assemble
 
 
 def assemble_package(config: RunConfig, inputs: dict[str, Artifact], folder: Path) -> PackageCard:

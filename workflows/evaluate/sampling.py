@@ -20,7 +20,7 @@ from ray.data import TaskPoolStrategy
 
 from diffusion_core.errors import NonFinite
 from workflows.evaluate.prompts import Prompts
-from workflows.package_files import PackageCard
+from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
 

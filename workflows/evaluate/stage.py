@@ -20,7 +20,7 @@ from workflows.evaluate.pictures import draw_curves, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import sample_jobs
 from workflows.evaluate.unlabelled import evaluate_unlabelled
-from workflows.model_reference import PACKAGE
+from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 
 

@@ -22,7 +22,7 @@ from workflows.evaluate.metrics import clip_score, diversity
 from workflows.evaluate.pictures import draw_grid
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import sample_jobs
-from workflows.model_reference import PACKAGE
+from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 
 _LEFT_OUT: Final = "classifier_label"

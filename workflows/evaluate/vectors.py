@@ -24,7 +24,7 @@ from workflows.data.dataset import Dataset, Split
 from workflows.data.scale import VectorScale
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.model_reference import PACKAGE
+from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 
 _LEAST_ROWS: Final = 8

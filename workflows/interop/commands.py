@@ -68,7 +68,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
         """
         with open_command(config, overrides) as command:
             from workflows.interop.exporting import export_diffusers, export_lora
-            from workflows.model_source import find_model
+            from workflows.package.source import find_model
 
             writers = {"diffusers": export_diffusers, "lora": export_lora}
             if format_ not in writers:

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from diffusion_core.bundle import EMA, WEIGHTS, ModelBundle
 from workflows.errors import InvalidCheckpoint, StorageUnwritable
-from workflows.interop.adapter import ADAPTER, Adapter, for_diffusers, merged
+from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
 from workflows.interop.folder import INDEX
 from workflows.interop.importing import NETWORK_CONFIG
 from workflows.interop.latents import PREVIEW_FILE
-from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, verify
+from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, verify
 
 _NETWORK_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 _LORA_WEIGHTS: Final = "pytorch_lora_weights.safetensors"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from workflows.config.schema import LoraConfig
-from workflows.interop.adapter import ADAPTER, Adapter, Lora
-from workflows.interop.base import Base
-from workflows.interop.kinds import register
+from workflows.package.lora import ADAPTER, Adapter, Lora
+from workflows.package.base import Base
+from workflows.package.kinds import register
 
 
 @final
@@ -53,7 +53,7 @@ class Start:
     def pictures(self, x0: Tensor) -> Tensor:
         """Samples as pictures in [-1, 1]."""
         from workflows.interop.latents import Latents
-        from workflows.package_files import AUTOENCODER, PackageCard
+        from workflows.package.files import AUTOENCODER, PackageCard
 
         if not (self.package / AUTOENCODER).is_dir():
             return x0

@@ -23,9 +23,9 @@ from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
 from workflows.errors import InvalidCheckpoint, InvalidConfig
 from workflows.interop.folder import INDEX, PipelineFolder, open_pipeline
-from workflows.interop.kinds import register
-from workflows.interop.network_config import DiffusersConfig, packed
-from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
+from workflows.package.kinds import register
+from workflows.package.network_config import DiffusersConfig, packed
+from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
 
 if TYPE_CHECKING:
     from workflows.interop.scheduler import ReadScheduler

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from workflows.config.schema import RunConfig
 from workflows.model_card import model_card
-from workflows.model_reference import ModelVersion
-from workflows.package_files import PackageCard, verify
+from workflows.package.reference import ModelVersion
+from workflows.package.files import PackageCard, verify
 from workflows.promotion.promote import CHALLENGER, holder_of, move_alias
 from workflows.registry import make_version
 from workflows.runtime.git import git_commit

@@ -15,7 +15,7 @@ from workflows.evaluate.judge import train_judge
 from workflows.evaluate.measure import Drawn, asked_for, image_vectors, text_vectors
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.package_files import PackageCard, scorer_folder, verify
+from workflows.package.files import PackageCard, scorer_folder, verify
 from workflows.runtime.progress import Progress
 from workflows.promotion.gate import Comparison, Seen, compare
 

@@ -18,8 +18,8 @@ from typing import Any, Final, final
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict, PromotionRefused
-from workflows.model_reference import ModelVersion, find_version, resolve
-from workflows.package_files import verify
+from workflows.package.reference import ModelVersion, find_version, resolve
+from workflows.package.files import verify
 from workflows.runtime.progress import Progress
 from workflows.promotion.comparison import compare_packages
 from workflows.promotion.gate import Comparison

@@ -18,7 +18,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig
-from workflows.model_reference import find_version, parse_reference
+from workflows.package.reference import find_version, parse_reference
 from workflows.runtime.progress import Progress
 from workflows.serve.autoscaling import QueuedSeconds
 from workflows.serve.guard import is_loopback

@@ -18,7 +18,7 @@ from workflows.towers.clip import load_clip
 from workflows.towers.features import EncodedText
 from workflows.towers.features import TextEncoder as Encoder
 from workflows.model import clip_folder
-from workflows.model_reference import find_version, resolve
+from workflows.package.reference import find_version, resolve
 from workflows.serve.settings import ServeArgs
 
 MAX_BATCH: Final = 64

@@ -13,8 +13,8 @@ from typing import Final, final
 from diffusion_core.engine import StepEngine
 from workflows.errors import ModelNotFound
 from workflows.model import ModelPackage
-from workflows.model_reference import find_version, parse_reference, resolve
-from workflows.package_files import check_draws_pictures
+from workflows.package.reference import find_version, parse_reference, resolve
+from workflows.package.files import check_draws_pictures
 from workflows.serve.calls import CHALLENGER, Call
 from workflows.serve.decoding import Decoder
 from workflows.serve.engine_thread import EngineThread

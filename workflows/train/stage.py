@@ -13,7 +13,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import DenoiserConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
-from workflows.interop.base import Base, base_of, schedule_of
+from workflows.package.base import Base, base_of, schedule_of
 from workflows.interop.finetune import Start, save_tuned
 from workflows.runtime.progress import Progress
 from workflows.train.fit import Trained, fit

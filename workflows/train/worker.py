@@ -13,7 +13,7 @@ from ray.train.torch import get_device
 
 from diffusion_core.errors import NonFinite
 from workflows.config.schema import TrainConfig
-from workflows.interop.kinds import register
+from workflows.package.kinds import register
 from workflows.train.checkpoints import Checkpoints
 from workflows.train.flop import Speed
 from workflows.train.grids import draw_grid

@@ -19,7 +19,7 @@ from workflows.errors import InvalidData, TrackingUnreachable
 from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.model_source import ModelSource, find_model
+from workflows.package.source import ModelSource, find_model
 from workflows.runtime.progress import Progress
 from workflows.sweep.run import plan_prompts, plan_tables, run_sweep
 

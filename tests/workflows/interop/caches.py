@@ -14,7 +14,7 @@ from workflows.towers.identity import ClipIdentity
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.plan import plan_shards
 from workflows.storage.shelf import Shelf
-from workflows.interop.base import Base
+from workflows.package.base import Base
 from workflows.storage.shards import Shard
 
 

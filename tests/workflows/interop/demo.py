@@ -28,8 +28,8 @@ from workflows.evaluate.measure import Drawn
 from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, draw
-from workflows.model_source import find_model
-from workflows.package_files import PackageCard
+from workflows.package.source import find_model
+from workflows.package.files import PackageCard
 from workflows.pipeline import plan_job
 from workflows.stages import STAGES
 

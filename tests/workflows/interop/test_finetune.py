@@ -31,13 +31,13 @@ from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
 from workflows.evaluate.judge import train_judge
 from workflows.evaluate.sampling import SampleJob, draw
-from workflows.interop.adapter import Adapter, Lora, adapter_parameters
-from workflows.interop.base import Base, base_of
+from workflows.package.lora import Adapter, Lora, adapter_parameters
+from workflows.package.base import Base, base_of
 from workflows.interop.exporting import export_diffusers, export_lora
 from workflows.interop.finetune import Start, save_tuned
 from workflows.interop.importing import import_pipeline
 from workflows.model import ModelPackage
-from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, assemble
+from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.runtime.progress import Progress
 from workflows.train.batches import BatchReader, Share
 from workflows.train.fit import read_weights

@@ -18,7 +18,7 @@ from workflows.towers.autoencoder import Autoencoder
 from workflows.errors import InvalidRequest
 from workflows.interop.latents import fit_preview
 from workflows.model import ModelPackage
-from workflows.package_files import AUTOENCODER
+from workflows.package.files import AUTOENCODER
 from workflows.serve.calls import Source
 from workflows.serve.decoding import Decoder
 from workflows.serve.order import Menu, Order, take_order

@@ -16,8 +16,8 @@ from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict
-from workflows.model_reference import ModelVersion, find_version, resolve
-from workflows.package_files import PackageCard
+from workflows.package.reference import ModelVersion, find_version, resolve
+from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
 from workflows.promotion.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
 from workflows.pyfunc_logging import log_package

@@ -9,7 +9,7 @@ import pytest
 
 from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
-from workflows.model_reference import find_version
+from workflows.package.reference import find_version
 from workflows.pipeline import plan_job, run_job
 from workflows.runtime.progress import Progress
 from workflows.promotion.promote import CHALLENGER

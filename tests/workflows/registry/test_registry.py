@@ -25,7 +25,7 @@ from workflows.config.load import load_config
 from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
 from workflows.model import ModelPackage
-from workflows.package_files import PackageCard
+from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
 from workflows.registry import find_version, register_model, resolve
 from workflows.tracking.store import open_client, tracking_uri

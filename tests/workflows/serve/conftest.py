@@ -19,7 +19,7 @@ from workflows.config.schema import RunConfig
 from workflows.towers.clip import load_clip
 from workflows.towers.features import EncodedText
 from workflows.model import clip_folder
-from workflows.package_files import PackageCard
+from workflows.package.files import PackageCard
 from workflows.pyfunc_logging import log_package
 from workflows.serve.app import APP_NAME, build
 from workflows.serve.guard import Rules

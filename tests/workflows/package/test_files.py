@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.errors import InvalidBundle
-from workflows.package_files import PackageCard, assemble, verify
+from workflows.package.files import PackageCard, assemble, verify
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffusion_core.condition import Condition
 from diffusion_core.errors import InvalidCondition
-from workflows.interop.network_config import DiffusersConfig
+from workflows.package.network_config import DiffusersConfig
 
 
 @final

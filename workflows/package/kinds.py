@@ -7,7 +7,7 @@ from typing import Final
 from torch import nn
 
 from diffusion_core.networks.registry import NetworkKind, register_network
-from workflows.interop.network_config import DiffusersConfig
+from workflows.package.network_config import DiffusersConfig
 
 
 def register() -> None:
@@ -16,7 +16,7 @@ def register() -> None:
 
 
 def _build(config: DiffusersConfig) -> nn.Module:
-    from workflows.interop.networks import build
+    from workflows.package.networks import build
 
     return build(config)
 

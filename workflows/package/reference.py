@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from diffusion_core.errors import InvalidBundle
 from workflows.errors import ModelNotFound
-from workflows.package_files import PackageCard
+from workflows.package.files import PackageCard
 from workflows.tracking.store import open_client, reaching
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import RunConfig
 from workflows.towers.latent_format import LatentFormat
 from workflows.errors import InvalidConfig
-from workflows.interop.adapter import ADAPTER
-from workflows.interop.kinds import register
-from workflows.model_source import find_model
-from workflows.package_files import AUTOENCODER, CLIP, PIPELINE, PackageCard
+from workflows.package.lora import ADAPTER
+from workflows.package.kinds import register
+from workflows.package.source import find_model
+from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, PackageCard
 
 
 @final
