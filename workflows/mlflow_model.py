@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from workflows.errors import InvalidRequest
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
 
 BATCH: Final = 64

@@ -115,7 +115,7 @@ def _draw_files(command: Any, asked: Any, model: str | None, out: Path, gif: Pat
 
     from workflows.draw.drawing import draw
     from workflows.draw.files import write_gif, write_png
-    from workflows.model import ModelPackage
+    from workflows.model.model import ModelPackage
     from workflows.package.source import find_model
     from workflows.package.files import check_draws_pictures
 

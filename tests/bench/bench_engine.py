@@ -30,7 +30,7 @@ from diffusion_core.row import Trajectory  # noqa: E402
 from diffusion_core.trajectory import run  # noqa: E402
 from tests.bench.serve_arms import BATCH, write_package  # noqa: E402
 from tests.bench.serve_load import requests  # noqa: E402
-from workflows.model import ModelPackage  # noqa: E402
+from workflows.model.model import ModelPackage  # noqa: E402
 from workflows.serve.warming import buckets_of, padding_of, warm  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"

@@ -28,7 +28,7 @@ from diffusion_core.engine import StepEngine  # noqa: E402
 from diffusion_core.row import Trajectory  # noqa: E402
 from tests.workflows.interop import pipelines  # noqa: E402
 from workflows.interop.importing import import_pipeline  # noqa: E402
-from workflows.model import ModelPackage  # noqa: E402
+from workflows.model.model import ModelPackage  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "interop.md"
 MAX_ROWS = 8

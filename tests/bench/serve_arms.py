@@ -19,7 +19,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import run
 from tests.workflows.conftest import tiny_card, write_tiny_classifier, write_tiny_clip
 from tests.workflows.serve.conftest import MODEL, free_port, make_config, register_package
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.serve.calls import Call
 from workflows.serve.ingress import Ingress
 from workflows.serve.order import take_order

@@ -19,7 +19,7 @@ from workflows.config.load import load_config
 from workflows.data.stage import build_data
 from workflows.towers.clip_files import save_clip
 from workflows.towers.clip_model import build_model, model_config
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.files import Defaults, PackageCard
 from workflows.runtime.progress import Progress
 

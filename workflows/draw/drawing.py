@@ -18,7 +18,7 @@ from diffusion_core.trajectory import image_to_image, inpaint, invert, run
 from diffusion_core.types import Data
 from workflows.draw.files import read_mask, read_picture
 from workflows.draw.request import DrawRequest
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 
 _STRENGTH: Final = 0.6
 _REFINEMENTS: Final = 3

@@ -30,7 +30,7 @@ from workflows.evaluate.neighbours import Neighbours, draw_neighbours, nearest
 from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.source import ModelSource
 from workflows.package.files import check_draws_pictures
 from workflows.runtime.progress import Progress

@@ -25,7 +25,7 @@ from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
 
 if TYPE_CHECKING:
-    from workflows.model import ModelPackage
+    from workflows.model.model import ModelPackage
 
 
 @final
@@ -35,7 +35,7 @@ class SampleJob:
 
     Attributes:
         prompts: one row per picture.
-        guidance: a kind, as `workflows.steering` knows them.
+        guidance: a kind, as `workflows.model.guidance` knows them.
         by_label: the classifier is asked for the class instead of the prompt.
         guidance_scale: of `classifier_free`.
         classifier_scale: of `classifier`.
@@ -145,7 +145,7 @@ def _draw(model: ModelPackage, job: SampleJob) -> NDArray[Any]:
 def _load(package: str) -> ModelPackage:
     import torch
 
-    from workflows.model import ModelPackage
+    from workflows.model.model import ModelPackage
 
     return ModelPackage.load(Path(package), "cuda" if torch.cuda.is_available() else "cpu")
 

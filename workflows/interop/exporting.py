@@ -16,7 +16,7 @@ from workflows.errors import InvalidCheckpoint, StorageUnwritable
 from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
 from workflows.interop.folder import INDEX
 from workflows.interop.importing import NETWORK_CONFIG
-from workflows.interop.latents import PREVIEW_FILE
+from workflows.model.latents import PREVIEW_FILE
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, verify
 
 _NETWORK_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"

@@ -52,7 +52,7 @@ class Start:
 
     def pictures(self, x0: Tensor) -> Tensor:
         """Samples as pictures in [-1, 1]."""
-        from workflows.interop.latents import Latents
+        from workflows.model.latents import Latents
         from workflows.package.files import AUTOENCODER, PackageCard
 
         if not (self.package / AUTOENCODER).is_dir():

@@ -207,7 +207,7 @@ def _autoencoder(source: PipelineFolder, rows: tuple[int, ...], folder: Path) ->
     if not source.latent:
         return rows
     from workflows.towers.autoencoder import Autoencoder
-    from workflows.interop.latents import fit_preview, save_preview
+    from workflows.model.latents import fit_preview, save_preview
 
     folder.mkdir(parents=True)
     config = source.config("vae")

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.errors import InvalidCheckpoint
-from workflows.interop.sampling import Sampling, Visits, checkpoint_schedule
+from workflows.model.sampling import Sampling, Visits, checkpoint_schedule
 
 _PREDICTS: Final[dict[str, Parameterization]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _SAMPLERS: Final = {

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.serve.jobs import RowState
 from workflows.serve.rows import channels_last, seen
 from workflows.serve.warming import MAX_DECODED

@@ -14,11 +14,11 @@ from diffusion_core.condition import Condition
 from diffusion_core.row import Known, Trajectory
 from diffusion_core.sampler import SamplerPlan
 from workflows.towers.features import EncodedText
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.serve.calls import Kept, KeptRow, Source
 from workflows.serve.jobs import RowState
 from workflows.serve.order import Order, steps_made
-from workflows.steering import steer
+from workflows.model.guidance import steer
 
 
 def trajectories(

@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from workflows.towers.clip import load_clip
 from workflows.towers.features import EncodedText
 from workflows.towers.features import TextEncoder as Encoder
-from workflows.model import clip_folder
+from workflows.model.model import clip_folder
 from workflows.package.reference import find_version, resolve
 from workflows.serve.settings import ServeArgs
 

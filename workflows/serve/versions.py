@@ -12,7 +12,7 @@ from typing import Final, final
 
 from diffusion_core.engine import StepEngine
 from workflows.errors import ModelNotFound
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.reference import find_version, parse_reference, resolve
 from workflows.package.files import check_draws_pictures
 from workflows.serve.calls import CHALLENGER, Call

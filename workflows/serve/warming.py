@@ -8,7 +8,7 @@ from typing import Final
 import torch
 
 from diffusion_core.condition import Condition
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 
 MAX_DECODED: Final = 8
 """Samples that are decoded at once."""

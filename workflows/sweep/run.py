@@ -30,7 +30,7 @@ from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, 
 from workflows.evaluate.metrics import clip_score
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
 from workflows.sweep.plots import draw_guidance, draw_spacings, draw_steps_eta

@@ -16,7 +16,7 @@ from workflows.draw.drawing import draw
 from workflows.draw.files import read_picture, write_png
 from workflows.draw.request import DrawRequest
 from workflows.errors import InvalidRequest
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 
 PROMPT = "a handwritten seven"
 

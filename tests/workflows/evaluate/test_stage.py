@@ -19,7 +19,7 @@ from workflows.evaluate.jobs import compared_scales, plan_jobs
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, draw, sample_jobs
 from workflows.evaluate.stage import evaluate
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.runtime.progress import Progress
 
 SMALL = [

@@ -11,7 +11,7 @@ import pytest
 
 from tests.workflows.interop import pipelines
 from workflows.interop.importing import import_pipeline
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "leading-offset": {},

@@ -134,7 +134,7 @@ def of_diffusers(folder: Path, package: Path, prompts: Prompts) -> NDArray[np.ui
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     from diffusion_core import noise
-    from workflows.model import ModelPackage
+    from workflows.model.model import ModelPackage
 
     pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

@@ -36,7 +36,7 @@ from workflows.package.base import Base, base_of
 from workflows.interop.exporting import export_diffusers, export_lora
 from workflows.interop.finetune import Start, save_tuned
 from workflows.interop.importing import import_pipeline
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.runtime.progress import Progress
 from workflows.train.batches import BatchReader, Share

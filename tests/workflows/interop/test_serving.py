@@ -16,8 +16,8 @@ from diffusion_core.row import Trajectory
 from tests.workflows.interop.conftest import Pair
 from workflows.towers.autoencoder import Autoencoder
 from workflows.errors import InvalidRequest
-from workflows.interop.latents import fit_preview
-from workflows.model import ModelPackage
+from workflows.model.latents import fit_preview
+from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER
 from workflows.serve.calls import Source
 from workflows.serve.decoding import Decoder

@@ -24,7 +24,7 @@ from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
 from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
 from workflows.registry import find_version, register_model, resolve

@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from workflows.config.schema import RunConfig
 from workflows.towers.clip import load_clip
 from workflows.towers.features import EncodedText
-from workflows.model import clip_folder
+from workflows.model.model import clip_folder
 from workflows.package.files import PackageCard
 from workflows.pyfunc_logging import log_package
 from workflows.serve.app import APP_NAME, build

@@ -17,7 +17,7 @@ from workflows.errors import AddressInUse, ModelNotFound
 from workflows.runtime.progress import Progress
 from workflows.serve.app import serve as serve_model
 from workflows.serve.check import check_service, requests_for
-from workflows.steering import GUIDANCE_KINDS
+from workflows.model.guidance import GUIDANCE_KINDS
 
 
 def registered(config: RunConfig, data: Artifact) -> dict[str, Artifact]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_core.trajectory import image_to_image, inpaint
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 
 PROMPT = "a handwritten one"
 SOURCE = (np.arange(64, dtype=np.uint8) * 4).reshape(8, 8)

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
 
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.serve.pictures import PROVENANCE_KEY
 from workflows.serve.sampler import Sampler
 

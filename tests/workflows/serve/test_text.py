@@ -12,7 +12,7 @@ import torch
 
 from workflows.towers.clip import TextTower, load_clip
 from workflows.towers.features import EncodedText
-from workflows.model import clip_folder
+from workflows.model.model import clip_folder
 from workflows.serve.text import CachedTower, TextClient
 
 

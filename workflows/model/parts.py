@@ -16,11 +16,11 @@ from diffusion_core.errors import InvalidBundle
 from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance
 from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
 from diffusion_core.types import Data, Levels, Rows
-from workflows.codec import Codec, Pixels
+from workflows.model.codec import Codec, Pixels
 from workflows.towers.clip import Clip
 from workflows.errors import InvalidRequest
 from workflows.package.lora import ADAPTER, Adapter
-from workflows.interop.sharing import share_weights
+from workflows.model.sharing import share_weights
 from workflows.package.files import AUTOENCODER, PackageCard
 
 
@@ -97,6 +97,6 @@ def open_codec(folder: Path, card: PackageCard, device: torch.device | str) -> C
     """What stands between pictures and what is denoised."""
     if not (folder / AUTOENCODER).is_dir():
         return Pixels()
-    from workflows.interop.latents import Latents
+    from workflows.model.latents import Latents
 
     return Latents.load(folder / AUTOENCODER, card.shape, device)

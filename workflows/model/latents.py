@@ -45,21 +45,21 @@ class Latents:
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Data:
-        """See `workflows.codec.Codec.encode`; the mean of the posterior."""
+        """See `workflows.model.codec.Codec.encode`; the mean of the posterior."""
         return self._autoencoder.encode_pictures(pictures)[0]
 
     def decode(self, x0: Data) -> Tensor:
-        """See `workflows.codec.Codec.decode`."""
+        """See `workflows.model.codec.Codec.decode`."""
         return self._autoencoder.decode(x0)
 
     def preview(self, x0: Data) -> Tensor:
-        """See `workflows.codec.Codec.preview`: a linear map of each latent, enlarged."""
+        """See `workflows.model.codec.Codec.preview`: a linear map of each latent, enlarged."""
         weights = self._preview.to(x0)
         colours = torch.einsum("cz,bzhw->bchw", weights[:, 1:], x0) + weights[:, 0, None, None]
         return functional.interpolate(colours, self._shape[1:], mode="bilinear")
 
     def mask(self, kept: Tensor) -> Tensor:
-        """See `workflows.codec.Codec.mask`."""
+        """See `workflows.model.codec.Codec.mask`."""
         factor = self._autoencoder.factor
         return -functional.max_pool2d(-kept[None].float(), factor)[0]
 

@@ -11,7 +11,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from workflows.towers.features import EncodedText
 from workflows.errors import InvalidRequest
-from workflows.steering import make_plan, parse_guidance, steer
+from workflows.model.guidance import make_plan, parse_guidance, steer
 
 SCALES = {"guidance_scale": 2.0, "classifier_scale": 3.0, "clip_scale": 4.0}
 

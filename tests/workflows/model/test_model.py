@@ -12,7 +12,7 @@ import torch
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import check_settings
 from workflows.errors import InvalidRequest
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 
 PROMPTS = ["a handwritten seven", "the digit two", "a handwritten one"]
 
@@ -147,6 +147,6 @@ def test_pixels() -> None:
 
 
 def test_loading_a_model_imports_neither_ray_nor_mlflow() -> None:
-    code = "import sys, workflows.model; print([m for m in ('ray', 'mlflow', 'fastapi') if m in sys.modules])"
+    code = "import sys, workflows.model.model; print([m for m in ('ray', 'mlflow', 'fastapi') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from workflows.towers.clip import load_clip
 from workflows.errors import InvalidConfig, PromotionRefused
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.evaluate.vectors import ask_rows, draw_samples
-from workflows.model import ModelPackage
+from workflows.model.model import ModelPackage
 from workflows.package.files import Defaults, PackageCard, assemble, check_draws_pictures
 from workflows.runtime.progress import Progress
 from workflows.promotion.comparison import compare_packages
