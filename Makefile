@@ -75,7 +75,7 @@ figures: install
 	done
 
 interop-demo: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.workflows.interop.demo
+	$(BIN)/python -m tests.workflows.diffusers_io.demo
 
 # `make stack PRESET=secure` asks for passwords.
 stack: $(VENV)/.installed-server

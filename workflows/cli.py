@@ -28,7 +28,7 @@ from workflows.data.commands import data_app
 from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app
 from workflows.runtime.failure import explain
-from workflows.interop import commands as interop_commands
+from workflows.diffusers_io import commands as interop_commands
 from workflows.pipeline import plan_job, run_job, run_one
 from workflows.runtime.preflight import check_port, exclusive_storage
 from workflows.runtime.progress import Progress

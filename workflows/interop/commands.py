@@ -32,8 +32,8 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse import stable-diffusion-v1-5 --name sd
         """
         with open_command(config, overrides) as command:
-            from workflows.interop.importing import import_pipeline
-            from workflows.interop.registering import register_package
+            from workflows.diffusers_io.importing import import_pipeline
+            from workflows.diffusers_io.registering import register_package
 
             settings = command.config
             settings.root_folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse export sd@champion exported --format diffusers
         """
         with open_command(config, overrides) as command:
-            from workflows.interop.exporting import export_diffusers, export_lora
+            from workflows.diffusers_io.exporting import export_diffusers, export_lora
             from workflows.package.source import find_model
 
             writers = {"diffusers": export_diffusers, "lora": export_lora}

@@ -14,7 +14,7 @@ from workflows.config.schema import DenoiserConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.package.base import Base, base_of, schedule_of
-from workflows.interop.finetune import Start, save_tuned
+from workflows.diffusers_io.finetune import Start, save_tuned
 from workflows.runtime.progress import Progress
 from workflows.train.fit import Trained, fit
 from workflows.train.losslog import LOSSES_FILE, read_losses

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.workflows.interop import pipelines
-from workflows.interop.importing import import_pipeline
+from tests.workflows.diffusers_io import pipelines
+from workflows.diffusers_io.importing import import_pipeline
 from workflows.model.model import ModelPackage
 
 SCHEDULES: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.workflows.interop.pipelines import STABLE, ZERO, tokenizer_files
+from tests.workflows.diffusers_io.pipelines import STABLE, ZERO, tokenizer_files
 from workflows.data.dataset import Split
 from workflows.data.builtin.digits import digits
 from workflows.data.builtin.shapes import shapes

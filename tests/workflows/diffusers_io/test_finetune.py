@@ -14,10 +14,10 @@ from torch import Tensor
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.errors import InvalidBundle
-from tests.workflows.interop import pipelines
-from tests.workflows.interop.caches import write_latents
-from tests.workflows.interop.demo import judged, unseen
-from tests.workflows.interop.trained import SUBJECTS, make_base
+from tests.workflows.diffusers_io import pipelines
+from tests.workflows.diffusers_io.caches import write_latents
+from tests.workflows.diffusers_io.demo import judged, unseen
+from tests.workflows.diffusers_io.trained import SUBJECTS, make_base
 from tests.workflows.train.ranks import Job, Ranks
 from workflows.config.schema import LoraConfig, TrainConfig
 from workflows.config.load import load_config
@@ -33,9 +33,9 @@ from workflows.evaluate.judge import train_judge
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.package.lora import Adapter, Lora, adapter_parameters
 from workflows.package.base import Base, base_of
-from workflows.interop.exporting import export_diffusers, export_lora
-from workflows.interop.finetune import Start, save_tuned
-from workflows.interop.importing import import_pipeline
+from workflows.diffusers_io.exporting import export_diffusers, export_lora
+from workflows.diffusers_io.finetune import Start, save_tuned
+from workflows.diffusers_io.importing import import_pipeline
 from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.runtime.progress import Progress

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from diffusion_core.bundle import EMA, WEIGHTS, ModelBundle
 from workflows.errors import InvalidCheckpoint, StorageUnwritable
 from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
-from workflows.interop.folder import INDEX
-from workflows.interop.importing import NETWORK_CONFIG
+from workflows.diffusers_io.folder import INDEX
+from workflows.diffusers_io.importing import NETWORK_CONFIG
 from workflows.model.latents import PREVIEW_FILE
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, verify
 

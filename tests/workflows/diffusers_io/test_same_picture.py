@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
-from tests.workflows.interop.conftest import SCHEDULES, Pair
+from tests.workflows.diffusers_io.conftest import SCHEDULES, Pair
 
 PROMPTS = ["a red circle", "Ünïcode — a DOG, running!"]
 NEGATIVE = ["ugly", "a blue square"]
@@ -77,7 +77,7 @@ def test_pictures(pair: MakePair, sampler: str) -> None:
 @pytest.mark.parametrize("steps", [5, 16])
 def test_the_end_of_dpm_solver(pair: MakePair, final: str, steps: int) -> None:
     one = pair("sd leading-offset")
-    from workflows.interop.scheduler import read_scheduler
+    from workflows.diffusers_io.scheduler import read_scheduler
 
     values = dict(one.pipe.scheduler.config) | {"final_sigmas_type": final}
     read = read_scheduler(values, latent=True)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.workflows.interop.conftest import Pair
+from tests.workflows.diffusers_io.conftest import Pair
 from workflows.errors import InvalidCheckpoint, StorageUnwritable
-from workflows.interop.exporting import export_diffusers
-from workflows.interop.importing import import_pipeline
+from workflows.diffusers_io.exporting import export_diffusers
+from workflows.diffusers_io.importing import import_pipeline
 
 MakePair = Callable[[str], Pair]
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.workflows.interop.conftest import Pair
+from tests.workflows.diffusers_io.conftest import Pair
 from workflows.cli import app
 
 MakePair = Callable[[str], Pair]

@@ -22,13 +22,13 @@ from torch import Tensor
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
 from workflows.errors import InvalidCheckpoint, InvalidConfig
-from workflows.interop.folder import INDEX, PipelineFolder, open_pipeline
+from workflows.diffusers_io.folder import INDEX, PipelineFolder, open_pipeline
 from workflows.package.kinds import register
 from workflows.package.network_config import DiffusersConfig, packed
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
 
 if TYPE_CHECKING:
-    from workflows.interop.scheduler import ReadScheduler
+    from workflows.diffusers_io.scheduler import ReadScheduler
 
 PROMPTS: Final = ("a photograph", "a painting of a landscape", "a portrait")
 """What an imported text model is warmed and shown with."""
@@ -68,7 +68,7 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
         InvalidConfig: diffusers is not installed.
     """
     try:
-        from workflows.interop.scheduler import read_scheduler
+        from workflows.diffusers_io.scheduler import read_scheduler
     except ImportError:
         raise InvalidConfig("diffusers checkpoints need an extra: pip install 'raverse[diffusers]'") from None
     register()

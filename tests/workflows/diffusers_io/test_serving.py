@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
-from tests.workflows.interop.conftest import Pair
+from tests.workflows.diffusers_io.conftest import Pair
 from workflows.towers.autoencoder import Autoencoder
 from workflows.errors import InvalidRequest
 from workflows.model.latents import fit_preview

@@ -1,6 +1,6 @@
 """One pass with a tiny Stable Diffusion: import, embed, LoRA, evaluate, promote, serve, export.
 
-    python -m tests.workflows.interop.demo [FOLDER] [digits | shapes]
+    python -m tests.workflows.diffusers_io.demo [FOLDER] [digits | shapes]
 
 The pipeline draws eight of the ten digits (or shapes in four of six colours); the fine-tune sees all. Every step is a
 command that a user gives; a second call goes on where the first one stopped. Prints what the judge says of base and
@@ -20,7 +20,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from tests.workflows.interop.trained import SUBJECTS, Subject, make_base
+from tests.workflows.diffusers_io.trained import SUBJECTS, Subject, make_base
 from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.evaluate.judge import Judge, train_judge
