@@ -22,11 +22,11 @@ from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.towers.clip import Clip
 from workflows.errors import InvalidData
-from workflows.evaluate.fidelity import clip_fd, fidelity
-from workflows.evaluate.judge import judge_accuracy, train_judge
+from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
+from workflows.evaluate.metrics.judge import judge_accuracy, train_judge
 from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
-from workflows.evaluate.metrics import accuracy, clip_score
-from workflows.evaluate.neighbours import Neighbours, draw_neighbours, nearest
+from workflows.evaluate.metrics.scores import accuracy, clip_score
+from workflows.evaluate.metrics.neighbours import Neighbours, draw_neighbours, nearest
 from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs

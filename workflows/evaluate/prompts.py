@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.data.dataset import SPLITS, Dataset
-from workflows.evaluate.judge import truth
+from workflows.evaluate.metrics.judge import truth
 
 
 @final

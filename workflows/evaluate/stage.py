@@ -13,7 +13,7 @@ from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.towers.clip import load_clip
 from workflows.evaluate.jobs import TITLES, compared_scales, grid, offered, plan_jobs
-from workflows.evaluate.judge import Judge, train_judge
+from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn, measure
 from workflows.evaluate.packaging import assemble_package
 from workflows.evaluate.pictures import draw_curves, draw_grid

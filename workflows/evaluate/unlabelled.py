@@ -18,7 +18,7 @@ from workflows.data.dataset import Dataset
 from workflows.towers.clip import Clip, load_clip
 from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs
 from workflows.evaluate.measure import Drawn, image_vectors, spread
-from workflows.evaluate.metrics import clip_score, diversity
+from workflows.evaluate.metrics.scores import clip_score, diversity
 from workflows.evaluate.pictures import draw_grid
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import sample_jobs

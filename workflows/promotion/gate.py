@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflows.config.schema import GateConfig
-from workflows.evaluate.fidelity import frechet
+from workflows.evaluate.metrics.fidelity import frechet
 
 Verdict: TypeAlias = Literal["better", "same", "worse", "unclear"]
 _HEADINGS: Final = ("metric", "champion", "challenger", "gain", "interval", "allowed loss", "verdict")

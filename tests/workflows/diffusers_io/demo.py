@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tests.workflows.diffusers_io.trained import SUBJECTS, Subject, make_base
 from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
-from workflows.evaluate.judge import Judge, train_judge
+from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn
 from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import Prompts, ask

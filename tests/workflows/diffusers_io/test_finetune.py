@@ -29,7 +29,7 @@ from workflows.towers.identity import ClipIdentity
 from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
-from workflows.evaluate.judge import train_judge
+from workflows.evaluate.metrics.judge import train_judge
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.package.lora import Adapter, Lora, adapter_parameters
 from workflows.package.base import Base, base_of

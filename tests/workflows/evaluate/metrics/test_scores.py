@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workflows.data.dataset import DataInfo
-from workflows.evaluate.metrics import accuracy, clip_score, diversity, histogram
+from workflows.evaluate.metrics.scores import accuracy, clip_score, diversity, histogram
 
 INFO = DataInfo(
     source="test",

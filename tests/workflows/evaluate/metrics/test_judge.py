@@ -12,7 +12,7 @@ import torch
 from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
-from workflows.evaluate.judge import ConvJudge, PixelJudge, judge_accuracy, train_judge, truth
+from workflows.evaluate.metrics.judge import ConvJudge, PixelJudge, judge_accuracy, train_judge, truth
 from workflows.runtime.progress import Progress
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from workflows.evaluate.fidelity import clip_fd, clip_kd, fidelity, frechet, moments, precision_recall
-from workflows.evaluate.neighbours import nearest
+from workflows.evaluate.metrics.fidelity import clip_fd, clip_kd, fidelity, frechet, moments, precision_recall
+from workflows.evaluate.metrics.neighbours import nearest
 
 
 def vectors(count: int, seed: int, shift: float = 0.0, width: int = 16) -> torch.Tensor:
