@@ -16,7 +16,7 @@ from workflows.runtime.preflight import exclusive_storage
 from workflows.runtime.session import ray_session
 
 if TYPE_CHECKING:
-    from workflows.promotion.promote import Promotion
+    from workflows.release.promote import Promotion
 
 OpenCommand = Callable[[str, list[str] | None], AbstractContextManager[Any]]
 RunStage = Callable[[str, list[str] | None], None]
@@ -190,7 +190,7 @@ def _add_registry(app: typer.Typer, open_command: OpenCommand) -> None:
         with open_command(config, overrides) as command, exclusive_storage(command.config):
             from workflows.data.dataset import Dataset
             from workflows.package.reference import find_version
-            from workflows.promotion.promote import promote as promote_version
+            from workflows.release.promote import promote as promote_version
             from workflows.tracking.store import tracking_uri
 
             settings = command.config
@@ -211,7 +211,7 @@ def _add_registry(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse rollback raverse-digits
         """
         with open_command(config, overrides) as command:
-            from workflows.promotion.promote import rollback as roll_back
+            from workflows.release.promote import rollback as roll_back
 
             settings = command.config
             _tell_promotion(command, roll_back(settings, name or settings.register_.model_name))
@@ -229,7 +229,7 @@ def _add_registry(app: typer.Typer, open_command: OpenCommand) -> None:
         with open_command(config, overrides) as command:
             from rich.table import Table
 
-            from workflows.promotion.promote import list_versions
+            from workflows.release.promote import list_versions
 
             settings = command.config
             rows = list_versions(settings, name or settings.register_.model_name)

@@ -51,7 +51,7 @@ def _evaluate() -> StageFunction:
 
 
 def _register() -> StageFunction:
-    from workflows.registry import register_model
+    from workflows.release.register import register_model
 
     return register_model
 

@@ -22,7 +22,7 @@ from workflows.evaluate.vectors import ask_rows, draw_samples
 from workflows.model.model import ModelPackage
 from workflows.package.files import Defaults, PackageCard, assemble, check_draws_pictures
 from workflows.runtime.progress import Progress
-from workflows.promotion.comparison import compare_packages
+from workflows.release.comparison import compare_packages
 
 SCALE = VectorScale(("a", "b", "c"), (10.0, 0.0, -3.0), (2.0, 1.0, 0.5))
 CAPTIONS = ("a red one", "a blue one")

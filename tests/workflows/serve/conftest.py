@@ -20,7 +20,7 @@ from workflows.towers.clip import load_clip
 from workflows.towers.features import EncodedText
 from workflows.model.model import clip_folder
 from workflows.package.files import PackageCard
-from workflows.pyfunc_logging import log_package
+from workflows.release.logging import log_package
 from workflows.serve.app import APP_NAME, build
 from workflows.serve.guard import Rules
 from workflows.serve.ingress import http_api

@@ -36,7 +36,7 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    from workflows.mlflow_model import default_params
+    from workflows.release.pyfunc import default_params
 
     inputs = [ColSpec("string", "prompt")]
     inputs += [ColSpec("string", name, required=False) for name in ("negative_prompt", "label")]

@@ -19,8 +19,8 @@ from workflows.errors import ModelNotFound, PromotionConflict
 from workflows.package.reference import ModelVersion, find_version, resolve
 from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
-from workflows.promotion.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
-from workflows.pyfunc_logging import log_package
+from workflows.release.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
+from workflows.release.logging import log_package
 from workflows.tracking.run import tracked_run
 from workflows.tracking.store import open_client, tracking_uri
 

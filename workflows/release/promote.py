@@ -21,8 +21,8 @@ from workflows.errors import ModelNotFound, PromotionConflict, PromotionRefused
 from workflows.package.reference import ModelVersion, find_version, resolve
 from workflows.package.files import verify
 from workflows.runtime.progress import Progress
-from workflows.promotion.comparison import compare_packages
-from workflows.promotion.gate import Comparison
+from workflows.release.comparison import compare_packages
+from workflows.release.gate import Comparison
 from workflows.tracking.store import open_client, reaching, store_folder, tracking_uri
 
 CHALLENGER: Final = "challenger"

@@ -17,7 +17,7 @@ from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.package.files import PackageCard, scorer_folder, verify
 from workflows.runtime.progress import Progress
-from workflows.promotion.gate import Comparison, Seen, compare
+from workflows.release.gate import Comparison, Seen, compare
 
 
 def compare_packages(

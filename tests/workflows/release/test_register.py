@@ -27,7 +27,7 @@ from workflows.evaluate.packaging import assemble_package
 from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
-from workflows.registry import find_version, register_model, resolve
+from workflows.release.register import find_version, register_model, resolve
 from workflows.tracking.store import open_client, tracking_uri
 
 STAGES = ("data", "clip", "embed", "denoiser", "classifier")
@@ -158,7 +158,7 @@ def test_an_interrupted_registration_makes_no_second_version(
         "digits", [f"storage.root={config.root_folder}", "evaluate.num_steps=3", "register.model_name=torn"]
     )
     with monkeypatch.context() as patch:
-        patch.setattr("workflows.registry.promote", _interrupt)
+        patch.setattr("workflows.release.register.promote", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             register_model(asked, inputs, tmp_path, Progress.silent())
     with pytest.raises(ModelNotFound):

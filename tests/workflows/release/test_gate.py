@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workflows.config.schema import GateConfig
-from workflows.promotion.gate import Seen, compare, verdict
+from workflows.release.gate import Seen, compare, verdict
 
 N, WIDTH = 300, 8
 REAL = np.random.default_rng(0).normal(size=(400, WIDTH))

@@ -1,7 +1,7 @@
 """The MLflow model registry: from a finished job to a version under an alias.
 
 `register_model` is the stage: it logs the run and the model, makes a version, and promotes it: the first version
-gets the alias, later ones through the gate of `workflows.promotion`. `resolve`
+gets the alias, later ones through the gate of `workflows.release`. `resolve`
 goes the other way, from a reference to the folder of a package (see `workflows.package.reference`).
 """
 
@@ -14,12 +14,12 @@ from typing import Any, Final
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
-from workflows.model_card import model_card
+from workflows.release.card import model_card
 from workflows.package.reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
 from workflows.package.files import PackageCard, verify
 from workflows.runtime.progress import Progress
-from workflows.promotion.promote import CHALLENGER, Promotion, promote
-from workflows.pyfunc_logging import log_package
+from workflows.release.promote import CHALLENGER, Promotion, promote
+from workflows.release.logging import log_package
 from workflows.runtime.git import git_commit
 from workflows.tracking.run import TrackedRun, config_key, job_run_file, tracked_run
 from workflows.tracking.store import reaching

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from workflows.config.schema import RunConfig
-from workflows.model_card import model_card
+from workflows.release.card import model_card
 from workflows.package.reference import ModelVersion
 from workflows.package.files import PackageCard, verify
-from workflows.promotion.promote import CHALLENGER, holder_of, move_alias
-from workflows.registry import make_version
+from workflows.release.promote import CHALLENGER, holder_of, move_alias
+from workflows.release.register import make_version
 from workflows.runtime.git import git_commit
 from workflows.tracking.run import FINISHED, tracked_run
 from workflows.tracking.store import open_client, reaching, tracking_uri

@@ -120,5 +120,5 @@ def _labels(package: ModelPackage, rows: pd.DataFrame) -> list[int] | None:
 
 
 # MLflow runs the file under a name of its own; an import as a module has no effect.
-if __name__ != "workflows.mlflow_model":
+if __name__ != "workflows.release.pyfunc":
     mlflow.models.set_model(PackagedModel())
