@@ -21,7 +21,7 @@ def _data() -> StageFunction:
 
 
 def _clip() -> StageFunction:
-    from workflows.train.clip_stage import train_clip
+    from workflows.train.clip.stage import train_clip
 
     return train_clip
 

@@ -32,11 +32,11 @@ from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import start_ray, stop_ray
-from workflows.train.fit import fit
+from workflows.train.loop.fit import fit
 from workflows.train.losslog import read_losses
 from workflows.train.networks import denoiser_network, noise_schedule
 from workflows.train.objectives import DenoiserObjective
-from workflows.train.trainer import Trainer
+from workflows.train.loop.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "train.md"
 BATCH, CHECKPOINT_EVERY = 32, 250

@@ -16,12 +16,12 @@ from workflows.embed.cache import EmbeddingCache
 from workflows.package.base import Base, base_of, schedule_of
 from workflows.diffusers_io.finetune import Start, save_tuned
 from workflows.runtime.progress import Progress
-from workflows.train.fit import Trained, fit
+from workflows.train.loop.fit import Trained, fit
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective, NoisyObjective
 from workflows.train.plots import plot_accuracy, plot_losses
-from workflows.train.tracking import tracked_training
+from workflows.train.loop.tracking import tracked_training
 from workflows.train.validation import accuracy_by_level
 
 

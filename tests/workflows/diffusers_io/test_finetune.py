@@ -40,7 +40,7 @@ from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.runtime.progress import Progress
 from workflows.train.batches import BatchReader, Share
-from workflows.train.fit import read_weights
+from workflows.train.loop.fit import read_weights
 from workflows.train.flop import flop_per_sample
 from workflows.train.networks import classifier_network
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective

@@ -11,7 +11,7 @@ from workflows.config.schema import NetworkConfig, ScheduleConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import start_ray, stop_ray
-from workflows.train.fit import fit
+from workflows.train.loop.fit import fit
 from workflows.train.networks import denoiser_network, noise_schedule
 from workflows.train.objectives import DenoiserObjective
 

@@ -22,9 +22,9 @@ from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.runtime.progress import Progress
 from workflows.storage.shards import Shard, write_shard
-from workflows.train.clip_batches import Texts
-from workflows.train.clip_objective import ClipObjective
-from workflows.train.clip_stage import loop_config
+from workflows.train.clip.batches import Texts
+from workflows.train.clip.objective import ClipObjective
+from workflows.train.clip.stage import loop_config
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 

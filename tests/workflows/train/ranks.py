@@ -19,7 +19,7 @@ from diffusion_core.errors import RaverseError
 from workflows.config.schema import TrainConfig
 from workflows.train.objectives import Objective
 from workflows.train.parallel import unwrapped, whole
-from workflows.train.trainer import Trainer
+from workflows.train.loop.trainer import Trainer
 
 MAX_SIZE = 4
 

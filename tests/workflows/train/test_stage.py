@@ -26,11 +26,11 @@ from workflows.errors import MissingArtifact, StageFailed
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import MORE_FOLLOWS, job_run_file
 from workflows.tracking.store import open_client, tracking_uri
-from workflows.train.fit import Trained, fit
+from workflows.train.loop.fit import Trained, fit
 from workflows.train.losslog import read_losses
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.plan import Plan
-from workflows.train.snapshots import list_snapshots, reconstruct
+from workflows.train.loop.snapshots import list_snapshots, reconstruct
 from workflows.train.stage import train_classifier, train_denoiser
 
 pytestmark = pytest.mark.usefixtures("ray_session")

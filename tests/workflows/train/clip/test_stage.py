@@ -26,9 +26,9 @@ from workflows.errors import InvalidClip
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import job_run_file
 from workflows.tracking.store import open_client, tracking_uri
-from workflows.train.clip_objective import ClipObjective
-from workflows.train.clip_stage import TRAINING, train_clip
-from workflows.train.fit import fit
+from workflows.train.clip.objective import ClipObjective
+from workflows.train.clip.stage import TRAINING, train_clip
+from workflows.train.loop.fit import fit
 from workflows.train.losslog import read_losses
 
 pytestmark = pytest.mark.usefixtures("ray_session")

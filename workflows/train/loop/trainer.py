@@ -29,7 +29,7 @@ from diffusion_core.ema import EMA, ConstantDecay, PowerFunction
 from diffusion_core.errors import NonFinite
 from workflows.config.schema import TrainConfig
 from workflows.train.batches import Batch, Share
-from workflows.train.figures import Figures
+from workflows.train.loop.figures import Figures
 from workflows.train.objectives import Objective
 from workflows.train.parallel import parallelize, precision, synchronize, unwrapped, whole
 

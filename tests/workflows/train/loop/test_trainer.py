@@ -17,7 +17,7 @@ from workflows.embed.cache import EmbeddingCache
 from workflows.errors import InvalidConfig
 from workflows.train.batches import Share
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
-from workflows.train.trainer import learning_rate
+from workflows.train.loop.trainer import learning_rate
 
 STEPS = 20
 

@@ -16,8 +16,8 @@ from workflows.data.dataset import Dataset
 from workflows.towers.clip_model import build_tokenizer
 from workflows.errors import InvalidConfig
 from workflows.train.batches import Share
-from workflows.train.clip_batches import DistinctPlan, Texts, meanings_of
-from workflows.train.clip_objective import ClipObjective
+from workflows.train.clip.batches import DistinctPlan, Texts, meanings_of
+from workflows.train.clip.objective import ClipObjective
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 from workflows.config.schema import ClipConfig, TrainConfig
 from workflows.towers.clip import PictureFormat
 from workflows.towers.clip_model import build_model, build_tokenizer, model_config
-from workflows.train.clip_batches import ClipBatch, ClipBatches
+from workflows.train.clip.batches import ClipBatch, ClipBatches
 from workflows.train.flop import training_flop
 from workflows.train.objectives import RowLosses, adamw, trained
 from workflows.train.parallel import rows_of_all, unwrapped

@@ -18,7 +18,7 @@ from workflows.embed.cache import CachedCaptions
 from workflows.train.batches import CachedBatches
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.parallel import unwrapped, whole
-from workflows.train.trainer import Trainer
+from workflows.train.loop.trainer import Trainer
 
 GRIDS: Final = "grids"
 _PICTURES, _COLUMNS, _STEPS, _ZOOM = 16, 4, 20, 4

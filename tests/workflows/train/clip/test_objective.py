@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.workflows.train.conftest import CLIP, tiny_config
 from tests.workflows.train.ranks import Job, Ranks
-from tests.workflows.train.test_trainer import changed, difference, effective
+from tests.workflows.train.loop.test_trainer import changed, difference, effective
 from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.towers.clip import Clip, ImageTower, TextTower
@@ -22,10 +22,10 @@ from workflows.towers.clip_model import build_model, model_config
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.zero_shot import zero_shot
 from workflows.train.batches import Share
-from workflows.train.clip_batches import ClipBatch, Texts
-from workflows.train.clip_objective import ClipObjective
-from workflows.train.clip_stage import loop_config
-from workflows.train.trainer import learning_rate
+from workflows.train.clip.batches import ClipBatch, Texts
+from workflows.train.clip.objective import ClipObjective
+from workflows.train.clip.stage import loop_config
+from workflows.train.loop.trainer import learning_rate
 
 CPU = torch.device("cpu")
 

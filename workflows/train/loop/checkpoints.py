@@ -19,7 +19,7 @@ from ray import train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 
 from diffusion_core.errors import NonFinite
-from workflows.train.trainer import Trainer
+from workflows.train.loop.trainer import Trainer
 
 _RECORD: Final = "checkpoint_manager_snapshot.json"
 _PREFIX: Final = "step-"
