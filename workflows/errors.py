@@ -20,7 +20,7 @@
     ├── DeadlineExceeded    (TimeoutError)       a picture that was not done when its client wanted it
     └── Unauthorized        (PermissionError)    no API key, or an unknown one
 
-`workflows/serve/errors.py` maps each to an HTTP status; the CLI prints one line and exits with 1.
+`workflows/serve/request/errors.py` maps each to an HTTP status; the CLI prints one line and exits with 1.
 """
 
 from __future__ import annotations

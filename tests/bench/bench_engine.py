@@ -31,7 +31,7 @@ from diffusion_core.trajectory import run  # noqa: E402
 from tests.bench.serve_arms import BATCH, write_package  # noqa: E402
 from tests.bench.serve_load import requests  # noqa: E402
 from workflows.model.model import ModelPackage  # noqa: E402
-from workflows.serve.warming import buckets_of, padding_of, warm  # noqa: E402
+from workflows.serve.replica.warming import buckets_of, padding_of, warm  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 TICKS = 40

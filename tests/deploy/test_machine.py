@@ -22,7 +22,7 @@ from workflows.deploy.secrets import fresh_secrets, secrets_file
 from workflows.deploy.stores import check_bucket, check_skew, check_storage, check_tracking_server
 from workflows.deploy.versions import check_pairing, check_versions, installed, requirements
 from workflows.errors import InvalidConfig, PreflightFailed, Unauthorized
-from workflows.serve.keys import KeyRing, load_keys
+from workflows.serve.http.keys import KeyRing, load_keys
 
 KEYS = "name " + "0" * 64
 

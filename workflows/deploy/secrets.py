@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from workflows.errors import InvalidConfig
-from workflows.serve.keys import VARIABLE, new_key
+from workflows.serve.http.keys import VARIABLE, new_key
 
 API_KEY: Final = "RAVERSE_API_KEY"
 """The key itself; the service knows its hash only."""

@@ -28,7 +28,7 @@ from workflows.errors import AddressInUse, ModelNotFound, PreflightFailed, Stage
 from workflows.package.reference import find_version
 from workflows.runtime.preflight import check_writable
 from workflows.runtime.progress import Progress
-from workflows.serve.keys import VARIABLE
+from workflows.serve.http.keys import VARIABLE
 from workflows.serve.settings import ServeArgs
 from workflows.runtime.session import LOOPBACK_ONLY
 

@@ -16,7 +16,7 @@ def api_key(name: NameArgument, per_minute: RateOption = None) -> None:
     Example: raverse api-key alice --per-minute 60 >> keys.txt
     """
     from workflows.errors import InvalidConfig
-    from workflows.serve.keys import new_key
+    from workflows.serve.http.keys import new_key
 
     try:
         key, line = new_key(name, per_minute)

@@ -19,11 +19,11 @@ from workflows.errors import InvalidRequest
 from workflows.model.latents import fit_preview
 from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER
-from workflows.serve.calls import Source
-from workflows.serve.decoding import Decoder
-from workflows.serve.order import Menu, Order, take_order
-from workflows.serve.rows import channels_last, previews_of, trajectories
-from workflows.serve.schema import EditRequest, GenerationRequest, Guidance, PictureRequest
+from workflows.serve.request.messages import Source
+from workflows.serve.replica.decoding import Decoder
+from workflows.serve.request.resolve import Menu, Order, take_order
+from workflows.serve.replica.rows import channels_last, previews_of, trajectories
+from workflows.serve.request.schema import EditRequest, GenerationRequest, Guidance, PictureRequest
 
 MakePair = Callable[[str], Pair]
 

@@ -22,14 +22,14 @@ from workflows.model.model import clip_folder
 from workflows.package.files import PackageCard
 from workflows.release.logging import log_package
 from workflows.serve.app import APP_NAME, build
-from workflows.serve.guard import Rules
-from workflows.serve.ingress import http_api
-from workflows.serve.jobs import Load
-from workflows.serve.keys import KeyRing
-from workflows.serve.metrics import IngressMetrics
-from workflows.serve.sampler import Sampler
+from workflows.serve.http.guard import Rules
+from workflows.serve.http.ingress import http_api
+from workflows.serve.replica.jobs import Load
+from workflows.serve.http.keys import KeyRing
+from workflows.serve.replica.metrics import IngressMetrics
+from workflows.serve.replica.replica import Sampler
 from workflows.serve.settings import ServeArgs
-from workflows.serve.text import CachedTower
+from workflows.serve.replica.text_encoder import CachedTower
 from workflows.tracking.run import tracked_run
 
 MODEL = "tiny"

@@ -1,0 +1,88 @@
+"""One table maps every error to a status; clients learn what they can mend and nothing of our insides."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+import pytest
+from ray.exceptions import RayTaskError
+
+import diffusion_core
+import workflows
+from diffusion_core.errors import InvalidBundle, NonFinite, RaverseError
+from workflows.errors import InvalidRequest, Overloaded
+from workflows.serve.request.errors import STATUS, answer_to, invalid_fields, status_of
+
+
+def known_errors(kind: type[RaverseError] = RaverseError) -> Iterator[type[RaverseError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        if child.__module__.partition(".")[0] in {"diffusion_core", "workflows"}:
+            yield from known_errors(child)
+
+
+def import_all() -> None:
+    for package in (diffusion_core, workflows):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.endswith("errors"):
+                importlib.import_module(module.name)
+
+
+def test_every_error_has_a_status_of_its_own() -> None:
+    import_all()
+    found = set(known_errors())
+    assert len(found) > 20
+    assert found - set(STATUS) == set()
+
+
+def test_a_class_outside_the_table_would_be_noticed() -> None:
+    class Forgotten(RaverseError):
+        pass
+
+    Forgotten.__module__ = "workflows.forgotten"
+    assert Forgotten in set(known_errors()) - set(STATUS)
+    Forgotten.__module__ = "elsewhere"
+
+
+def test_an_error_of_the_client_is_told_in_full() -> None:
+    status, body, headers = answer_to(InvalidRequest("n: too many", "n"))
+    assert (status, headers) == (400, {})
+    assert body.model_dump() == {
+        "error": {"message": "n: too many", "type": "invalid_request_error", "param": "n", "code": "invalid_value"}
+    }
+
+
+@pytest.mark.parametrize("error", [InvalidBundle("/secret/place is broken"), RuntimeError("/secret/place")])
+def test_our_own_faults_do_not_tell_our_insides(error: Exception) -> None:
+    status, body, _ = answer_to(error)
+    assert status == 500
+    assert body.error.type == "server_error"
+    assert "secret" not in body.error.message
+    assert type(error).__name__ in body.error.message
+
+
+def test_an_error_that_crossed_processes_keeps_its_status_and_its_field() -> None:
+    wrapped = RayTaskError("generate", "trace", InvalidRequest("label: unknown", "label")).as_instanceof_cause()
+    status, body, _ = answer_to(wrapped)
+    assert (status, body.error.param, body.error.message) == (400, "label", "label: unknown")
+
+
+def test_an_overload_says_when_to_come_back() -> None:
+    status, _, headers = answer_to(Overloaded("full", retry_after=2.2))
+    assert (status, headers) == (429, {"Retry-After": "3"})
+
+
+def test_a_subclass_inherits_the_status() -> None:
+    class Worse(NonFinite):
+        pass
+
+    Worse.__module__ = "elsewhere"
+    assert status_of(Worse("nan")) == STATUS[NonFinite] == 422
+
+
+def test_a_missing_body_says_what_to_send() -> None:
+    detail = invalid_fields([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}]).error
+    assert detail.param is None
+    assert "application/json" in detail.message

@@ -1,0 +1,107 @@
+"""What clients may send: seen on the wire from real ones, and what must be refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from workflows.serve.request.errors import invalid_fields
+from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationRequest
+
+
+def read(**fields: object) -> GenerationRequest:
+    return GenerationRequest.model_validate({"prompt": "a seven", **fields})
+
+
+def told(**fields: object) -> tuple[str, str | None]:
+    with pytest.raises(ValidationError) as caught:
+        read(**fields)
+    detail = invalid_fields(caught.value.errors()).error
+    return detail.message, detail.param
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quality": "auto"},
+        {"quality": "standard", "style": "vivid", "response_format": "url"},
+        {"background": "opaque", "moderation": "low", "output_format": "png", "output_compression": 100},
+        {"user": "someone", "safety_identifier": "x"},
+    ],
+)
+def test_values_that_change_nothing_are_accepted_and_told(fields: dict[str, object]) -> None:
+    request = read(**fields)
+    assert set(request.without_effect) == set(fields) - {"response_format"}
+
+
+def test_null_means_absent() -> None:
+    optional = {name: None for name in GenerationRequest.model_fields if name != "prompt"}
+    assert read(**optional) == read()
+
+
+def test_a_null_prompt_is_missing() -> None:
+    assert told(prompt=None) == ("prompt: missing", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("quality", "hd"),
+        ("style", "natural"),
+        ("background", "transparent"),
+        ("output_format", "webp"),
+        ("output_compression", 50),
+        ("stream", "yes"),
+        ("partial_images", 4),
+        ("preview_every", 0),
+        ("deadline_seconds", 0.0),
+        ("response_format", "bytes"),
+        ("size", "large"),
+        ("n", 0),
+        ("n", 11),
+        ("n", "3"),
+        ("n", True),
+        ("n", 1.5),
+        ("guidance", "strong"),
+        ("guidance_scale", -1.0),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("sampler", "euler"),
+        ("num_inference_steps", 0),
+        ("eta", 1.01),
+        ("seed", -1),
+        ("seed", LARGEST_SEED + 1),
+        ("label", -1),
+        ("label", 1.5),
+        ("prompt", 7),
+        ("prompt", "a" * 4001),
+        ("prompt", "half a pair \ud800"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(name: str, value: object) -> None:
+    message, param = told(**{name: value})
+    assert param == name
+    assert message.startswith(f"{name}: ")
+
+
+def test_an_unknown_field_is_refused_by_name() -> None:
+    assert told(num_steps=5) == ("num_steps: unknown field", "num_steps")
+
+
+def test_all_faults_are_told() -> None:
+    message, _ = told(n=0, sampler="euler", steps=3)
+    assert all(f"{name}: " in message for name in ("n", "sampler", "steps"))
+
+
+def test_the_largest_seed_and_a_whole_number_as_scale_are_accepted() -> None:
+    request = read(seed=LARGEST_SEED, guidance_scale=2, label=3)
+    assert (request.seed, request.guidance_scale, request.label) == (LARGEST_SEED, 2.0, 3)
+
+
+def test_the_fields_of_requests_are_the_golden_ones() -> None:
+    routes = {"generations": GenerationRequest, "edits": EditRequest}
+    found = [f"{route} {name}" for route, kind in routes.items() for name in kind.model_fields]
+    golden = Path(__file__).parents[1] / "golden" / "request_fields.txt"
+    assert "\n".join(found) + "\n" == golden.read_text()
