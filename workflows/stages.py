@@ -73,8 +73,8 @@ def _check_training_tracked(config: RunConfig) -> None:
 
 def _check_store(config: RunConfig) -> None:
     if config.embed.store is not None:
-        from workflows.deploy.findings import refuse_problems
-        from workflows.deploy.stores import check_bucket
+        from workflows.deploy.doctor.findings import refuse_problems
+        from workflows.deploy.doctor.stores import check_bucket
 
         refuse_problems([check_bucket(config.embed.store)])
 

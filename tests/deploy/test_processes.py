@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workflows.deploy import postgres
-from workflows.deploy.postgres import binaries, start_postgres
-from workflows.deploy.processes import Processes, wait_until
+from workflows.deploy.stack import postgres
+from workflows.deploy.stack.postgres import binaries, start_postgres
+from workflows.deploy.stack.processes import Processes, wait_until
 from workflows.errors import PreflightFailed, StageFailed
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]

@@ -21,10 +21,10 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from workflows.config.load import load_config
-from workflows.deploy.postgres import binaries
-from workflows.deploy.processes import Processes
+from workflows.deploy.stack.postgres import binaries
+from workflows.deploy.stack.processes import Processes
 from workflows.deploy.secrets import secrets_file
-from workflows.deploy.stack import NUM_WORKERS, Ports, Stack, serve_on_loopback
+from workflows.deploy.stack.stack import NUM_WORKERS, Ports, Stack, serve_on_loopback
 from workflows.errors import AddressInUse, PreflightFailed
 from workflows.runtime.progress import Progress
 from workflows.serve.settings import ServeArgs

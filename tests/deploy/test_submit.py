@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from workflows.config.load import load_config
-from workflows.deploy.cluster import check_ray_version, check_resources
+from workflows.deploy.doctor.cluster import check_ray_version, check_resources
 from workflows.deploy.submit import Cluster, check_travels, entrypoint, runtime_env
 from workflows.errors import ClusterUnreachable, InvalidConfig
 

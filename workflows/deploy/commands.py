@@ -52,16 +52,16 @@ def _add_doctor(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse doctor --config digits --bucket s3://models/raverse
         """
         with open_command(config, overrides) as command:
-            from workflows.deploy.findings import findings_text
-            from workflows.deploy.machine import check_machine
-            from workflows.deploy.stores import check_bucket
+            from workflows.deploy.doctor.findings import findings_text
+            from workflows.deploy.doctor.machine import check_machine
+            from workflows.deploy.doctor.stores import check_bucket
             from workflows.runtime.session import cluster_address
 
             on_cluster = cluster_address() is not None
             found = check_machine(command.config, 0 if on_cluster else gpus)
             found += [check_bucket(url) for url in bucket or []]
             if on_cluster:
-                from workflows.deploy.cluster import check_nodes
+                from workflows.deploy.doctor.cluster import check_nodes
 
                 found += check_nodes(command.config, gpus)
             command.console.print(findings_text(found), soft_wrap=True, highlight=False, markup=False)
@@ -131,7 +131,7 @@ def _add_stack(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse stack start --config digits --preset secure
         """
         with open_command(config, overrides) as command:
-            from workflows.deploy.stack import Ports, Stack
+            from workflows.deploy.stack.stack import Ports, Stack
 
             made = Stack(command.config, Ports(ray_port, dashboard_port, mlflow_port), preset)
             made.start(
@@ -146,8 +146,8 @@ def _add_stack(app: typer.Typer, open_command: OpenCommand) -> None:
         Example: raverse stack stop --config digits
         """
         with open_command(config, overrides) as command:
-            from workflows.deploy.processes import Processes
-            from workflows.deploy.stack import stack_folder
+            from workflows.deploy.stack.processes import Processes
+            from workflows.deploy.stack.stack import stack_folder
 
             ended = Processes(stack_folder(command.config)).stop_all()
             command.progress.log(f"ended {', '.join(ended)}" if ended else "nothing was running")

@@ -19,8 +19,8 @@ import yaml
 
 from workflows.config.schema import RunConfig
 from workflows.config.load import builtin_configs
-from workflows.deploy.auth import ray_headers
-from workflows.deploy.findings import refuse_problems
+from workflows.deploy.doctor.auth import ray_headers
+from workflows.deploy.doctor.findings import refuse_problems
 from workflows.errors import ClusterUnreachable, InvalidConfig, ModelNotFound, PreflightFailed
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Cluster:
         """
         import ray
 
-        from workflows.deploy.cluster import check_ray_version, check_resources
+        from workflows.deploy.doctor.cluster import check_ray_version, check_resources
 
         answer = self._ask(
             "/api/v0/nodes?detail=1&limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"

@@ -13,10 +13,10 @@ from typing import Final
 import psutil
 
 from workflows.config.schema import RunConfig
-from workflows.deploy.auth import ray_token
-from workflows.deploy.findings import Finding, note, ok, problem
-from workflows.deploy.stores import check_storage, check_tracking_server
-from workflows.deploy.versions import check_pairing, check_versions, installed
+from workflows.deploy.doctor.auth import ray_token
+from workflows.deploy.doctor.findings import Finding, note, ok, problem
+from workflows.deploy.doctor.stores import check_storage, check_tracking_server
+from workflows.deploy.doctor.versions import check_pairing, check_versions, installed
 from workflows.tracking.store import tracking_uri
 
 _PORTS: Final = {

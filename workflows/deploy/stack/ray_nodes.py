@@ -1,6 +1,6 @@
 """A Ray head and its workers on the loopback interface, until SIGTERM.
 
-    python -m workflows.deploy.ray_nodes PORT DASHBOARD_PORT WORKERS CPUS
+    python -m workflows.deploy.stack.ray_nodes PORT DASHBOARD_PORT WORKERS CPUS
 
 `ray start` refuses a second node on that interface, and nodes elsewhere listen on all of them. The class that Ray's own
 tests of several nodes use does neither, where `session.LOOPBACK_ONLY` is set. The nodes are whole ones, in processes of

@@ -21,8 +21,8 @@ import yaml
 
 from workflows.config.schema import RunConfig
 from workflows.deploy.kubernetes import serve_config
-from workflows.deploy.postgres import binaries, start_postgres
-from workflows.deploy.processes import Processes, Started, wait_until
+from workflows.deploy.stack.postgres import binaries, start_postgres
+from workflows.deploy.stack.processes import Processes, Started, wait_until
 from workflows.deploy.secrets import secrets_file
 from workflows.errors import AddressInUse, ModelNotFound, PreflightFailed, StageFailed
 from workflows.package.reference import find_version
@@ -172,7 +172,7 @@ class Stack:
         # Each worker takes at least a training worker and an actor of a data pass.
         cpus = max(2, (os.cpu_count() or 1) // NUM_WORKERS)
         numbers = (self.ports.ray, self.ports.dashboard, NUM_WORKERS, cpus)
-        command = [sys.executable, "-m", "workflows.deploy.ray_nodes", *map(str, numbers)]
+        command = [sys.executable, "-m", "workflows.deploy.stack.ray_nodes", *map(str, numbers)]
         return self.processes.start(_RAY, command, self.environment())
 
     def _make_model(self, job: list[str], progress: Progress) -> None:

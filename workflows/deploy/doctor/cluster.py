@@ -21,9 +21,9 @@ from packaging.version import Version
 
 from diffusion_core.errors import RaverseError
 from workflows.config.schema import RunConfig
-from workflows.deploy.findings import Finding, note, ok, problem
-from workflows.deploy.stores import check_skew
-from workflows.deploy.versions import installed
+from workflows.deploy.doctor.findings import Finding, note, ok, problem
+from workflows.deploy.doctor.stores import check_skew
+from workflows.deploy.doctor.versions import installed
 from workflows.errors import StorageUnwritable
 from workflows.runtime.preflight import check_writable
 from workflows.runtime.session import check_cluster, cluster_address, start_ray, stop_ray

@@ -10,7 +10,7 @@ from typing import Final
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from workflows.deploy.findings import Finding, ok, problem
+from workflows.deploy.doctor.findings import Finding, ok, problem
 
 _LEAST_PYTHON: Final = (3, 11)
 _TORCHVISION_AHEAD: Final = 15

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from workflows.deploy.processes import Processes, Started, wait_until
+from workflows.deploy.stack.processes import Processes, Started, wait_until
 from workflows.errors import PreflightFailed, StageFailed
 
 USER: Final = "mlflow"

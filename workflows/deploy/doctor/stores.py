@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 
 from workflows.config.schema import RunConfig
-from workflows.deploy.findings import Finding, ok, problem
+from workflows.deploy.doctor.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
 from workflows.storage.place import filesystem_of, reason
 from workflows.runtime.preflight import check_writable
