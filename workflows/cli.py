@@ -29,13 +29,13 @@ from workflows.deploy import commands as deploy_commands
 from workflows.embed.commands import cache_app
 from workflows.runtime.failure import explain
 from workflows.diffusers_io import commands as interop_commands
-from workflows.pipeline import plan_job, run_job, run_one
+from workflows.job.pipeline import plan_job, run_job, run_one
 from workflows.runtime.preflight import check_port, exclusive_storage
 from workflows.runtime.progress import Progress
-from workflows.report import next_lines, stage_table, write_report
+from workflows.job.report import next_lines, stage_table, write_report
 from workflows.serve.commands import api_key
 from workflows.runtime.session import ray_session
-from workflows.stages import STAGES
+from workflows.job.stages import STAGES
 
 _INTERRUPTED: Final = 130
 

@@ -246,8 +246,8 @@ def data_folder(config: Any) -> Path:
         MissingArtifact: the stage has not been run.
     """
     from workflows.runtime.artifact import require_artifact
-    from workflows.pipeline import plan_job
-    from workflows.stages import STAGES
+    from workflows.job.pipeline import plan_job
+    from workflows.job.stages import STAGES
 
     rows = {planned.stage.name: planned for planned in plan_job(config, STAGES)}
     return require_artifact(rows["data"].folder, "data").folder

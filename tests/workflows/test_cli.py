@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from workflows import cli, preflight
-from workflows.stages import STAGES
+from workflows.job.stages import STAGES
 
 GOLDEN = Path(__file__).parent / "golden"
 TOY_JOB = Path(__file__).parent / "programs" / "toy_job.py"

@@ -8,9 +8,9 @@ from typing import Final
 
 from workflows.config.schema import RunConfig
 from workflows.evaluate.packaging import assemble_package
-from workflows.pipeline import plan_job, run_job
+from workflows.job.pipeline import plan_job, run_job
 from workflows.runtime.progress import Progress
-from workflows.stages import STAGES
+from workflows.job.stages import STAGES
 
 _LAST: Final = "classifier"
 

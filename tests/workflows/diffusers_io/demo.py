@@ -30,8 +30,8 @@ from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.package.source import find_model
 from workflows.package.files import PackageCard
-from workflows.pipeline import plan_job
-from workflows.stages import STAGES
+from workflows.job.pipeline import plan_job
+from workflows.job.stages import STAGES
 
 NAME: Final = "demo"
 _STEPS: Final = 10

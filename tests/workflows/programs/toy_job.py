@@ -13,7 +13,7 @@ from typing import Any
 from workflows import cli
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
-from workflows.pipeline import Stage
+from workflows.job.pipeline import Stage
 from workflows.runtime.progress import Progress
 
 Inputs = dict[str, Artifact]

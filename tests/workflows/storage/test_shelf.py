@@ -30,7 +30,7 @@ from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
 from workflows.storage.place import Place
 from workflows.runtime.progress import Progress
 from workflows.storage.shards import Shard
-from workflows.stages import STAGES
+from workflows.job.stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from workflows.config.schema import RunConfig
 from workflows.runtime.git import git_state
-from workflows.pipeline import JobResult, Outcome
+from workflows.job.pipeline import JobResult, Outcome
 from workflows.tracking.store import tracking_uri
 
 _PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")

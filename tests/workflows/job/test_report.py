@@ -15,9 +15,9 @@ from rich.console import Console
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
-from workflows.pipeline import JobResult, Outcome
+from workflows.job.pipeline import JobResult, Outcome
 from workflows.runtime.git import git_state
-from workflows.report import next_lines, stage_table, write_report
+from workflows.job.report import next_lines, stage_table, write_report
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workflows.config.schema import BUILT_IN_DATA, TRAINING_UNSEEN, RunConfig, Section
-from workflows.pipeline import Stage, StageFunction
+from workflows.job.pipeline import Stage, StageFunction
 from workflows.runtime.preflight import check_port
 from workflows.tracking.store import check_tracking, tracking_uri
 

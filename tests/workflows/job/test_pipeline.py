@@ -16,9 +16,9 @@ from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
 from workflows.errors import AddressInUse, MissingArtifact
-from workflows.pipeline import Stage, plan_job, run_job, run_one
+from workflows.job.pipeline import Stage, plan_job, run_job, run_one
 from workflows.runtime.progress import Progress
-from workflows.stages import STAGES
+from workflows.job.stages import STAGES
 
 
 class Counting:
