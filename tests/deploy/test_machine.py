@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.config.load import load_config
 from workflows.deploy.doctor.cluster import NodeReport, judge
 from workflows.deploy.doctor.findings import findings_text, note, ok, problem, refuse_problems

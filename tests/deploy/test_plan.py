@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.deploy.plan import MODELS, UTILISATION, Phase, make_plan, plan_text, read_phase
 from workflows.errors import InvalidConfig
 

@@ -101,7 +101,7 @@ class Running:
         words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.run(
-            [sys.executable, "-m", "workflows.cli", "stack", action, "--config", "digits", *words, *options],
+            [sys.executable, "-m", "workflows.cli.app", "stack", action, "--config", "digits", *words, *options],
             cwd=ROOT,
             env=clean | {"HOME": str(self.root)},
             capture_output=True,

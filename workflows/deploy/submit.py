@@ -153,7 +153,7 @@ def entrypoint(config: str, overrides: Sequence[str], num_gpus: int) -> str:
     """What runs on the cluster: the doctor, then the job."""
     options = " ".join(shlex.quote(word) for word in ("--config", config, *_pairs(overrides)))
     gpus = f" --gpus {num_gpus}" if num_gpus else ""
-    return f"python -m workflows.cli doctor {options}{gpus} && python -m workflows.cli run {options}"
+    return f"python -m workflows.cli.app doctor {options}{gpus} && python -m workflows.cli.app run {options}"
 
 
 def runtime_env(working_dir: Path, file: Path | None) -> dict[str, Any]:

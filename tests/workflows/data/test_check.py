@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.workflows.data import samples_own as samples
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.config.load import load_config
 
 

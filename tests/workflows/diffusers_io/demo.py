@@ -80,7 +80,7 @@ def main(root: Path, subject: Subject) -> None:
 def raverse(*arguments: str) -> None:
     """A command, as a user gives it."""
     print("$ raverse", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "workflows.cli", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "workflows.cli.app", *arguments], check=True)
 
 
 def report(root: Path, file: Path, subject: Subject) -> None:

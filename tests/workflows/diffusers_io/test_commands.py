@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.workflows.diffusers_io.conftest import Pair
-from workflows.cli import app
+from workflows.cli.app import app
 
 MakePair = Callable[[str], Pair]
 

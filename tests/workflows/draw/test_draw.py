@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.draw.drawing import draw
 from workflows.draw.files import read_picture, write_png
 from workflows.draw.request import DrawRequest

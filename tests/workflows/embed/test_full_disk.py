@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_import_own import build, contents
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.errors import StorageUnwritable
 
 MOUNT = shutil.which("mount")

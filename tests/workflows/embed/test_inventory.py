@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner, Result
 
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.runtime.artifact import Artifact
 from workflows.embed.manifest import Manifest
 from workflows.embed.store import CaptionStore, is_intact

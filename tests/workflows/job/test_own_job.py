@@ -28,7 +28,7 @@ SHORT = (
 def job(tmp_path: Path, *settings: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     options = [f"--set={item}" for item in (*SHORT, f"storage.root={tmp_path / 'runs'}", *settings)]
     done = subprocess.run(
-        [sys.executable, "-m", "workflows.cli", "run", "--config", "digits", *options],
+        [sys.executable, "-m", "workflows.cli.app", "run", "--config", "digits", *options],
         capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | {"HOME": str(tmp_path)},
     )  # fmt: skip
     report = tmp_path / "runs/mine/report.json"

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import Stage

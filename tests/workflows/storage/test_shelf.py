@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.workflows.storage.bucket import NAME, Bucket
 from tests.workflows.embed.conftest import write_tiny
 from tests.workflows.embed.test_stage import KILLED, configure, contents, run
-from workflows import cli
+from workflows.cli import app as cli
 from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.config.load import load_config

@@ -182,7 +182,7 @@ class Stack:
         progress.log(f"{model} is not there yet: running the job on the stack")
         storage = [f"storage.root={self.config.root_folder}", f"storage.tracking_uri={self.tracking}"]
         options = [word for pair in (*storage, f"serve.host={HOST}") for word in ("--set", pair)]
-        command = [sys.executable, "-m", "workflows.cli", "run", *job, *options]
+        command = [sys.executable, "-m", "workflows.cli.app", "run", *job, *options]
         address = {"RAY_ADDRESS": self.address}
         if subprocess.run(command, env=self.environment() | address, check=False).returncode != 0:
             raise StageFailed("the job failed; its own message says why")

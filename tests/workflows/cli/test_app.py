@@ -23,7 +23,7 @@ TOY_JOB = Path(__file__).parent / "programs" / "toy_job.py"
 
 def raverse(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `raverse` in a folder, outside any cluster."""
-    return run_python("-m", "workflows.cli", *arguments, folder=folder, **environment)
+    return run_python("-m", "workflows.cli.app", *arguments, folder=folder, **environment)
 
 
 def run_python(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +49,7 @@ def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> 
 def test_help_names_every_stage_and_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys, typer.testing\n"
-        "from workflows.cli import app\n"
+        "from workflows.cli.app import app\n"
         "print(typer.testing.CliRunner().invoke(app, ['--help']).output)\n"
         "print('HEAVY', sorted({'torch', 'ray', 'mlflow', 'open_clip', 'matplotlib'} & set(sys.modules)))"
     )
