@@ -55,7 +55,7 @@ def test_commands_of_the_documents_are_real(words: list[str]) -> None:
     elif program == "ray":
         assert rest[:2] == ["job", "submit"]
         inner = rest[rest.index("--") + 1 :]
-        assert inner[:3] == ["python", "-m", "workflows.cli.app"]
+        assert inner[:3] == ["python", "-m", "workflows.cli"]
         check_configured(parse_raverse(inner[3:]))
         assert (ROOT / rest[rest.index("--runtime-env") + 1]).is_file()
     elif program == "serve":

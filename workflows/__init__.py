@@ -1,0 +1,1 @@
+"""Trains, evaluates, registers and serves diffusion models on Ray. `README.md` beside this file is the map."""

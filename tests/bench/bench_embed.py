@@ -31,20 +31,20 @@ import pyarrow.parquet as pq
 from peak_memory import PeakMemory
 from PIL import Image
 
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import ClipConfig, RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import ClipConfig, RunConfig
 from workflows.data.dataset import SCHEMA, DataInfo, Dataset
 from workflows.data.stage import build_data
+from workflows.embed.images import ImageShardWriter
+from workflows.embed.plan import plan_shards
+from workflows.embed.stage import embed
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
+from workflows.runtime.session import set_environment, start_ray, stop_ray
+from workflows.storage.shelf import Shelf
 from workflows.towers.clip_files import save_clip
 from workflows.towers.clip_model import build_model, model_config
 from workflows.towers.identity import ClipIdentity
-from workflows.embed.images import ImageShardWriter
-from workflows.embed.plan import plan_shards
-from workflows.storage.shelf import Shelf
-from workflows.embed.stage import embed
-from workflows.runtime.progress import Progress
-from workflows.runtime.session import set_environment, start_ray, stop_ray
 
 RESULTS = Path(__file__).parent / "results/embed.md"
 BATCH, SHARE, PER_PICTURE, WORKERS = 256, 5, 50, 2

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from diffusion_core.engine import StepEngine  # noqa: E402
 from diffusion_core.row import Trajectory  # noqa: E402
-from tests.workflows.interop import pipelines  # noqa: E402
+from tests.workflows.diffusers_io import pipelines  # noqa: E402
 from workflows.diffusers_io.importing import import_pipeline  # noqa: E402
 from workflows.model.model import ModelPackage  # noqa: E402
 

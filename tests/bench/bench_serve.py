@@ -34,8 +34,8 @@ from rich.console import Console  # noqa: E402
 from tests.bench.serve_arms import ARMS, BATCH, WAIT_SECONDS, deploy  # noqa: E402
 from tests.bench.serve_load import Sent, in_turn, percentile, poisson, requests, saturate  # noqa: E402
 from workflows.runtime.progress import Progress  # noqa: E402
-from workflows.serve.replica.jobs import Load  # noqa: E402
 from workflows.runtime.session import set_environment, start_ray, stop_ray  # noqa: E402
+from workflows.serve.replica.jobs import Load  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"ours": "raverse", "batch": "`@serve.batch`", "single": "one at a time"}

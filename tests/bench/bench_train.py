@@ -25,18 +25,18 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.workflows.train.conftest import write_cache
-from workflows.config.schema import TrainConfig
 from workflows.config.load import load_config
+from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import start_ray, stop_ray
 from workflows.train.loop.fit import fit
+from workflows.train.loop.trainer import Trainer
 from workflows.train.losslog import read_losses
 from workflows.train.networks import denoiser_network, noise_schedule
 from workflows.train.objectives import DenoiserObjective
-from workflows.train.loop.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results" / "train.md"
 BATCH, CHECKPOINT_EVERY = 32, 250

@@ -20,16 +20,16 @@ from diffusion_core.trajectory import run
 from tests.workflows.conftest import tiny_card, write_tiny_classifier, write_tiny_clip
 from tests.workflows.serve.conftest import MODEL, free_port, make_config, register_package
 from workflows.model.model import ModelPackage
-from workflows.serve.request.messages import Call
 from workflows.serve.http.ingress import Ingress
-from workflows.serve.request.resolve import take_order
-from workflows.serve.request.pictures import Generated
-from workflows.serve.replica.rows import previews_of, trajectories
 from workflows.serve.replica.replica import Sampler, card_of
-from workflows.serve.request.schema import ModelCard
-from workflows.serve.settings import ServeArgs
+from workflows.serve.replica.rows import previews_of, trajectories
 from workflows.serve.replica.text_encoder import TextClient, TextEncoder
 from workflows.serve.replica.versions import load_served
+from workflows.serve.request.messages import Call
+from workflows.serve.request.pictures import Generated
+from workflows.serve.request.resolve import take_order
+from workflows.serve.request.schema import ModelCard
+from workflows.serve.settings import ServeArgs
 
 BATCH = 32
 WAIT_SECONDS = 0.02

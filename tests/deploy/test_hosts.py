@@ -50,7 +50,7 @@ def options(root: Path) -> list[str]:
 def storage(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole job with nothing cut."""
     root = tmp_path_factory.mktemp("whole")
-    done = hosts.run(1, ["python", "-m", "workflows.cli.app", "run", "--config", "digits", *options(root)])
+    done = hosts.run(1, ["python", "-m", "workflows.cli", "run", "--config", "digits", *options(root)])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return root
 
@@ -74,7 +74,7 @@ def wait_for_step(process: subprocess.Popen[bytes], root: Path, step: int, log: 
 def test_training_goes_on_without_the_host_and_ends_the_same(hosts: Hosts, storage: Path, tmp_path: Path) -> None:
     shutil.copytree(storage, tmp_path / "cut", ignore=shutil.ignore_patterns(".lock"))
     shutil.rmtree(tmp_path / "cut" / "artifacts" / "denoiser")
-    words = ["python", "-m", "workflows.cli.app", "denoiser", "--config", "digits", *options(tmp_path / "cut")]
+    words = ["python", "-m", "workflows.cli", "denoiser", "--config", "digits", *options(tmp_path / "cut")]
     log = tmp_path / "log"
     process = hosts.popen(1, words, log)
     wait_for_step(process, tmp_path / "cut", 120, log)

@@ -17,8 +17,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from tests.deploy import kustomize
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.deploy.kubernetes import Overlay, Preset, render
 from workflows.errors import InvalidConfig
 from workflows.serve.settings import ServeArgs

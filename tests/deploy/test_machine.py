@@ -18,9 +18,9 @@ from workflows.config.load import load_config
 from workflows.deploy.doctor.cluster import NodeReport, judge
 from workflows.deploy.doctor.findings import findings_text, note, ok, problem, refuse_problems
 from workflows.deploy.doctor.machine import check_authentication, check_bindings, check_disk, check_gpus, listening
-from workflows.deploy.secrets import fresh_secrets, secrets_file
 from workflows.deploy.doctor.stores import check_bucket, check_skew, check_storage, check_tracking_server
 from workflows.deploy.doctor.versions import check_pairing, check_versions, installed, requirements
+from workflows.deploy.secrets import fresh_secrets, secrets_file
 from workflows.errors import InvalidConfig, PreflightFailed, Unauthorized
 from workflows.serve.http.keys import KeyRing, load_keys
 

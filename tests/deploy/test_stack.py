@@ -21,9 +21,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from workflows.config.load import load_config
+from workflows.deploy.secrets import secrets_file
 from workflows.deploy.stack.postgres import binaries
 from workflows.deploy.stack.processes import Processes
-from workflows.deploy.secrets import secrets_file
 from workflows.deploy.stack.stack import NUM_WORKERS, Ports, Stack, serve_on_loopback
 from workflows.errors import AddressInUse, PreflightFailed
 from workflows.runtime.progress import Progress
@@ -101,7 +101,7 @@ class Running:
         words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.run(
-            [sys.executable, "-m", "workflows.cli.app", "stack", action, "--config", "digits", *words, *options],
+            [sys.executable, "-m", "workflows.cli", "stack", action, "--config", "digits", *words, *options],
             cwd=ROOT,
             env=clean | {"HOME": str(self.root)},
             capture_output=True,

@@ -74,8 +74,8 @@ def test_what_stays_at_home_is_refused(tmp_path: Path) -> None:
 def test_the_line_keeps_what_shells_would_change() -> None:
     line = entrypoint("digits", ["name=a b", "denoiser.train.num_workers=[1,2]"], num_gpus=2)
     assert line == (
-        "python -m workflows.cli.app doctor --config digits --set 'name=a b' --set 'denoiser.train.num_workers=[1,2]' "
-        "--gpus 2 && python -m workflows.cli.app run --config digits --set 'name=a b' "
+        "python -m workflows.cli doctor --config digits --set 'name=a b' --set 'denoiser.train.num_workers=[1,2]' "
+        "--gpus 2 && python -m workflows.cli run --config digits --set 'name=a b' "
         "--set 'denoiser.train.num_workers=[1,2]'"
     )
 

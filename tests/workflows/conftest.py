@@ -13,15 +13,15 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import DiT, DiTConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.storage.bucket import Bucket, serve_bucket, serve_refusals
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import ClipConfig
 from workflows.config.load import load_config
+from workflows.config.schema import ClipConfig
 from workflows.data.stage import build_data
-from workflows.towers.clip_files import save_clip
-from workflows.towers.clip_model import build_model, model_config
 from workflows.model.model import ModelPackage
 from workflows.package.files import Defaults, PackageCard
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
+from workflows.towers.clip_files import save_clip
+from workflows.towers.clip_model import build_model, model_config
 
 SHAPE = (1, 8, 8)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

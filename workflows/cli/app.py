@@ -21,21 +21,21 @@ from typing import Annotated, Final, final
 import typer
 from rich.console import Console
 
-from workflows.cli import models as model_commands
-from workflows.config.schema import RunConfig
-from workflows.config.load import load_config
-from workflows.cli.data import data_app
 from workflows.cli import cluster as deploy_commands
+from workflows.cli import exchange as interop_commands
+from workflows.cli import models as model_commands
 from workflows.cli.cache import cache_app
-from workflows.runtime.failure import explain
-from workflows.diffusers_io import commands as interop_commands
+from workflows.cli.data import data_app
+from workflows.cli.keys import api_key
+from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.job.pipeline import plan_job, run_job, run_one
+from workflows.job.report import next_lines, stage_table, write_report
+from workflows.job.stages import STAGES
+from workflows.runtime.failure import explain
 from workflows.runtime.preflight import check_port, exclusive_storage
 from workflows.runtime.progress import Progress
-from workflows.job.report import next_lines, stage_table, write_report
-from workflows.cli.keys import api_key
 from workflows.runtime.session import ray_session
-from workflows.job.stages import STAGES
 
 _INTERRUPTED: Final = 130
 

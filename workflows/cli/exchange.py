@@ -33,7 +33,7 @@ def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
         """
         with open_command(config, overrides) as command:
             from workflows.diffusers_io.importing import import_pipeline
-            from workflows.diffusers_io.registering import register_package
+            from workflows.release.imported import register_package
 
             settings = command.config
             settings.root_folder.mkdir(parents=True, exist_ok=True)

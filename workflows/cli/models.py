@@ -116,8 +116,8 @@ def _draw_files(command: Any, asked: Any, model: str | None, out: Path, gif: Pat
     from workflows.draw.drawing import draw
     from workflows.draw.files import write_gif, write_png
     from workflows.model.model import ModelPackage
-    from workflows.package.source import find_model
     from workflows.package.files import check_draws_pictures
+    from workflows.package.source import find_model
 
     source = find_model(command.config, model)
     package = ModelPackage.load(source.folder, "cuda" if torch.cuda.is_available() else "cpu")
@@ -245,9 +245,9 @@ def data_folder(config: Any) -> Path:
     Raises:
         MissingArtifact: the stage has not been run.
     """
-    from workflows.runtime.artifact import require_artifact
     from workflows.job.pipeline import plan_job
     from workflows.job.stages import STAGES
+    from workflows.runtime.artifact import require_artifact
 
     rows = {planned.stage.name: planned for planned in plan_job(config, STAGES)}
     return require_artifact(rows["data"].folder, "data").folder

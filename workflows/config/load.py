@@ -35,13 +35,13 @@ def load_config(name_or_file: str, overrides: list[str] | None = None) -> RunCon
 
 def builtin_configs() -> list[str]:
     """Names that `--config` takes without a file."""
-    folder = resources.files("workflows") / "configs"
+    folder = resources.files("workflows.config") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def _read(name_or_file: str) -> dict[str, Any]:
     if name_or_file in builtin_configs():
-        text = (resources.files("workflows") / "configs" / f"{name_or_file}.yaml").read_text()
+        text = (resources.files("workflows.config") / "presets" / f"{name_or_file}.yaml").read_text()
     elif Path(name_or_file).is_file():
         text = _read_text(Path(name_or_file))
     else:

@@ -1,4 +1,4 @@
-"""Captioned images: the built-in sets, and how the other stages read them.
+"""Captioned images: built-in sets, users' own sources, and the data artifact that the other stages read.
 
 `stage.build_data` writes a data artifact; `dataset.Dataset.open` reads it.
 """

@@ -1,1 +1,1 @@
-"""From the laptop to a cluster: the doctor, submitted jobs, Kubernetes files, the stack, the plan."""
+"""From the laptop to a cluster: `submit` sends jobs, `kubernetes` writes manifests, `plan` computes hours and costs."""

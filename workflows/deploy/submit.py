@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
-from workflows.config.schema import RunConfig
 from workflows.config.load import builtin_configs
+from workflows.config.schema import RunConfig
 from workflows.deploy.doctor.auth import ray_headers
 from workflows.deploy.doctor.findings import refuse_problems
 from workflows.errors import ClusterUnreachable, InvalidConfig, ModelNotFound, PreflightFailed
@@ -153,7 +153,7 @@ def entrypoint(config: str, overrides: Sequence[str], num_gpus: int) -> str:
     """What runs on the cluster: the doctor, then the job."""
     options = " ".join(shlex.quote(word) for word in ("--config", config, *_pairs(overrides)))
     gpus = f" --gpus {num_gpus}" if num_gpus else ""
-    return f"python -m workflows.cli.app doctor {options}{gpus} && python -m workflows.cli.app run {options}"
+    return f"python -m workflows.cli doctor {options}{gpus} && python -m workflows.cli run {options}"
 
 
 def runtime_env(working_dir: Path, file: Path | None) -> dict[str, Any]:

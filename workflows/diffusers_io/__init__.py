@@ -1,1 +1,1 @@
-"""Checkpoints of other programs: diffusers pipelines in, fine-tuned here, and out again."""
+"""Pipelines of diffusers are read by `importing` and written by `exporting`."""

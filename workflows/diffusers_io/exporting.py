@@ -12,12 +12,12 @@ from typing import Any, Final
 from safetensors.torch import save_file
 
 from diffusion_core.bundle import EMA, WEIGHTS, ModelBundle
-from workflows.errors import InvalidCheckpoint, StorageUnwritable
-from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
 from workflows.diffusers_io.folder import INDEX
 from workflows.diffusers_io.importing import NETWORK_CONFIG
+from workflows.errors import InvalidCheckpoint, StorageUnwritable
 from workflows.model.latents import PREVIEW_FILE
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, verify
+from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
 
 _NETWORK_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 _LORA_WEIGHTS: Final = "pytorch_lora_weights.safetensors"

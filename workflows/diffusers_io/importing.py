@@ -21,11 +21,11 @@ from torch import Tensor
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
-from workflows.errors import InvalidCheckpoint, InvalidConfig
 from workflows.diffusers_io.folder import INDEX, PipelineFolder, open_pipeline
+from workflows.errors import InvalidCheckpoint, InvalidConfig
+from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
 from workflows.package.kinds import register
 from workflows.package.network_config import DiffusersConfig, packed
-from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
 
 if TYPE_CHECKING:
     from workflows.diffusers_io.scheduler import ReadScheduler
@@ -206,8 +206,8 @@ def _autoencoder(source: PipelineFolder, rows: tuple[int, ...], folder: Path) ->
     """Links the autoencoder, and fits its previews; returns the shape of a picture."""
     if not source.latent:
         return rows
-    from workflows.towers.autoencoder import Autoencoder
     from workflows.model.latents import fit_preview, save_preview
+    from workflows.towers.autoencoder import Autoencoder
 
     folder.mkdir(parents=True)
     config = source.config("vae")

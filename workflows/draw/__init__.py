@@ -1,1 +1,1 @@
-"""Pictures from a prompt on the command line: `request` says what is asked, `drawing` draws, `files` writes."""
+"""Pictures from a prompt on the command line: `request` holds the settings, `drawing` draws, `files` writes."""

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import SplitName
-from workflows.towers.latent_format import LatentFormat
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
 from workflows.storage.place import reason
+from workflows.towers.latent_format import LatentFormat
 
 _SHARDS_AHEAD: Final = 2
 _REMEDY: Final = "run `raverse cache prune`, then the job again"

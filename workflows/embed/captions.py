@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.embed.manifest import caption_id, normalise
-from workflows.storage.shelf import Shelf
 from workflows.embed.store import CaptionStore
 from workflows.storage.shards import Shard, keyed
+from workflows.storage.shelf import Shelf
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from workflows.data.dataset import Split, decode, read_rows
 from workflows.embed.manifest import caption_id
-from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData
+from workflows.storage.shelf import Shelf
 
 
 @final

@@ -12,10 +12,10 @@ from typing import Any, final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.runtime.artifact import MARKER, find_artifact
 from workflows.embed.manifest import MANIFEST_FILE, Manifest
 from workflows.embed.store import ENCODER_FILE, STORE, CaptionStore, is_intact
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.runtime.artifact import MARKER, find_artifact
 
 Finding = tuple[Path, str]
 

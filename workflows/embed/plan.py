@@ -15,11 +15,11 @@ from typing import Any, Final, TypeAlias, final
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
-from workflows.towers.identity import ClipIdentity
-from workflows.towers.latent_format import LatentFormat
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
 from workflows.storage.place import Place
 from workflows.storage.shards import Shard
+from workflows.towers.identity import ClipIdentity
+from workflows.towers.latent_format import LatentFormat
 
 Item: TypeAlias = dict[str, Any]
 

@@ -18,22 +18,22 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.data import Dataset as RayDataset
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.captions import CaptionShardWriter
-from workflows.towers.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
-from workflows.towers.latent_format import LatentFormat
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
-from workflows.storage.shelf import Shelf
 from workflows.embed.store import CaptionStore
 from workflows.package.base import Base, base_of, check_pictures
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
 from workflows.storage.shards import Shard, remove_partial
+from workflows.storage.shelf import Shelf
+from workflows.towers.identity import ClipIdentity
+from workflows.towers.latent_format import LatentFormat
 
 
 def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What a model is worth: pictures are sampled on the cluster, judged as asked, measured and shown.
+"""The evaluation of a model: pictures are sampled on the cluster, judged against their prompts, measured and shown.
 
-`stage.evaluate` is the stage; `sampling` draws, `judge` names what it sees, `metrics` counts, `pictures` plots.
+`stage.evaluate` is the stage; `sampling` draws, `measure` computes the figures, `pictures` plots, `full` measures one
+registered model.
 """

@@ -20,20 +20,20 @@ from diffusion_core.likelihood import bits_per_dim, elbo_terms
 from diffusion_core.spacing import trailing
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
-from workflows.towers.clip import Clip
 from workflows.errors import InvalidData
+from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
 from workflows.evaluate.metrics.judge import judge_accuracy, train_judge
-from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
-from workflows.evaluate.metrics.scores import accuracy, clip_score
 from workflows.evaluate.metrics.neighbours import Neighbours, draw_neighbours, nearest
+from workflows.evaluate.metrics.scores import accuracy, clip_score
 from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model.model import ModelPackage
-from workflows.package.source import ModelSource
 from workflows.package.files import check_draws_pictures
+from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
+from workflows.towers.clip import Clip
 from workflows.tracking.run import flatten, tracked_run
 
 _GRID_ROWS = 10

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import Dataset, Split, SplitName
-from workflows.towers.clip import Clip
 from workflows.evaluate.metrics.fidelity import fidelity
 from workflows.evaluate.metrics.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics.scores import accuracy, clip_score, diversity, histogram
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
+from workflows.towers.clip import Clip
 
 _BATCH: Final = 256
 

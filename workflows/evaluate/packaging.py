@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import DataInfo
-from workflows.package.lora import ADAPTER
 from workflows.package.base import base_of
 from workflows.package.files import AUTOENCODER, PIPELINE, SCORER, Defaults, PackageCard, assemble
+from workflows.package.lora import ADAPTER
+from workflows.runtime.artifact import Artifact
 
 
 def assemble_package(config: RunConfig, inputs: dict[str, Artifact], folder: Path) -> PackageCard:

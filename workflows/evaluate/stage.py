@@ -8,20 +8,20 @@ from typing import Any
 
 import ray
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
-from workflows.towers.clip import load_clip
 from workflows.evaluate.jobs import TITLES, compared_scales, grid, offered, plan_jobs
-from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn, measure
+from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.packaging import assemble_package
 from workflows.evaluate.pictures import draw_curves, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import sample_jobs
 from workflows.evaluate.unlabelled import evaluate_unlabelled
 from workflows.package.reference import PACKAGE
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
+from workflows.towers.clip import load_clip
 
 
 def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset
-from workflows.towers.clip import Clip, load_clip
 from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs
 from workflows.evaluate.measure import Drawn, image_vectors, spread
 from workflows.evaluate.metrics.scores import clip_score, diversity
@@ -24,6 +23,7 @@ from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import sample_jobs
 from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
+from workflows.towers.clip import Clip, load_clip
 
 _LEFT_OUT: Final = "classifier_label"
 

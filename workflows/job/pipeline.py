@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 from workflows.config.schema import RunConfig
+from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 from workflows.runtime.progress import Progress
 
 StageFunction = Callable[[RunConfig, dict[str, Artifact], Path, Progress], dict[str, Any]]

@@ -17,8 +17,8 @@ from typing import Any, Final
 from rich.table import Table
 
 from workflows.config.schema import RunConfig
-from workflows.runtime.git import git_state
 from workflows.job.pipeline import JobResult, Outcome
+from workflows.runtime.git import git_state
 from workflows.tracking.store import tracking_uri
 
 _PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")

@@ -29,13 +29,13 @@ from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import OnStep, sample
 from diffusion_core.types import Data
-from workflows.model.codec import Codec, Pixels
-from workflows.towers.clip import Clip, load_clip
 from workflows.errors import InvalidRequest
-from workflows.model.sampling import Sampling
-from workflows.model.parts import adapt, guided, open_classifier, open_codec
-from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.model.codec import Codec, Pixels
 from workflows.model.guidance import GUIDANCE_KINDS, make_plan, parse_guidance, steer
+from workflows.model.parts import adapt, guided, open_classifier, open_codec
+from workflows.model.sampling import Sampling
+from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.towers.clip import Clip, load_clip
 
 _BOUND: Final = 1.0
 _NO_BOUND: Final = 0.0

@@ -16,12 +16,12 @@ from diffusion_core.errors import InvalidBundle
 from diffusion_core.guidance import ClassifierFreeGuidance, GradientGuidance
 from diffusion_core.networks.noisy_classifier import NoisyClassifier, text_density
 from diffusion_core.types import Data, Levels, Rows
-from workflows.model.codec import Codec, Pixels
-from workflows.towers.clip import Clip
 from workflows.errors import InvalidRequest
-from workflows.package.lora import ADAPTER, Adapter
+from workflows.model.codec import Codec, Pixels
 from workflows.model.sharing import share_weights
 from workflows.package.files import AUTOENCODER, PackageCard
+from workflows.package.lora import ADAPTER, Adapter
+from workflows.towers.clip import Clip
 
 
 def guided(

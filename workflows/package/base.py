@@ -11,12 +11,12 @@ from diffusion_core.errors import InvalidBundle
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import RunConfig
-from workflows.towers.latent_format import LatentFormat
 from workflows.errors import InvalidConfig
-from workflows.package.lora import ADAPTER
-from workflows.package.kinds import register
-from workflows.package.source import find_model
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, PackageCard
+from workflows.package.kinds import register
+from workflows.package.lora import ADAPTER
+from workflows.package.source import find_model
+from workflows.towers.latent_format import LatentFormat
 
 
 @final

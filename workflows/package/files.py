@@ -27,8 +27,8 @@ from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
-from workflows.package.lora import ADAPTER
 from workflows.package.kinds import register
+from workflows.package.lora import ADAPTER
 
 FORMAT_VERSION: Final = 1
 """Of `package.json`; others are refused."""

@@ -8,8 +8,8 @@ from typing import final
 
 from workflows.config.schema import RunConfig
 from workflows.errors import ModelNotFound
-from workflows.package.reference import ModelVersion, resolve
 from workflows.package.files import CARD_FILE
+from workflows.package.reference import ModelVersion, resolve
 from workflows.tracking.store import tracking_uri
 
 

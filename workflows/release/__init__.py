@@ -1,1 +1,1 @@
-"""Which version is served: `gate` decides, `comparison` measures both versions, `promote` moves the alias."""
+"""A release gives a model a version and the alias that is served: `register`, `gate`, `promote`, `card`, `pyfunc`."""

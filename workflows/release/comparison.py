@@ -8,16 +8,16 @@ import numpy as np
 
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
-from workflows.towers.clip import Clip, load_clip
 from workflows.errors import PromotionRefused
+from workflows.evaluate.measure import Drawn, asked_for, image_vectors, text_vectors
 from workflows.evaluate.metrics.fidelity import moments
 from workflows.evaluate.metrics.judge import train_judge
-from workflows.evaluate.measure import Drawn, asked_for, image_vectors, text_vectors
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.package.files import PackageCard, scorer_folder, verify
-from workflows.runtime.progress import Progress
 from workflows.release.gate import Comparison, Seen, compare
+from workflows.runtime.progress import Progress
+from workflows.towers.clip import Clip, load_clip
 
 
 def compare_packages(

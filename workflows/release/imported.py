@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from workflows.config.schema import RunConfig
-from workflows.release.card import model_card
-from workflows.package.reference import ModelVersion
 from workflows.package.files import PackageCard, verify
+from workflows.package.reference import ModelVersion
+from workflows.release.card import model_card
 from workflows.release.promote import CHALLENGER, holder_of, move_alias
 from workflows.release.register import make_version
 from workflows.runtime.git import git_commit

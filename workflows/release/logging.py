@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from workflows.package.reference import PACKAGE
 from workflows.package.files import PIPELINE, PackageCard
+from workflows.package.reference import PACKAGE
 from workflows.tracking.run import TrackedRun
 
-_ROOT: Final = Path(__file__).parent.parent
+_ROOT: Final = Path(__file__).parents[2]
 # What the model's code imports; an imported checkpoint needs the second row too.
 _LIBRARIES: Final = (
     "mlflow",
@@ -48,7 +48,7 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
     with mlflow.start_run(run_id=run.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(_ROOT / "workflows" / "mlflow_model.py"),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={PACKAGE: str(package)},
             code_paths=[str(_ROOT / "diffusion_core"), str(_ROOT / "workflows")],
             signature=signature,

@@ -18,11 +18,11 @@ from typing import Any, Final, final
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict, PromotionRefused
-from workflows.package.reference import ModelVersion, find_version, resolve
 from workflows.package.files import verify
-from workflows.runtime.progress import Progress
+from workflows.package.reference import ModelVersion, find_version, resolve
 from workflows.release.comparison import compare_packages
 from workflows.release.gate import Comparison
+from workflows.runtime.progress import Progress
 from workflows.tracking.store import open_client, reaching, store_folder, tracking_uri
 
 CHALLENGER: Final = "challenger"

@@ -11,16 +11,16 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
-from workflows.release.card import model_card
-from workflows.package.reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
 from workflows.package.files import PackageCard, verify
-from workflows.runtime.progress import Progress
-from workflows.release.promote import CHALLENGER, Promotion, promote
+from workflows.package.reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
+from workflows.release.card import model_card
 from workflows.release.logging import log_package
+from workflows.release.promote import CHALLENGER, Promotion, promote
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.git import git_commit
+from workflows.runtime.progress import Progress
 from workflows.tracking.run import TrackedRun, config_key, job_run_file, tracked_run
 from workflows.tracking.store import reaching
 

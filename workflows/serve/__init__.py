@@ -1,5 +1,4 @@
-"""The service: an HTTP front in OpenAI's shape, a text encoder, and samplers that batch step by step.
+"""The service: `http` answers clients, `replica` denoises in step batches, `request` holds what travels between.
 
-`schema` says what may be asked, `ingress` speaks HTTP, `sampler` runs one `StepEngine` per replica on its own
-thread (`engine_thread`), `text` encodes prompts, `app` binds them together, `check` sends real requests.
+`app` binds the deployments together, `host` puts them on Ray Serve, `check` sends real requests.
 """

@@ -20,14 +20,14 @@ from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig
 from workflows.package.reference import find_version, parse_reference
 from workflows.runtime.progress import Progress
-from workflows.serve.replica.autoscaling import QueuedSeconds
-from workflows.serve.http.guard import is_loopback
 from workflows.serve.host import hosted
+from workflows.serve.http.guard import is_loopback
 from workflows.serve.http.ingress import Ingress
 from workflows.serve.http.keys import load_keys
+from workflows.serve.replica.autoscaling import QueuedSeconds
 from workflows.serve.replica.replica import Sampler
-from workflows.serve.settings import ServeArgs
 from workflows.serve.replica.text_encoder import MAX_BATCH, TextEncoder
+from workflows.serve.settings import ServeArgs
 
 APP_NAME: Final = "raverse"
 

@@ -14,10 +14,10 @@ from typing import Any, Final, final
 
 import httpx
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import DataInfo
 from workflows.errors import StageFailed
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.serve.app import build
 from workflows.serve.host import hosted

@@ -1,1 +1,1 @@
-"""One model at many settings: `run` measures, `schedules` trains a job for each noise schedule, `plots` draws."""
+"""A sweep measures one model at many settings: `run` measures, `schedules` trains a job per schedule, `plots` draws."""

@@ -23,10 +23,10 @@ import torch
 from workflows.config.schema import RunConfig, SweepConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import InvalidClip
-from workflows.evaluate.metrics.fidelity import fidelity
 from workflows.evaluate.full import check_shape, log_results
-from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
+from workflows.evaluate.metrics.fidelity import fidelity
+from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.metrics.scores import clip_score
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs

@@ -9,8 +9,8 @@ from typing import Final
 from workflows.config.schema import RunConfig
 from workflows.evaluate.packaging import assemble_package
 from workflows.job.pipeline import plan_job, run_job
-from workflows.runtime.progress import Progress
 from workflows.job.stages import STAGES
+from workflows.runtime.progress import Progress
 
 _LAST: Final = "classifier"
 

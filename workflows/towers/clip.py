@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workflows.errors import InvalidClip
 from workflows.towers.features import EncodedText, TextEncoder
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.pipeline_text import TEXT_ENCODER, load_text
-from workflows.errors import InvalidClip
 
 _DEVIATIONS: Final = 2.0
 

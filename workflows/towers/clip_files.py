@@ -11,10 +11,10 @@ from typing import Any, Final
 import open_clip
 from safetensors.torch import save
 
-from workflows.towers.clip import PictureFormat, TextTower, open_model
-from workflows.towers.identity import ClipIdentity
 from workflows.errors import InvalidClip
 from workflows.storage.shards import file_sha256
+from workflows.towers.clip import PictureFormat, TextTower, open_model
+from workflows.towers.identity import ClipIdentity
 
 WEIGHTS_FILE: Final = "open_clip_model.safetensors"
 CONFIG_FILE: Final = "open_clip_config.json"

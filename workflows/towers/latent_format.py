@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final, final
 
+import torch
 from torch import Tensor
 
 from diffusion_core import noise

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workflows.towers.features import EncodedText
-from workflows.towers.identity import ClipIdentity
 from workflows.errors import InvalidCheckpoint, InvalidClip
 from workflows.storage.shards import file_sha256
+from workflows.towers.features import EncodedText
+from workflows.towers.identity import ClipIdentity
 
 TEXT_ENCODER: Final = "text_encoder"
 TOKENIZER: Final = "tokenizer"

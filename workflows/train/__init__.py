@@ -1,5 +1,5 @@
-"""Sharded training on Ray Train: one loop for the denoiser, the noisy-image classifier and the CLIP.
+"""Sharded training on Ray Train: `loop` trains denoiser, noisy-image classifier and CLIP alike.
 
-`stage.train_denoiser`, `stage.train_classifier` and `clip_stage.train_clip` are the stages; `trainer.Trainer` is the
-loop's body.
+`stage.train_denoiser`, `stage.train_classifier` and `clip.stage.train_clip` are the stages; `objectives` holds the
+losses, `plan` and `batches` say which rows make a batch.
 """

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from workflows.config.schema import LoraConfig
-from workflows.package.lora import ADAPTER, Adapter, Lora
 from workflows.package.base import Base
 from workflows.package.kinds import register
+from workflows.package.lora import ADAPTER, Adapter, Lora
 
 
 @final

@@ -27,8 +27,8 @@ from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import TrainConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.diffusers_io.finetune import Start
 from workflows.train.batches import Batches, CachedBatches, TrainBatch
+from workflows.train.finetune import Start
 from workflows.train.flop import flop_per_sample
 from workflows.train.parallel import rows_of_all
 

@@ -9,19 +9,19 @@ import torch
 
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.prediction import Parameterization
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import DenoiserConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.package.base import Base, base_of, schedule_of
-from workflows.diffusers_io.finetune import Start, save_tuned
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
+from workflows.train.finetune import Start, save_tuned
 from workflows.train.loop.fit import Trained, fit
+from workflows.train.loop.tracking import tracked_training
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective, NoisyObjective
 from workflows.train.plots import plot_accuracy, plot_losses
-from workflows.train.loop.tracking import tracked_training
 from workflows.train.validation import accuracy_by_level
 
 

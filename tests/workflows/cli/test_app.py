@@ -14,16 +14,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from workflows import cli, preflight
+from workflows.cli import app as cli
 from workflows.job.stages import STAGES
+from workflows.runtime import preflight
 
-GOLDEN = Path(__file__).parent / "golden"
-TOY_JOB = Path(__file__).parent / "programs" / "toy_job.py"
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOY_JOB = Path(__file__).parents[1] / "programs" / "toy_job.py"
 
 
 def raverse(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `raverse` in a folder, outside any cluster."""
-    return run_python("-m", "workflows.cli.app", *arguments, folder=folder, **environment)
+    return run_python("-m", "workflows.cli", *arguments, folder=folder, **environment)
 
 
 def run_python(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +32,7 @@ def run_python(*arguments: str, folder: Path, **environment: str) -> subprocess.
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
-        env=clean | {"PYTHONPATH": str(Path(cli.__file__).parents[1])} | environment,
+        env=clean | {"PYTHONPATH": str(Path(cli.__file__).parents[2])} | environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from workflows.config.schema import RESERVED_NAMES, RunConfig
 from workflows.config.load import builtin_configs, config_keys, load_config
+from workflows.config.schema import RESERVED_NAMES, RunConfig
 from workflows.errors import InvalidConfig
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("name", ["digits", "shapes"])

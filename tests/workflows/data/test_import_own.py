@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_picture import bomb, encoded
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable

@@ -10,12 +10,12 @@ from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter
-from workflows.towers.identity import ClipIdentity
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.plan import plan_shards
-from workflows.storage.shelf import Shelf
 from workflows.package.base import Base
 from workflows.storage.shards import Shard
+from workflows.storage.shelf import Shelf
+from workflows.towers.identity import ClipIdentity
 
 
 def write_latents(base: Base, data: Dataset, folder: Path, *, flips: bool) -> EmbeddingCache:

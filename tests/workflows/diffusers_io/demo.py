@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 from tests.workflows.diffusers_io.trained import SUBJECTS, Subject, make_base
 from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
-from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.measure import Drawn
+from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, draw
-from workflows.package.source import find_model
-from workflows.package.files import PackageCard
 from workflows.job.pipeline import plan_job
 from workflows.job.stages import STAGES
+from workflows.package.files import PackageCard
+from workflows.package.source import find_model
 
 NAME: Final = "demo"
 _STEPS: Final = 10
@@ -80,7 +80,7 @@ def main(root: Path, subject: Subject) -> None:
 def raverse(*arguments: str) -> None:
     """A command, as a user gives it."""
     print("$ raverse", *arguments, flush=True)
-    subprocess.run([sys.executable, "-m", "workflows.cli.app", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "workflows.cli", *arguments], check=True)
 
 
 def report(root: Path, file: Path, subject: Subject) -> None:

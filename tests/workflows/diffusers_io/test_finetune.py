@@ -19,29 +19,29 @@ from tests.workflows.diffusers_io.caches import write_latents
 from tests.workflows.diffusers_io.demo import judged, unseen
 from tests.workflows.diffusers_io.trained import SUBJECTS, make_base
 from tests.workflows.train.ranks import Job, Ranks
-from workflows.config.schema import LoraConfig, TrainConfig
 from workflows.config.load import load_config
+from workflows.config.schema import LoraConfig, TrainConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
-from workflows.towers.autoencoder import Autoencoder
+from workflows.diffusers_io.exporting import export_diffusers, export_lora
+from workflows.diffusers_io.importing import import_pipeline
 from workflows.embed.cache import EmbeddingCache
-from workflows.towers.identity import ClipIdentity
 from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
 from workflows.evaluate.metrics.judge import train_judge
 from workflows.evaluate.sampling import SampleJob, draw
-from workflows.package.lora import Adapter, Lora, adapter_parameters
-from workflows.package.base import Base, base_of
-from workflows.diffusers_io.exporting import export_diffusers, export_lora
-from workflows.diffusers_io.finetune import Start, save_tuned
-from workflows.diffusers_io.importing import import_pipeline
 from workflows.model.model import ModelPackage
+from workflows.package.base import Base, base_of
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
+from workflows.package.lora import Adapter, Lora, adapter_parameters
 from workflows.runtime.progress import Progress
+from workflows.towers.autoencoder import Autoencoder
+from workflows.towers.identity import ClipIdentity
 from workflows.train.batches import BatchReader, Share
-from workflows.train.loop.fit import read_weights
+from workflows.train.finetune import Start, save_tuned
 from workflows.train.flop import flop_per_sample
+from workflows.train.loop.fit import read_weights
 from workflows.train.networks import classifier_network
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 from workflows.train.plan import Plan

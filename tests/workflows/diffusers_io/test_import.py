@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.workflows.diffusers_io.conftest import Pair
-from workflows.errors import InvalidCheckpoint, StorageUnwritable
 from workflows.diffusers_io.exporting import export_diffusers
 from workflows.diffusers_io.importing import import_pipeline
+from workflows.errors import InvalidCheckpoint, StorageUnwritable
 
 MakePair = Callable[[str], Pair]
 UNET = "unet/diffusion_pytorch_model.safetensors"

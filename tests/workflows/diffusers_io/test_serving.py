@@ -14,16 +14,16 @@ from torch.nn import functional
 from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
 from tests.workflows.diffusers_io.conftest import Pair
-from workflows.towers.autoencoder import Autoencoder
 from workflows.errors import InvalidRequest
 from workflows.model.latents import fit_preview
 from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER
-from workflows.serve.request.messages import Source
 from workflows.serve.replica.decoding import Decoder
-from workflows.serve.request.resolve import Menu, Order, take_order
 from workflows.serve.replica.rows import channels_last, previews_of, trajectories
+from workflows.serve.request.messages import Source
+from workflows.serve.request.resolve import Menu, Order, take_order
 from workflows.serve.request.schema import EditRequest, GenerationRequest, Guidance, PictureRequest
+from workflows.towers.autoencoder import Autoencoder
 
 MakePair = Callable[[str], Pair]
 

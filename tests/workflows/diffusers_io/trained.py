@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.workflows.diffusers_io.pipelines import STABLE, ZERO, tokenizer_files
-from workflows.data.dataset import Split
 from workflows.data.builtin.digits import digits
 from workflows.data.builtin.shapes import shapes
+from workflows.data.dataset import Split
 
 _BATCH: Final = 16
 _AUTOENCODER_STEPS: Final = 300

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import ClipConfig, RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import ClipConfig, RunConfig
 from workflows.data.stage import build_data
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 from workflows.towers.clip_files import save_clip
 from workflows.towers.clip_model import build_model, model_config
-from workflows.runtime.progress import Progress
 
 TINY = ClipConfig(
     embed_dim=8, text_width=16, text_layers=1, context_length=12, vision_width=16, vision_layers=1, patch_size=4

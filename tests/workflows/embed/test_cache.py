@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter
-from workflows.towers.clip import load_clip
-from workflows.towers.identity import ClipIdentity
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.manifest import normalise
 from workflows.embed.plan import plan_shards
-from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.runtime.artifact import Artifact
 from workflows.storage.shards import Shard
+from workflows.storage.shelf import Shelf
+from workflows.towers.clip import load_clip
+from workflows.towers.identity import ClipIdentity
 
 
 def write(inputs: dict[str, Artifact], folder: Path, dtype: str = "float32") -> EmbeddingCache:

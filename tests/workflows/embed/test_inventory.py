@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from workflows.cli import app as cli
-from workflows.runtime.artifact import Artifact
 from workflows.embed.manifest import Manifest
 from workflows.embed.store import CaptionStore, is_intact
 from workflows.errors import StorageUnwritable
+from workflows.runtime.artifact import Artifact
 from workflows.storage.shards import write_shard
 
 TABLE = pa.table({"caption_id": ["a", "b"], "caption": ["x", "y"]})

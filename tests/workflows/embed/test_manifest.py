@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from workflows.towers.identity import ClipIdentity
 from workflows.embed.manifest import Manifest, cache_key, caption_id, discard_damaged, encoder_key, normalise
 from workflows.errors import InvalidData, MissingArtifact
 from workflows.storage.shards import write_shard
+from workflows.towers.identity import ClipIdentity
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.captions import distinct_captions
-from workflows.towers.identity import ClipIdentity
 from workflows.embed.plan import EmbedPlan, plan_shards
+from workflows.runtime.artifact import Artifact
+from workflows.towers.identity import ClipIdentity
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import pytest
 import ray
 import torch
 
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.manifest import Manifest
 from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.storage.shards import file_sha256
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidData, TrackingUnreachable
@@ -20,6 +19,7 @@ from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.package.source import ModelSource, find_model
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.sweep.run import plan_prompts, plan_tables, run_sweep
 

@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from diffusion_core.errors import NonFinite
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
 from workflows.evaluate.jobs import compared_scales, plan_jobs
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, draw, sample_jobs
 from workflows.evaluate.stage import evaluate
 from workflows.model.model import ModelPackage
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 
 SMALL = [

@@ -11,12 +11,12 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import DataInfo, Dataset, Split, write_split
-from workflows.towers.clip import Clip, load_clip
-from workflows.towers.zero_shot import zero_shot
 from workflows.evaluate.jobs import plan_jobs
 from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
 from workflows.runtime.progress import Progress
 from workflows.serve.check import requests_for
+from workflows.towers.clip import Clip, load_clip
+from workflows.towers.zero_shot import zero_shot
 
 CAPTIONS = tuple(f"caption number {number}" for number in range(6))
 

@@ -28,8 +28,8 @@ SHORT = (
 def job(tmp_path: Path, *settings: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     options = [f"--set={item}" for item in (*SHORT, f"storage.root={tmp_path / 'runs'}", *settings)]
     done = subprocess.run(
-        [sys.executable, "-m", "workflows.cli.app", "run", "--config", "digits", *options],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], env=os.environ | {"HOME": str(tmp_path)},
+        [sys.executable, "-m", "workflows.cli", "run", "--config", "digits", *options],
+        capture_output=True, text=True, cwd=Path(__file__).parents[3], env=os.environ | {"HOME": str(tmp_path)},
     )  # fmt: skip
     report = tmp_path / "runs/mine/report.json"
     return done, json.loads(report.read_text()) if report.is_file() else {}

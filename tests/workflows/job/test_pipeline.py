@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.errors import AddressInUse, MissingArtifact
 from workflows.job.pipeline import Stage, plan_job, run_job, run_one
-from workflows.runtime.progress import Progress
 from workflows.job.stages import STAGES
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 
 
 class Counting:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.job.pipeline import JobResult, Outcome
-from workflows.runtime.git import git_state
 from workflows.job.report import next_lines, stage_table, write_report
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.git import git_state
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from diffusion_core.errors import InvalidLevels
 from diffusion_core.sampler import ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
-from workflows.towers.features import EncodedText
 from workflows.errors import InvalidRequest
 from workflows.model.guidance import make_plan, parse_guidance, steer
+from workflows.towers.features import EncodedText
 
 SCALES = {"guidance_scale": 2.0, "classifier_scale": 3.0, "clip_scale": 4.0}
 

@@ -15,14 +15,14 @@ from tests.workflows.conftest import write_tiny_clip
 from workflows.config.load import load_config
 from workflows.data.dataset import DataInfo, Dataset, Split
 from workflows.data.scale import VectorScale
-from workflows.towers.clip import load_clip
 from workflows.errors import InvalidConfig, PromotionRefused
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.evaluate.vectors import ask_rows, draw_samples
 from workflows.model.model import ModelPackage
 from workflows.package.files import Defaults, PackageCard, assemble, check_draws_pictures
-from workflows.runtime.progress import Progress
 from workflows.release.comparison import compare_packages
+from workflows.runtime.progress import Progress
+from workflows.towers.clip import load_clip
 
 SCALE = VectorScale(("a", "b", "c"), (10.0, 0.0, -3.0), (2.0, 1.0, 0.5))
 CAPTIONS = ("a red one", "a blue one")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from workflows.cli import app as cli
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import Stage
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 
 Inputs = dict[str, Artifact]

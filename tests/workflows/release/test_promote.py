@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from diffusion_core.errors import InvalidBundle
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict
-from workflows.package.reference import ModelVersion, find_version, resolve
 from workflows.package.files import PackageCard
-from workflows.runtime.progress import Progress
-from workflows.release.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
+from workflows.package.reference import ModelVersion, find_version, resolve
 from workflows.release.logging import log_package
+from workflows.release.promote import CHALLENGER, holder_of, list_versions, move_alias, promote, rollback
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 from workflows.tracking.run import tracked_run
 from workflows.tracking.store import open_client, tracking_uri
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
-from workflows.package.reference import find_version
+from workflows.config.schema import RunConfig
 from workflows.job.pipeline import plan_job, run_job
-from workflows.runtime.progress import Progress
-from workflows.release.promote import CHALLENGER
 from workflows.job.stages import STAGES
+from workflows.package.reference import find_version
+from workflows.release.promote import CHALLENGER
+from workflows.runtime.progress import Progress
 from workflows.tracking.store import tracking_uri
 
 SMALL = [

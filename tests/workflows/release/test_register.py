@@ -19,15 +19,15 @@ import pytest
 from PIL import Image
 
 from diffusion_core.errors import InvalidBundle
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
 from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
-from workflows.runtime.progress import Progress
 from workflows.release.register import find_version, register_model, resolve
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 from workflows.tracking.store import open_client, tracking_uri
 
 STAGES = ("data", "clip", "embed", "denoiser", "classifier")

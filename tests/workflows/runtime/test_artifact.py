@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 from workflows.errors import MissingArtifact
+from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 
 
 def test_key_is_a_pure_function_of_all_its_parts() -> None:

@@ -14,18 +14,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workflows.runtime import session
 from workflows.errors import ClusterUnreachable, InvalidData
+from workflows.runtime import session
 from workflows.runtime.failure import explain
 
-TOY_JOB = Path(__file__).parent / "programs" / "toy_job.py"
+TOY_JOB = Path(__file__).parents[1] / "programs" / "toy_job.py"
 PATIENCE_SECONDS = 120.0
 
 
 def start_toy(kind: str, folder: Path) -> subprocess.Popen[str]:
     """Starts `raverse run` with the toy stages, its token in a home of its own."""
     clean = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    source = str(Path(session.__file__).parents[1])
+    source = str(Path(session.__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, str(TOY_JOB), kind, "run", "--config", "digits"],
         cwd=folder,

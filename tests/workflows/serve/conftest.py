@@ -16,20 +16,20 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from workflows.config.schema import RunConfig
-from workflows.towers.clip import load_clip
-from workflows.towers.features import EncodedText
 from workflows.model.model import clip_folder
 from workflows.package.files import PackageCard
 from workflows.release.logging import log_package
 from workflows.serve.app import APP_NAME, build
 from workflows.serve.http.guard import Rules
 from workflows.serve.http.ingress import http_api
-from workflows.serve.replica.jobs import Load
 from workflows.serve.http.keys import KeyRing
+from workflows.serve.replica.jobs import Load
 from workflows.serve.replica.metrics import IngressMetrics
 from workflows.serve.replica.replica import Sampler
-from workflows.serve.settings import ServeArgs
 from workflows.serve.replica.text_encoder import CachedTower
+from workflows.serve.settings import ServeArgs
+from workflows.towers.clip import load_clip
+from workflows.towers.features import EncodedText
 from workflows.tracking.run import tracked_run
 
 MODEL = "tiny"

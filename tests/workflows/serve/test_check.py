@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from ray import serve
 
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig, ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound
+from workflows.model.guidance import GUIDANCE_KINDS
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.serve.app import serve as serve_model
 from workflows.serve.check import check_service, requests_for
-from workflows.model.guidance import GUIDANCE_KINDS
 
 
 def registered(config: RunConfig, data: Artifact) -> dict[str, Artifact]:

@@ -33,7 +33,7 @@ def environment(ray_session: None) -> dict[str, str]:
 
 @pytest.fixture
 def serving(config_file: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "workflows.cli.app", "serve", "--config", str(config_file)]
+    command = [sys.executable, "-m", "workflows.cli", "serve", "--config", str(config_file)]
     with subprocess.Popen(
         command, cwd=config_file.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -58,7 +58,7 @@ def test_it_prints_a_command_that_draws_and_ends_on_ctrl_c(
 
 
 def test_an_unknown_model_is_one_sentence(config_file: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "workflows.cli.app", "serve", "--config", str(config_file), "--model", "tiny@nobody"]
+    command = [sys.executable, "-m", "workflows.cli", "serve", "--config", str(config_file), "--model", "tiny@nobody"]
     done = subprocess.run(command, cwd=config_file.parent, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert re.fullmatch(r"raverse: no model 'tiny@nobody' in sqlite:.*\n", done.stderr), done.stderr

@@ -7,8 +7,8 @@ import pytest
 from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig
 from workflows.serve.app import build
-from workflows.serve.settings import ServeArgs
 from workflows.serve.replica.warming import buckets_of
+from workflows.serve.settings import ServeArgs
 
 
 def test_a_job_s_configuration_names_its_own_model() -> None:

@@ -88,7 +88,7 @@ def test_an_upload_that_was_killed_leaves_no_file(bucket: Bucket, tmp_path: Path
     place, source = Place(bucket.url("upload")), tmp_path / "source"
     source.write_bytes(os.urandom(64 << 20))
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, place.url, str(source)], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", KILLED, place.url, str(source)], cwd=Path(__file__).parents[3]
     ) as half:
         deadline = time.monotonic() + 60
         while "upload/shard" not in bucket.unfinished() and time.monotonic() < deadline:

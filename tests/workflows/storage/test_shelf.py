@@ -15,22 +15,22 @@ import ray
 import torch
 from typer.testing import CliRunner
 
-from tests.workflows.storage.bucket import NAME, Bucket
 from tests.workflows.embed.conftest import write_tiny
 from tests.workflows.embed.test_stage import KILLED, configure, contents, run
+from tests.workflows.storage.bucket import NAME, Bucket
 from workflows.cli import app as cli
-from workflows.runtime.artifact import Artifact
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.data.dataset import SPLITS
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.inventory import damaged_files, inventory, prunable, remove
 from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
-from workflows.storage.place import Place
-from workflows.runtime.progress import Progress
-from workflows.storage.shards import Shard
 from workflows.job.stages import STAGES
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
+from workflows.storage.place import Place
+from workflows.storage.shards import Shard
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

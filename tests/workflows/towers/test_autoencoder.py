@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from workflows.towers.autoencoder import Autoencoder, draw_latents
 from workflows.errors import InvalidConfig
+from workflows.towers.autoencoder import Autoencoder, draw_latents
 
 
 @pytest.fixture(scope="module")

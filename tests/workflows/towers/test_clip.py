@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 from tests.workflows.embed.conftest import build_tiny, write_tiny
+from workflows.errors import InvalidClip
 from workflows.towers.clip import Clip, ImageTower, TextTower, load_clip, open_model
 from workflows.towers.clip_files import import_clip
 from workflows.towers.identity import ClipIdentity
-from workflows.errors import InvalidClip
 
 CAPTIONS = ["a handwritten seven", "the digit 3", "seven, written by hand, and then some more words than fit in here"]
 

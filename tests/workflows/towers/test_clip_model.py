@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.workflows.embed.conftest import TINY
-from workflows.towers.clip_model import build_model
 from workflows.errors import InvalidClip
+from workflows.towers.clip_model import build_model
 
 
 @pytest.mark.parametrize(("vision_width", "text_width"), [(96, 64), (100, 56), (7, 11)])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.config.schema import RunConfig
 from workflows.config.load import load_config
+from workflows.config.schema import RunConfig
 from workflows.errors import TrackingUnreachable
 from workflows.tracking.run import flatten, tracked_run
 from workflows.tracking.store import artifact_location, check_tracking, open_client, tracking_uri

@@ -10,18 +10,18 @@ import torch
 from torch.nn import functional
 
 from tests.workflows.train.ranks import Ranks
-from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
 from workflows.config.load import load_config
+from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import caption_table, distinct_captions
-from workflows.towers.clip_model import build_tokenizer
-from workflows.towers.features import EncodedText
 from workflows.embed.images import image_table
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.runtime.progress import Progress
 from workflows.storage.shards import Shard, write_shard
+from workflows.towers.clip_model import build_tokenizer
+from workflows.towers.features import EncodedText
 from workflows.train.clip.batches import Texts
 from workflows.train.clip.objective import ClipObjective
 from workflows.train.clip.stage import loop_config

@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from diffusion_core.ema import EMA
 from diffusion_core.errors import RaverseError
 from workflows.config.schema import TrainConfig
+from workflows.train.loop.trainer import Trainer
 from workflows.train.objectives import Objective
 from workflows.train.parallel import unwrapped, whole
-from workflows.train.loop.trainer import Trainer
 
 MAX_SIZE = 4
 

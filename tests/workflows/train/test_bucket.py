@@ -12,8 +12,8 @@ from tests.workflows.storage.bucket import Bucket
 from tests.workflows.train.ranks import Job, Ranks
 from workflows.config.schema import RunConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.storage.shelf import Shelf
 from workflows.errors import InvalidData
+from workflows.storage.shelf import Shelf
 from workflows.train.objectives import DenoiserObjective
 
 STEPS = 6

@@ -18,19 +18,19 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
 from tests.workflows.train.troubles import Troubled
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import MissingArtifact, StageFailed
+from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import MORE_FOLLOWS, job_run_file
 from workflows.tracking.store import open_client, tracking_uri
 from workflows.train.loop.fit import Trained, fit
+from workflows.train.loop.snapshots import list_snapshots, reconstruct
 from workflows.train.losslog import read_losses
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.plan import Plan
-from workflows.train.loop.snapshots import list_snapshots, reconstruct
 from workflows.train.stage import train_classifier, train_denoiser
 
 pytestmark = pytest.mark.usefixtures("ray_session")

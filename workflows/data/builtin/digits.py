@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
+from workflows.data.builtin.wording import word
 from workflows.data.dataset import Split
 from workflows.data.split import stratified_held_out
-from workflows.data.builtin.wording import word
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ATTRIBUTES = {"digit": WORDS}

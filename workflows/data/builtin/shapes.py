@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from workflows.data.dataset import Split
 from workflows.data.builtin.drawing import DISTANCES, Drawing, Floats, draw
-from workflows.data.split import stratified_held_out
 from workflows.data.builtin.wording import product, word
+from workflows.data.dataset import Split
+from workflows.data.split import stratified_held_out
 from workflows.errors import InvalidData
 
 SIZE = 32

@@ -14,8 +14,8 @@ import httpx
 from workflows.config.schema import RunConfig
 from workflows.deploy.doctor.findings import Finding, ok, problem
 from workflows.errors import StorageUnwritable, TrackingUnreachable
-from workflows.storage.place import filesystem_of, reason
 from workflows.runtime.preflight import check_writable
+from workflows.storage.place import filesystem_of, reason
 from workflows.tracking.store import check_tracking
 
 _MOST_SKEW: Final = 2.0

@@ -21,16 +21,16 @@ import yaml
 
 from workflows.config.schema import RunConfig
 from workflows.deploy.kubernetes import serve_config
+from workflows.deploy.secrets import secrets_file
 from workflows.deploy.stack.postgres import binaries, start_postgres
 from workflows.deploy.stack.processes import Processes, Started, wait_until
-from workflows.deploy.secrets import secrets_file
 from workflows.errors import AddressInUse, ModelNotFound, PreflightFailed, StageFailed
 from workflows.package.reference import find_version
 from workflows.runtime.preflight import check_writable
 from workflows.runtime.progress import Progress
+from workflows.runtime.session import LOOPBACK_ONLY
 from workflows.serve.http.keys import VARIABLE
 from workflows.serve.settings import ServeArgs
-from workflows.runtime.session import LOOPBACK_ONLY
 
 Preset = Literal["plain", "secure"]
 
@@ -38,7 +38,7 @@ HOST: Final = "127.0.0.1"
 RAY_HOST: Final = "LOCALHOST"
 """Ray replaces 127.0.0.1 and localhost in an address by the machine's outer one, where nothing listens; not this."""
 NUM_WORKERS: Final = 2
-_MLFLOW: Final = Path(__file__).parents[2] / "deploy" / "image" / "mlflow.sh"
+_MLFLOW: Final = Path(__file__).parents[3] / "deploy" / "image" / "mlflow.sh"
 _SECONDS: Final = 300.0
 _PROBE_SECONDS: Final = 3.0
 _RAY: Final = "ray"
@@ -182,7 +182,7 @@ class Stack:
         progress.log(f"{model} is not there yet: running the job on the stack")
         storage = [f"storage.root={self.config.root_folder}", f"storage.tracking_uri={self.tracking}"]
         options = [word for pair in (*storage, f"serve.host={HOST}") for word in ("--set", pair)]
-        command = [sys.executable, "-m", "workflows.cli.app", "run", *job, *options]
+        command = [sys.executable, "-m", "workflows.cli", "run", *job, *options]
         address = {"RAY_ADDRESS": self.address}
         if subprocess.run(command, env=self.environment() | address, check=False).returncode != 0:
             raise StageFailed("the job failed; its own message says why")

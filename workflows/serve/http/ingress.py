@@ -23,16 +23,17 @@ from starlette.responses import Response
 
 from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest, ModelNotFound
-from workflows.serve.request.messages import CHALLENGER, Call, Event, Source, Track
 from workflows.serve.http.dispatch import Backend, SamplerBackend, finished
 from workflows.serve.http.edits import FORM, form_schema, read_form
-from workflows.serve.request.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
 from workflows.serve.http.guard import Guard, Rules
 from workflows.serve.http.keys import KeyRing, load_keys
-from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.request.resolve import drawn_seed
 from workflows.serve.http.pages import content_policy, reference_page
+from workflows.serve.http.streaming import Kind, as_events
+from workflows.serve.replica.metrics import IngressMetrics
+from workflows.serve.request.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
+from workflows.serve.request.messages import CHALLENGER, Call, Event, Source, Track
 from workflows.serve.request.pictures import images_of
+from workflows.serve.request.resolve import drawn_seed
 from workflows.serve.request.schema import (
     GenerationAnswer,
     GenerationRequest,
@@ -42,7 +43,6 @@ from workflows.serve.request.schema import (
     PictureRequest,
 )
 from workflows.serve.settings import ServeArgs
-from workflows.serve.http.streaming import Kind, as_events
 
 _LOG: Final = logging.getLogger("ray.serve")
 _TRACK: Final = "x-raverse-track"
@@ -190,7 +190,7 @@ def _add_model_routes(api: FastAPI, studio: Studio) -> None:
 
 
 def _add_pages(api: FastAPI) -> None:
-    page = (resources.files("workflows.serve") / "page.html").read_text()
+    page = (resources.files("workflows.serve.http") / "page.html").read_text()
 
     @api.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:

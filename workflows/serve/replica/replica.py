@@ -14,18 +14,18 @@ from torch import Tensor
 
 from diffusion_core.errors import RaverseError
 from diffusion_core.row import Trajectory
-from workflows.towers.features import EncodedText
 from workflows.serve.replica.autoscaling import QUEUED_SECONDS
-from workflows.serve.request.messages import Call, Event, Preview
 from workflows.serve.replica.jobs import UNBOUNDED, Load, News, Report, RowState
 from workflows.serve.replica.metrics import SamplerMetrics
-from workflows.serve.request.resolve import Menu, Order, preview_marks, steps_made, take_order
-from workflows.serve.request.pictures import Generated
 from workflows.serve.replica.rows import keep, previews_of, resumed, trajectories
-from workflows.serve.request.schema import ModelCard
-from workflows.serve.settings import ServeArgs, UserConfig
 from workflows.serve.replica.text_encoder import TextClient
 from workflows.serve.replica.versions import Served, Versions
+from workflows.serve.request.messages import Call, Event, Preview
+from workflows.serve.request.pictures import Generated
+from workflows.serve.request.resolve import Menu, Order, preview_marks, steps_made, take_order
+from workflows.serve.request.schema import ModelCard
+from workflows.serve.settings import ServeArgs, UserConfig
+from workflows.towers.features import EncodedText
 
 _LOG: Final = logging.getLogger("ray.serve")
 _EXAMPLES: Final = 8

@@ -13,12 +13,12 @@ from torch import Tensor
 from diffusion_core.condition import Condition
 from diffusion_core.row import Known, Trajectory
 from diffusion_core.sampler import SamplerPlan
-from workflows.towers.features import EncodedText
-from workflows.model.model import ModelPackage
-from workflows.serve.request.messages import Kept, KeptRow, Source
-from workflows.serve.replica.jobs import RowState
-from workflows.serve.request.resolve import Order, steps_made
 from workflows.model.guidance import steer
+from workflows.model.model import ModelPackage
+from workflows.serve.replica.jobs import RowState
+from workflows.serve.request.messages import Kept, KeptRow, Source
+from workflows.serve.request.resolve import Order, steps_made
+from workflows.towers.features import EncodedText
 
 
 def trajectories(

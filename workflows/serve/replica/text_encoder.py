@@ -14,12 +14,12 @@ from typing import Any, Final, final
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from workflows.towers.clip import load_clip
-from workflows.towers.features import EncodedText
-from workflows.towers.features import TextEncoder as Encoder
 from workflows.model.model import clip_folder
 from workflows.package.reference import find_version, resolve
 from workflows.serve.settings import ServeArgs
+from workflows.towers.clip import load_clip
+from workflows.towers.features import EncodedText
+from workflows.towers.features import TextEncoder as Encoder
 
 MAX_BATCH: Final = 64
 _TOWERS_PER_MODEL: Final = 2

@@ -13,16 +13,16 @@ from typing import Final, final
 from diffusion_core.engine import StepEngine
 from workflows.errors import ModelNotFound
 from workflows.model.model import ModelPackage
-from workflows.package.reference import find_version, parse_reference, resolve
 from workflows.package.files import check_draws_pictures
-from workflows.serve.request.messages import CHALLENGER, Call
+from workflows.package.reference import find_version, parse_reference, resolve
 from workflows.serve.replica.decoding import Decoder
 from workflows.serve.replica.engine_thread import EngineThread
 from workflows.serve.replica.jobs import Limits
+from workflows.serve.replica.warming import buckets_of, device_of, padding_of, warm
+from workflows.serve.request.messages import CHALLENGER, Call
 from workflows.serve.request.resolve import Menu
 from workflows.serve.request.schema import Guidance
 from workflows.serve.settings import ServeArgs
-from workflows.serve.replica.warming import buckets_of, device_of, padding_of, warm
 
 _LOG: Final = logging.getLogger("ray.serve")
 _RETIRED_SECONDS: Final = 30.0

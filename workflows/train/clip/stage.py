@@ -10,20 +10,20 @@ import torch
 from ray.exceptions import RayTaskError
 
 from diffusion_core.errors import RaverseError
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 from workflows.towers.clip import load_clip
 from workflows.towers.clip_files import import_clip, save_clip
 from workflows.towers.clip_model import build_tokenizer, model_config, tower_side
 from workflows.towers.zero_shot import zero_shot
-from workflows.runtime.progress import Progress
 from workflows.train.clip.batches import DistinctPlan, Texts
 from workflows.train.clip.objective import ClipObjective
 from workflows.train.loop.fit import fit
+from workflows.train.loop.tracking import tracked_training
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.plots import plot_losses
-from workflows.train.loop.tracking import tracked_training
 
 TRAINING: Final = "training"
 """Folder of checkpoints and curves: the towers' own folder holds nothing else than open_clip reads."""

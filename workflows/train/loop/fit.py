@@ -24,9 +24,9 @@ from workflows.config.schema import TRAINING_UNSEEN, TrainConfig
 from workflows.errors import StageFailed, StorageUnwritable
 from workflows.runtime.progress import Progress
 from workflows.train.loop.checkpoints import sweep_orphans
+from workflows.train.loop.worker import SETTINGS, Settings, run_worker
 from workflows.train.losslog import LOSSES_FILE, following, read_losses
 from workflows.train.objectives import Objective
-from workflows.train.loop.worker import SETTINGS, Settings, run_worker
 
 CHECKPOINTS: Final = "checkpoints"
 _NO_SPACE: Final = os.strerror(errno.ENOSPC)

@@ -16,9 +16,9 @@ from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
 from workflows.embed.cache import CachedCaptions
 from workflows.train.batches import CachedBatches
+from workflows.train.loop.trainer import Trainer
 from workflows.train.objectives import DenoiserObjective
 from workflows.train.parallel import unwrapped, whole
-from workflows.train.loop.trainer import Trainer
 
 GRIDS: Final = "grids"
 _PICTURES, _COLUMNS, _STEPS, _ZOOM = 16, 4, 20, 4

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from diffusion_core.ema import reconstruction
 from workflows.errors import MissingArtifact
-from workflows.train.parallel import whole
 from workflows.train.loop.trainer import Trainer
+from workflows.train.parallel import whole
 
 SNAPSHOTS: Final = "ema"
 _NAME: Final = re.compile(r"step-(\d+)-width-([0-9.e-]+)\.safetensors")

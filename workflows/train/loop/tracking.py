@@ -14,8 +14,8 @@ from typing import Final, final
 
 from workflows.config.schema import RunConfig
 from workflows.errors import TrackingUnreachable
-from workflows.runtime.progress import Progress
 from workflows.runtime.git import git_commit
+from workflows.runtime.progress import Progress
 from workflows.tracking.run import MORE_FOLLOWS, TrackedRun, config_key, job_run_file, tracked_run
 from workflows.train.loop.grids import GRIDS
 from workflows.train.losslog import LOSSES_FILE, read_losses

@@ -14,13 +14,13 @@ from ray.train.torch import get_device
 from diffusion_core.errors import NonFinite
 from workflows.config.schema import TrainConfig
 from workflows.package.kinds import register
-from workflows.train.loop.checkpoints import Checkpoints
 from workflows.train.flop import Speed
+from workflows.train.loop.checkpoints import Checkpoints
 from workflows.train.loop.grids import draw_grid
-from workflows.train.losslog import LossLog
-from workflows.train.objectives import Objective
 from workflows.train.loop.snapshots import write_snapshots
 from workflows.train.loop.trainer import Trainer
+from workflows.train.losslog import LossLog
+from workflows.train.objectives import Objective
 
 SETTINGS: Final = "settings"
 

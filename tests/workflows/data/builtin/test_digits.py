@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.datasets import load_digits
 
-from workflows.data.dataset import Split
 from workflows.data.builtin.digits import TEMPLATES, WORDS, digits
+from workflows.data.dataset import Split
 
 
 def joined() -> tuple[Split, Split]:

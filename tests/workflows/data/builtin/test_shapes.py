@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workflows.data.dataset import Split
 from workflows.data.builtin.shapes import ATTRIBUTES, COLORS, COMBINATIONS, POSITIONS, shapes
+from workflows.data.dataset import Split
 from workflows.errors import InvalidData
 
 NUM_SAMPLES = 1200

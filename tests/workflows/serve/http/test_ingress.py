@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workflows.model.model import ModelPackage
-from workflows.serve.request.pictures import PROVENANCE_KEY
 from workflows.serve.replica.replica import Sampler
+from workflows.serve.request.pictures import PROVENANCE_KEY
 
 PROMPT = "a handwritten one"
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from workflows.serve.request.resolve import preview_marks
 from workflows.serve.replica.replica import Sampler
+from workflows.serve.request.resolve import preview_marks
 from workflows.serve.request.schema import GenerationRequest
 
 PROMPT = "a handwritten one"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from workflows.towers.clip import TextTower, load_clip
-from workflows.towers.features import EncodedText
 from workflows.model.model import clip_folder
 from workflows.serve.replica.text_encoder import CachedTower, TextClient
+from workflows.towers.clip import TextTower, load_clip
+from workflows.towers.features import EncodedText
 
 
 class Counted:

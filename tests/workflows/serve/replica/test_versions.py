@@ -15,9 +15,9 @@ import pytest
 from tests.workflows.serve.conftest import LocalEncoder, make_config, register_package
 from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig, ModelNotFound
+from workflows.serve.replica.replica import Sampler
 from workflows.serve.request.messages import Call, Kept
 from workflows.serve.request.pictures import Generated
-from workflows.serve.replica.replica import Sampler
 from workflows.serve.request.schema import GenerationRequest
 from workflows.serve.settings import ServeArgs
 from workflows.tracking.store import open_client

@@ -103,5 +103,5 @@ def test_the_largest_seed_and_a_whole_number_as_scale_are_accepted() -> None:
 def test_the_fields_of_requests_are_the_golden_ones() -> None:
     routes = {"generations": GenerationRequest, "edits": EditRequest}
     found = [f"{route} {name}" for route, kind in routes.items() for name in kind.model_fields]
-    golden = Path(__file__).parents[1] / "golden" / "request_fields.txt"
+    golden = Path(__file__).parents[2] / "golden" / "request_fields.txt"
     assert "\n".join(found) + "\n" == golden.read_text()

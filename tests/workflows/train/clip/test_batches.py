@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.workflows.train.conftest import CLIP
 from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
-from workflows.towers.clip_model import build_tokenizer
 from workflows.errors import InvalidConfig
+from workflows.towers.clip_model import build_tokenizer
 from workflows.train.batches import Share
 from workflows.train.clip.batches import DistinctPlan, Texts, meanings_of
 from workflows.train.clip.objective import ClipObjective

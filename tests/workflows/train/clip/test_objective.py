@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.workflows.train.conftest import CLIP, tiny_config
-from tests.workflows.train.ranks import Job, Ranks
 from tests.workflows.train.loop.test_trainer import changed, difference, effective
+from tests.workflows.train.ranks import Job, Ranks
 from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.towers.clip import Clip, ImageTower, TextTower

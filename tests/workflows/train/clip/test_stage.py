@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 
 from tests.workflows.train.conftest import CLIP, tiny_config
 from tests.workflows.train.troubles import Troubled
-from workflows.runtime.artifact import Artifact
 from workflows.config.schema import RunConfig, TrainConfig
 from workflows.data.dataset import Dataset
+from workflows.errors import InvalidClip
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 from workflows.towers.clip import load_clip
 from workflows.towers.clip_files import WEIGHTS_FILE
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.zero_shot import zero_shot
-from workflows.errors import InvalidClip
-from workflows.runtime.progress import Progress
 from workflows.tracking.run import job_run_file
 from workflows.tracking.store import open_client, tracking_uri
 from workflows.train.clip.objective import ClipObjective

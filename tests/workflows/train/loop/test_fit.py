@@ -16,9 +16,9 @@ from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import RunConfig, TrainConfig
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import InvalidData, StageFailed, StorageUnwritable
+from workflows.train.flop import flop_per_sample
 from workflows.train.loop.checkpoints import checkpoint_name, sweep_orphans
 from workflows.train.loop.fit import cpus_per_worker, explained, fingerprint
-from workflows.train.flop import flop_per_sample
 from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 
 EFFECTIVE = {

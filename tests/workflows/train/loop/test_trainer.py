@@ -16,8 +16,8 @@ from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.errors import InvalidConfig
 from workflows.train.batches import Share
-from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
 from workflows.train.loop.trainer import learning_rate
+from workflows.train.objectives import ClassifierObjective, DenoiserObjective, Objective
 
 STEPS = 20
 

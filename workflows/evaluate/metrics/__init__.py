@@ -1,0 +1,1 @@
+"""The figures of an evaluation: `fidelity` distances, the `judge`, `scores` of pictures, nearest `neighbours`."""

@@ -1,0 +1,1 @@
+"""The job: `stages` is the table of stages, `pipeline` runs what is not finished, `report` writes what came out."""

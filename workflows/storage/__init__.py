@@ -1,0 +1,1 @@
+"""Files on disk and in object stores: `place` reads and writes, `shards` carry a hash, `shelf` finds them."""

@@ -1,0 +1,1 @@
+"""MLflow tracking: `store` finds and checks the store, `run` logs one run."""
