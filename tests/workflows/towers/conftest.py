@@ -1,0 +1,7 @@
+"""Tiny towers with random weights: those of the embed stage's tests."""
+
+from __future__ import annotations
+
+from tests.workflows.embed.conftest import config, inputs, one_thread, tiny_folder
+
+__all__ = ["config", "inputs", "one_thread", "tiny_folder"]
