@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workflows.cli.options import SamplerOption, with_guidance
+from workflows.options.guidance import Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.runtime.preflight import exclusive_storage
 from workflows.runtime.session import ray_session
 
@@ -50,21 +53,18 @@ def add_to(app: typer.Typer, open_command: OpenCommand, run_evaluate: RunStage) 
 
 def _add_sample(app: typer.Typer, open_command: OpenCommand) -> None:
     @app.command()
+    @with_guidance
     def sample(
+        *,
         prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
         model: ModelOption = None,
         out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("sample.png"),
         num: Annotated[int, typer.Option("--num", "-n", help="Pictures, side by side.")] = 1,
         seed: Annotated[int, typer.Option(help="Of the first picture; picture i has seed + i.")] = 0,
-        sampler: Annotated[str, typer.Option(help="ddim, ddpm or dpm_solver.")] = "ddim",
+        sampler: SamplerOption = DEFAULT_SAMPLER,
         steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
         eta: Annotated[float, typer.Option(help="Of DDIM, in [0, 1].")] = 0.0,
-        guidance: Annotated[
-            str, typer.Option(help="none, direct, classifier_free, classifier, clip; or several joined by +.")
-        ] = "classifier_free",
-        scale: Annotated[float | None, typer.Option(help="Classifier-free scale w. Default: the model's.")] = None,
-        classifier_scale: Annotated[float | None, typer.Option(help="Of classifier guidance.")] = None,
-        clip_scale: Annotated[float | None, typer.Option(help="Of CLIP guidance.")] = None,
+        guidance: Callable[[], Guidance],
         negative: Annotated[str | None, typer.Option("--negative", help="What the picture does not show.")] = None,
         gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,
         init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
@@ -96,10 +96,7 @@ def _add_sample(app: typer.Typer, open_command: OpenCommand) -> None:
                 sampler=sampler,
                 steps=steps,
                 eta=eta,
-                guidance=guidance,
-                scale=scale,
-                classifier_scale=classifier_scale,
-                clip_scale=clip_scale,
+                guidance=guidance(),
                 negative=negative,
                 init=init,
                 strength=strength,

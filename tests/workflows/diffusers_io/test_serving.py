@@ -31,7 +31,7 @@ MakePair = Callable[[str], Pair]
 def menu_of(package: ModelPackage) -> Menu:
     _, height, width = package.picture_shape
     kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
-    scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
+    scales = dict.fromkeys(kinds, package.defaults.guidance["guidance_scale"])
     return Menu("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
 
 
