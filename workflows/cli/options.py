@@ -12,6 +12,20 @@ import typer
 from workflows.options.guidance import KINDS, SETTINGS, Guidance, Setting
 from workflows.options.samplers import SAMPLERS
 
+ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
+StoreOption = Annotated[
+    str, typer.Option("--config", help="Whose store and model: digits, shapes, or the path of a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as storage.root=runs.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="NAME@ALIAS, NAME/VERSION or the folder of a package; default: the registered one."),
+]
+RegisteredOption = Annotated[
+    str | None, typer.Option("--model", help="NAME@ALIAS or NAME/VERSION; default: what the configuration registers.")
+]
 _TYPES: Final[dict[str, Any]] = {"number": float, "flag": bool, "interval": tuple[float, float]}
 SamplerOption = Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")]
 _GUIDANCE: Final = typer.Option("--guidance", help=f"One of {', '.join(KINDS)}; or several joined by +.")
