@@ -14,6 +14,8 @@ from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.sampler import ddim
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
+from workflows.data.pixels import to_pixels
+from workflows.data.png import image_of
 from workflows.embed.cache import CachedCaptions
 from workflows.train.batches import CachedBatches
 from workflows.train.loop.trainer import Trainer
@@ -55,9 +57,7 @@ def write_grid(pictures: Tensor, path: Path) -> None:
     """Rows of pictures, enlarged without smoothing; renamed into place, since the driver watches the folder."""
     from PIL import Image
 
-    grid = make_grid((pictures.clamp(-1, 1) + 1) / 2, _COLUMNS)[:3]
-    pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
+    image = image_of(make_grid(to_pixels(pictures), _COLUMNS)[:3].numpy())
     partial = path.with_suffix(".partial")
     image.resize((image.width * _ZOOM, image.height * _ZOOM), Image.Resampling.NEAREST).save(partial, format="PNG")
     partial.replace(path)
