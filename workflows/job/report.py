@@ -19,6 +19,7 @@ from rich.table import Table
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import JobResult, Outcome
 from workflows.runtime.git import git_state
+from workflows.storage.atomic import write_whole
 from workflows.tracking.store import tracking_uri
 
 _PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
@@ -53,9 +54,7 @@ def write_report(config: RunConfig, result: JobResult) -> Path:
         for outcome in result.outcomes:
             if outcome.artifact.stage == stage and (outcome.artifact.folder / source).is_file():
                 shutil.copyfile(outcome.artifact.folder / source, config.run_folder / name)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(report(config, result), indent=2) + "\n")
-    partial.replace(target)
+    write_whole(target, json.dumps(report(config, result), indent=2) + "\n")
     return target
 
 

@@ -15,8 +15,9 @@ from diffusion_core.sampler import ddim
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
 from workflows.data.pixels import to_pixels
-from workflows.data.png import image_of
+from workflows.data.png import image_of, png_of
 from workflows.embed.cache import CachedCaptions
+from workflows.storage.atomic import whole_file
 from workflows.train.batches import CachedBatches
 from workflows.train.loop.trainer import Trainer
 from workflows.train.objectives import DenoiserObjective
@@ -35,7 +36,6 @@ def draw_grid(trainer: Trainer, folder: Path) -> None:
     weights = {name: whole(value).cpu() for name, value in trainer.ema.weights(network).items()}
     if trainer.share.rank == 0:
         pictures = draw(objective, weights, cast(CachedBatches, trainer.batches).captions)
-        (folder / GRIDS).mkdir(parents=True, exist_ok=True)
         write_grid(pictures, folder / GRIDS / f"step-{trainer.steps_done:08d}.png")
 
 
@@ -58,6 +58,5 @@ def write_grid(pictures: Tensor, path: Path) -> None:
     from PIL import Image
 
     image = image_of(make_grid(to_pixels(pictures), _COLUMNS)[:3].numpy())
-    partial = path.with_suffix(".partial")
-    image.resize((image.width * _ZOOM, image.height * _ZOOM), Image.Resampling.NEAREST).save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(png_of(image.resize((image.width * _ZOOM, image.height * _ZOOM), Image.Resampling.NEAREST)))
