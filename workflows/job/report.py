@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from workflows import __version__
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import JobResult, Outcome
 from workflows.runtime.git import git_state
 from workflows.storage.atomic import write_whole
 from workflows.tracking.store import tracking_uri
 
-_PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
+_PACKAGES: Final = ("ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
 _FIGURES_SHOWN: Final = 4
 _LONGEST_TEXT_SHOWN: Final = 24
 _DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.png"
@@ -137,7 +138,8 @@ def _seconds(result: JobResult) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    others = {name: metadata.version(name) for name in _PACKAGES}
+    return {"raverse": __version__, "python": platform.python_version()} | others
 
 
 def _figures(outcome: Outcome) -> str:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
 
+from workflows import __version__
 from workflows.data.pixels import to_pixels
 from workflows.model.model import ModelPackage
 from workflows.serve.replica.replica import Sampler
@@ -200,6 +201,7 @@ def test_an_unknown_route_answers_in_openai_s_shape(api: FastAPI) -> None:
 
 def test_the_openapi_document_names_every_field_and_fault(api: FastAPI) -> None:
     document = call(api, "GET", "/openapi.json").json()
+    assert document["info"]["version"] == __version__
     route = document["paths"]["/v1/images/generations"]["post"]
     assert set(route["responses"]) == {"200", "400", "401", "404", "413", "422", "429", "500", "503", "504"}
     fields = document["components"]["schemas"]["GenerationRequest"]["properties"]
