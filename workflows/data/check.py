@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 import shlex
 from collections import Counter
@@ -19,6 +17,7 @@ from PIL import Image
 
 from workflows.config.schema import DataConfig
 from workflows.data.own import Rules, Usable, columns_of, rules_of, use
+from workflows.data.png import data_url, image_of, png_of
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Record
@@ -218,7 +217,4 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _thumbnail(usable: Usable) -> str:
     """A picture as the model would see it, as a data URL."""
-    pixels, buffer = usable.pixels, io.BytesIO()
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    picture.resize((_TILE, _TILE), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(png_of(image_of(usable.pixels).resize((_TILE, _TILE), Image.Resampling.NEAREST)))

@@ -11,9 +11,8 @@ holds one canonical caption per combination, in that order. Its label is the val
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
@@ -22,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
+from workflows.data.png import decode_png, encode_png
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidData, MissingArtifact
 
@@ -240,13 +239,6 @@ def decode(table: pa.Table, shape: Sequence[int]) -> Split:
     )
 
 
-def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """(c, h, w) uint8 pixels of an encoded picture: one channel when it is gray, else three."""
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
 def decode_vector(data: bytes) -> NDArray[np.float32]:
     """(d,) numbers."""
     return np.frombuffer(data, "<f4")
@@ -255,21 +247,13 @@ def decode_vector(data: bytes) -> NDArray[np.float32]:
 def _encode(rows: Split) -> pa.Table:
     columns = {
         "sample_id": rows.sample_ids,
-        "image": list(_encode_pngs(rows.images)),
+        "image": [encode_png(pixels) for pixels in rows.images],
         "captions": rows.captions,
         "label": rows.labels,
         "attributes": rows.attributes,
         "unseen": rows.unseen,
     }
     return pa.Table.from_pydict(columns, schema=SCHEMA)
-
-
-def _encode_pngs(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    for pixels in images:
-        buffer = io.BytesIO()
-        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-        picture.save(buffer, "PNG")
-        yield buffer.getvalue()
 
 
 def _frozen(value: Any) -> Any:

@@ -30,7 +30,8 @@ from workflows.data.sources.location import Location
 from workflows.errors import InvalidData
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
-from workflows.storage.shards import Shard, find_shard, remove_partial
+from workflows.storage.atomic import remove_partial
+from workflows.storage.shards import Shard, find_shard
 
 REJECTED_FILE: Final = "rejected.parquet"
 _PARTS: Final = "parts"

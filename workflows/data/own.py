@@ -7,7 +7,6 @@ Beside it lie the records that were refused, or kept with a change, each with it
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -17,10 +16,10 @@ from typing import Any, Final, final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from workflows.config.schema import DataConfig
 from workflows.data.picture import Found, PictureShape, prepare
+from workflows.data.png import encode_png
 from workflows.data.sources import SOURCES
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
@@ -196,7 +195,7 @@ def rejected_path(path: str) -> str:
 def _row(usable: Usable) -> dict[str, Any]:
     return {
         "name": _unicode(usable.record.name),
-        "image": _png(usable.pixels) if usable.pixels.ndim > 1 else usable.pixels.tobytes(),
+        "image": encode_png(usable.pixels, compression=1) if usable.pixels.ndim > 1 else usable.pixels.tobytes(),
         "captions": list(usable.captions),
         "label": usable.record.label,
         "digest": hashlib.sha256(usable.pixels.tobytes()).digest()[:16],
@@ -205,9 +204,3 @@ def _row(usable: Usable) -> dict[str, Any]:
 
 def _remark(record: Record, reason: str, *, kept: bool) -> dict[str, Any]:
     return {"name": _unicode(record.name)[:_LONGEST_NAME], "kept": kept, "reason": _unicode(reason)}
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -14,13 +14,13 @@ from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
 from diffusion_core.row import Trajectory
 from diffusion_core.sampler import SamplerPlan
+from diffusion_core.strength import DEFAULT_STRENGTH
 from diffusion_core.trajectory import image_to_image, inpaint, invert, run
 from diffusion_core.types import Data
 from workflows.draw.files import read_mask, read_picture
 from workflows.draw.request import DrawRequest
 from workflows.model.model import ModelPackage
 
-_STRENGTH: Final = 0.6
 _REFINEMENTS: Final = 3
 
 
@@ -89,7 +89,7 @@ def _sampled(
     if request.mask is not None:
         kept = package.codec.mask(1.0 - read_mask(request.mask, package.picture_shape).to(package.device))
         return inpaint(denoiser, plan, condition, given, kept, seeds=seeds, on_step=on_step)
-    strength = _STRENGTH if request.strength is None else request.strength
+    strength = DEFAULT_STRENGTH if request.strength is None else request.strength
     return image_to_image(denoiser, plan, condition, given, strength=strength, seeds=seeds, on_step=on_step)
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from diffusion_core.types import Data
+from workflows.data.pixels import to_x
 from workflows.embed.images import image_table, read_samples
 from workflows.storage.shelf import Shelf
 from workflows.towers.latent_format import LatentFormat
-from workflows.towers.pixels import to_x
 
 if TYPE_CHECKING:
     from workflows.towers.autoencoder import Autoencoder

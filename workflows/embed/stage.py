@@ -30,7 +30,8 @@ from workflows.package.base import Base, base_of, check_pictures
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
-from workflows.storage.shards import Shard, remove_partial
+from workflows.storage.atomic import remove_partial
+from workflows.storage.shards import Shard
 from workflows.storage.shelf import Shelf
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.latent_format import LatentFormat

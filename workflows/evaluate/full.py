@@ -20,6 +20,7 @@ from diffusion_core.likelihood import bits_per_dim, elbo_terms
 from diffusion_core.spacing import trailing
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
+from workflows.data.pixels import to_data
 from workflows.errors import InvalidData
 from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
@@ -159,7 +160,7 @@ def _bits(config: RunConfig, package: ModelPackage, held_out: Split) -> dict[str
     """The variational bound of held-out pictures under their own captions, over `bits_levels` levels."""
     asked = config.evaluate
     rows = held_out.rows(np.arange(min(asked.bits_rows, len(held_out))))
-    x0 = torch.from_numpy(rows.images).float() / 127.5 - 1.0
+    x0 = to_data(rows.images)
     condition = package.condition([texts[0] for texts in rows.captions], "direct")
     levels = trailing(package.schedule, min(asked.bits_levels, package.schedule.num_levels))
     terms = elbo_terms(package.denoiser, x0.to(package.device), condition, seeds=asked.seed, levels=levels)

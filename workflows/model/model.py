@@ -29,6 +29,7 @@ from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import OnStep, sample
 from diffusion_core.types import Data
+from workflows.data.pixels import to_pixels
 from workflows.errors import InvalidRequest
 from workflows.model.codec import Codec, Pixels
 from workflows.model.guidance import GUIDANCE_KINDS, make_plan, parse_guidance, steer
@@ -304,20 +305,15 @@ class ModelPackage:
 
     def pictures(self, x: Data) -> Tensor:
         """Samples as uint8 pixels, on the CPU."""
-        return self.to_images(self.codec.decode(x))
+        return to_pixels(self.codec.decode(x)).cpu()
 
     def previews(self, x0: Data) -> Tensor:
         """As `pictures`, of rows on their way, quickly."""
-        return self.to_images(self.codec.preview(x0))
+        return to_pixels(self.codec.preview(x0)).cpu()
 
     def _check_guidance(self, guidance: str) -> None:
         if missing := sorted(parse_guidance(guidance) - set(self.guidance)):
             raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
-
-    @staticmethod
-    def to_images(x: Data) -> Tensor:
-        """Data in [-1, 1] as uint8 pixels, on the CPU."""
-        return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
 def clip_folder(folder: Path) -> Path:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -29,6 +28,8 @@ from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
 from workflows.package.kinds import register
 from workflows.package.lora import ADAPTER
+from workflows.storage.atomic import whole_folder
+from workflows.storage.hashing import file_sha256
 
 FORMAT_VERSION: Final = 1
 """Of `package.json`; others are refused."""
@@ -152,18 +153,13 @@ def assemble(
         InvalidBundle: a part that is broken, or parts that do not belong together.
     """
     parts = {"denoiser": denoiser, "classifier": classifier, CLIP: clip, **(more or {})}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / "package"
+    with whole_folder(folder) as partial:
         for name, source in parts.items():
             if source is not None:
                 copy = link_or_copy if link else shutil.copy2
                 shutil.copytree(source, partial / name, ignore=_NO_PART, copy_function=copy)
         whole = replace(card, parts=_hashes(partial, open_bundles(partial)))
         whole.save(partial)
-        if folder.exists():
-            folder.rename(Path(temporary) / "replaced")
-        partial.rename(folder)
     return whole
 
 
@@ -227,10 +223,5 @@ def scorer_folder(folder: Path) -> Path | None:
 def _hashes(folder: Path, bundles: Mapping[str, ModelBundle]) -> dict[str, str]:
     files = sorted(path for name in _FOLDERS for path in (folder / name).rglob("*") if path.is_file())
     return {name: bundle.hash for name, bundle in bundles.items()} | {
-        path.relative_to(folder).as_posix(): _sha256(path) for path in files
+        path.relative_to(folder).as_posix(): file_sha256(path) for path in files
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,18 +8,16 @@ No Ray, no raverse installation and no pickle is needed: the code lies beside th
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
+from workflows.data.png import encode_png
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
@@ -78,15 +76,7 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         scale = self._package.card.scale
         if scale is not None:
             return pd.DataFrame(scale.raw(drawn.numpy()), columns=list(scale.columns)).assign(seed=seeds)
-        return pd.DataFrame({"image": [png(pixels) for pixels in drawn], "seed": seeds})
-
-
-def png(pixels: Tensor) -> bytes:
-    """A picture (c, h, w) of uint8 with one or three channels, as a PNG file."""
-    array = np.asarray(pixels)
-    buffer = io.BytesIO()
-    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+        return pd.DataFrame({"image": [encode_png(pixels) for pixels in drawn.numpy()], "seed": seeds})
 
 
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:

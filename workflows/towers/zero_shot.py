@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from workflows.data.dataset import Dataset
+from workflows.data.pixels import to_x
 from workflows.towers.clip import Clip
-from workflows.towers.pixels import to_x
 
 _BATCH: Final = 512
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, decode_png, read_rows, write_split
+from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, read_rows, write_split
 from workflows.errors import InvalidData, MissingArtifact
 
 
@@ -96,11 +96,3 @@ def test_info_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_missing_artifact_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifact, match="raverse data"):
         Dataset.open(tmp_path)
-
-
-def test_a_palette_picture_becomes_three_channels(tmp_path: Path) -> None:
-    from PIL import Image
-
-    colors = np.random.default_rng(0).integers(0, 2, (4, 6, 3), dtype=np.uint8) * 255
-    Image.fromarray(colors).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(decode_png((tmp_path / "palette.png").read_bytes()), colors.transpose(2, 0, 1))

@@ -139,13 +139,6 @@ def test_guidance_by_clip_without_a_prompt_is_refused(package: ModelPackage) -> 
         package.denoiser(x, level, package.condition(3, "none").with_settings(clip_scale=1.0))
 
 
-def test_pixels() -> None:
-    x = torch.tensor([[[[-1.0, 1.0], [0.0, 5.0]]]])
-    assert ModelPackage.to_images(x).flatten().tolist() == [0, 255, 128, 255]
-    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(ModelPackage.to_images(every.float() / 127.5 - 1), every)
-
-
 def test_loading_a_model_imports_neither_ray_nor_mlflow() -> None:
     code = "import sys, workflows.model.model; print([m for m in ('ray', 'mlflow', 'fastapi') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import Dataset
+from workflows.data.pixels import to_x
 from workflows.errors import InvalidConfig
-from workflows.towers.pixels import to_x
 from workflows.train.batches import Share
 
 Rows: TypeAlias = NDArray[np.int64]
