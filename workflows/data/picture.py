@@ -1,4 +1,4 @@
-"""Any encoded picture as pixels of one shape, or a sentence that says why not."""
+"""Any encoded picture as pixels of one shape, or a sentence that says why not; and pixels as PNG files."""
 
 from __future__ import annotations
 
@@ -76,6 +76,25 @@ def prepare(data: bytes, shape: PictureShape) -> tuple[NDArray[np.uint8], Found]
     except Exception as error:  # noqa: BLE001 - decoders raise anything on broken files, and each is a broken file
         text = " ".join(str(error).split())[:200]
         raise InvalidData(f"the image cannot be decoded ({type(error).__name__}: {text})") from None
+
+
+def decode_png(data: bytes) -> NDArray[np.uint8]:
+    """(c, h, w) uint8 pixels of an encoded picture: one channel when it is gray, else three."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def encode_png(pixels: NDArray[np.uint8], compress_level: int = -1) -> bytes:
+    """Pixels (c, h, w) with one or three channels as a PNG file; compression 0 to 9, or -1: as zlib chooses."""
+    buffer = io.BytesIO()
+    image_of(pixels).save(buffer, "PNG", compress_level=compress_level)
+    return buffer.getvalue()
+
+
+def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Pixels (c, h, w) with one or three channels as a Pillow image."""
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def _check_size(image: Image.Image, shape: PictureShape) -> None:
