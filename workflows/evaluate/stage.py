@@ -36,7 +36,7 @@ def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progr
         progress: told about finished rows.
 
     Returns:
-        The figures of the evaluation.
+        The figures of `evaluate_pictures`, or of `evaluate_vectors`.
 
     Raises:
         InvalidBundle: parts that do not belong together.

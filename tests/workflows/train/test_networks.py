@@ -9,8 +9,8 @@ import torch
 
 from diffusion_core.networks import DiTConfig, MLPConfig, UNetConfig
 from workflows.config.schema import NetworkConfig
-from workflows.data.rows import rows_of
-from workflows.train.networks import denoiser_network
+from workflows.data.rows import Pictures, Vectors, rows_of
+from workflows.train.networks import _DENOISERS, denoiser_network
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,7 @@ def test_the_network_fits_the_rows(shape: tuple[int, ...], kind: str, wanted: ty
     network = denoiser_network(NetworkConfig(kind=kind, width=32, depth=1, num_heads=2), cache)  # type: ignore[arg-type]
     assert isinstance(network, wanted)
     assert (network.shape, network.width, network.token_dim, network.pooled_dim) == (shape, 32, 16, 8)
+
+
+def test_every_network_that_fits_some_rows_can_be_made() -> None:
+    assert set(_DENOISERS) == {*Pictures.networks, *Vectors.networks}
