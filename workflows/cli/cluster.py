@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from workflows import __version__
 from workflows.cli.command import open_command
 from workflows.cli.options import ConfigOption, SetOption
 
@@ -179,7 +180,7 @@ def kubernetes(
     ] = "plain",
     image: Annotated[
         str, typer.Option("--image", help="NAME:TAG of NAME:TAG-cpu and NAME:TAG-cuda.")
-    ] = "raverse:0.1.0",
+    ] = f"raverse:{__version__}",
     gpus: GpusOption = 0,
 ) -> None:
     """Writes a kustomization over deploy/kubernetes: `kubectl apply -k FOLDER` does the rest.

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from diffusion_core.errors import RaverseError
+from workflows import __version__
 from workflows.errors import InvalidRequest, ModelNotFound
 from workflows.serve.http.dispatch import Backend, SamplerBackend, finished
 from workflows.serve.http.edits import FORM, form_schema, read_form
@@ -85,7 +86,7 @@ def http_api(backends: Mapping[str, Backend], rules: Rules, metrics: IngressMetr
         rules: who may ask, and how much.
         metrics: told about every request.
     """
-    api = FastAPI(title="raverse", docs_url=None, redoc_url=None)
+    api = FastAPI(title="raverse", version=__version__, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, rules=rules)
     api.add_exception_handler(RequestValidationError, _refuse_fields)
     api.add_exception_handler(HTTPException, _refuse_route)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, final
 
+from cachetools import LRUCache
 from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
@@ -35,12 +35,15 @@ _METRICS_SECONDS: Final = 1.0
 
 @final
 class Sampler:
-    """Makes pictures for many requests at once, one step of each per network call."""
+    """Makes pictures for many requests at once, one step of each per network call.
+
+    It remembers the ids of the last 4096 requests whose clients have left, in less than 2 MB.
+    """
 
     def __init__(self, args: ServeArgs, text_encoder: DeploymentHandle[Any]) -> None:
         self._args, self._texts = args, TextClient(text_encoder)
         self._versions = Versions(args)
-        self._left: OrderedDict[str, None] = OrderedDict()
+        self._left: LRUCache[str, None] = LRUCache(_LEFT)
         self._metrics = SamplerMetrics(self._versions.present.menu.model)
         self._chores: list[asyncio.Task[None]] = []
 
@@ -77,8 +80,6 @@ class Sampler:
     async def leave(self, request_id: str) -> None:
         """The client of this request has left; told to every replica, in case Serve's own cancellation is lost."""
         self._left[request_id] = None
-        while len(self._left) > _LEFT:
-            self._left.popitem(last=False)
         for served in self._versions.held:
             served.engine.leave(request_id)
 
@@ -177,7 +178,7 @@ def card_of(served: Served) -> ModelCard:
         created=served.loaded,
         version=menu.version,
         sizes=[menu.size_text],
-        channels=served.package.picture_shape[0],
+        channels=served.package.rows.shape[0],
         classes=list(menu.class_names),
         guidance=menu.guidance,
         example_prompts=list(served.package.card.candidate_captions[:_EXAMPLES]),

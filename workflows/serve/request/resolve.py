@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, final
 
+from diffusion_core.strength import DEFAULT_STRENGTH, steps_of_strength
 from workflows.errors import InvalidRequest, ModelNotFound
 from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationSettings, Guidance, PictureRequest
 
 # Seeds that the service draws are exact in any JSON reader, also in one that knows doubles only.
 _SEED_BITS: Final = 48
-_STRENGTH: Final = 0.7
 
 
 Conditions: TypeAlias = Literal["text", "label", "nothing"]
@@ -80,7 +80,7 @@ def steps_made(settings: GenerationSettings) -> int:
     """How many of its steps an order makes: an edit skips the first ones."""
     if settings.strength is None:
         return settings.num_inference_steps
-    return max(1, round(settings.strength * settings.num_inference_steps))
+    return steps_of_strength(settings.strength, settings.num_inference_steps)
 
 
 def preview_marks(request: PictureRequest, steps: int) -> tuple[int, ...]:
@@ -218,7 +218,7 @@ def _strength(request: PictureRequest, inpainted: bool) -> float | None:
     """A mask says what to keep, so all else is made from the start; without one, something must be left to see."""
     if not isinstance(request, EditRequest):
         return None
-    return request.strength or (1.0 if inpainted else _STRENGTH)
+    return request.strength or (1.0 if inpainted else DEFAULT_STRENGTH)
 
 
 def _label_index(request: PictureRequest, menu: Menu) -> int | None:
