@@ -18,8 +18,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from workflows.errors import EngineStopped
 from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.request.errors import EngineStopped
 from workflows.serve.request.messages import Call, Event, Kept
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import ModelCard

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest, Unauthorized
+from workflows.serve.http.errors import answer_to
 from workflows.serve.http.keys import KeyRing
-from workflows.serve.request.errors import answer_to
 
 # The page and health say nothing that a key protects, and the page asks for the key.
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/healthz", "/docs", "/openapi.json"})

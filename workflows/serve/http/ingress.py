@@ -25,12 +25,12 @@ from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest, ModelNotFound
 from workflows.serve.http.dispatch import Backend, SamplerBackend, finished
 from workflows.serve.http.edits import FORM, form_schema, read_form
+from workflows.serve.http.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
 from workflows.serve.http.guard import Guard, Rules
 from workflows.serve.http.keys import KeyRing, load_keys
 from workflows.serve.http.pages import content_policy, reference_page
 from workflows.serve.http.streaming import Kind, as_events
 from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.request.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
 from workflows.serve.request.messages import CHALLENGER, Call, Event, Source, Track
 from workflows.serve.request.pictures import images_of
 from workflows.serve.request.resolve import drawn_seed

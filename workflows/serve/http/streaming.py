@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final, Literal, TypeAlias
 
-from workflows.serve.request.errors import answer_to, status_of, unwrapped
+from workflows.serve.http.errors import answer_to, status_of, unwrapped
 from workflows.serve.request.messages import Event, Kept, Preview
 from workflows.serve.request.pictures import Generated, images_of
 from workflows.serve.request.schema import StreamEvent

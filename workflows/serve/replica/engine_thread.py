@@ -20,10 +20,9 @@ from torch import Tensor
 
 from diffusion_core.engine import Outcome, StepEngine
 from diffusion_core.row import Trajectory
-from workflows.errors import DeadlineExceeded, Overloaded
+from workflows.errors import DeadlineExceeded, EngineStopped, Overloaded
 from workflows.serve.replica.costs import StepTimes
 from workflows.serve.replica.jobs import UNBOUNDED, Job, Limits, Load, News, Report, StepTaken
-from workflows.serve.request.errors import EngineStopped
 
 _STEPS_REMEMBERED: Final = 2048
 

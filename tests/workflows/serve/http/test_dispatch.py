@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
-from workflows.errors import InvalidRequest
+from workflows.errors import EngineStopped, InvalidRequest
 from workflows.serve.http.dispatch import SamplerBackend, finished
 from workflows.serve.replica.metrics import IngressMetrics
 from workflows.serve.replica.replica import Sampler
-from workflows.serve.request.errors import EngineStopped
 from workflows.serve.request.messages import Call, Event, Kept, Preview
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import GenerationRequest

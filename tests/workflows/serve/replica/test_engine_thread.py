@@ -20,10 +20,9 @@ from diffusion_core.sampler import ddim
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
-from workflows.errors import Overloaded
+from workflows.errors import EngineStopped, Overloaded
 from workflows.serve.replica.engine_thread import EngineThread
 from workflows.serve.replica.jobs import Limits, News, Report
-from workflows.serve.request.errors import EngineStopped
 
 SCHEDULE = NoiseSchedule.cosine(1000)
 SHAPE = (2, 4)

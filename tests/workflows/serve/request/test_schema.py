@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from workflows.serve.request.errors import invalid_fields
+from workflows.serve.http.errors import invalid_fields
 from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationRequest
 
 

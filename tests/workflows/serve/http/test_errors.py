@@ -13,7 +13,7 @@ import diffusion_core
 import workflows
 from diffusion_core.errors import InvalidBundle, NonFinite, RaverseError
 from workflows.errors import InvalidRequest, Overloaded
-from workflows.serve.request.errors import STATUS, answer_to, invalid_fields, status_of
+from workflows.serve.http.errors import STATUS, answer_to, invalid_fields, status_of
 
 
 def known_errors(kind: type[RaverseError] = RaverseError) -> Iterator[type[RaverseError]]:

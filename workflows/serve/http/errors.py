@@ -18,12 +18,6 @@ from diffusion_core import errors as core
 from diffusion_core.errors import RaverseError
 from workflows import errors as work
 
-
-@final
-class EngineStopped(RaverseError, RuntimeError):
-    """The engine of a replica has ended; Serve replaces the replica, and the client may try again."""
-
-
 STATUS: Final[Mapping[type[Exception], int]] = {
     # The client asked for something that cannot be done.
     work.InvalidRequest: 400,
@@ -57,7 +51,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     # It may be mended by itself.
     work.ClusterUnreachable: 503,
     work.TrackingUnreachable: 503,
-    EngineStopped: 503,
+    work.EngineStopped: 503,
     DeploymentUnavailableError: 503,
     ReplicaUnavailableError: 503,
     work.DeadlineExceeded: 504,
