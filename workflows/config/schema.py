@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -350,7 +350,13 @@ class ClassifierConfig(Section):
     train: ClassifierTrainConfig = ClassifierTrainConfig()
 
 
-class GuidanceSettings(guidance_fields(Section, "GuidanceFields")):  # type: ignore[misc]
+if TYPE_CHECKING:
+    _GuidanceBase = _SweepBase = Section
+else:
+    _GuidanceBase, _SweepBase = guidance_fields(Section, "GuidanceFields"), sweep_fields(Section, "SweepFields")
+
+
+class GuidanceSettings(_GuidanceBase):
     """The settings of guidance, one field for each row of `workflows.options.guidance.SETTINGS`."""
 
     @property
@@ -396,7 +402,7 @@ class EvaluateConfig(GuidanceSettings):
         return self
 
 
-class SweepConfig(sweep_fields(Section, "SweepFields")):  # type: ignore[misc]
+class SweepConfig(_SweepBase):
     """What `raverse sweep` measures; every point draws the same prompts and seeds."""
 
     num_pictures: PositiveInt = Field(200, description="Pictures per point.")

@@ -248,6 +248,8 @@ KINDS: Final[Mapping[str, GuidanceKind]] = {
 SCALED: Final = tuple(kind for kind in KINDS.values() if kind.scale is not None)
 """The kinds that have a strength."""
 SCALE_NAMES: Final = tuple(kind.scale for kind in SCALED if kind.scale is not None)
+FURTHER_NAMES: Final = tuple(name for name in SETTINGS if name not in SCALE_NAMES)
+"""The settings that are no scale."""
 DEFAULT_SCALES: Final[Mapping[str, float]] = {kind.scale: kind.default for kind in SCALED if kind.scale is not None}
 """Default of each scale, by its name."""
 
@@ -286,7 +288,7 @@ class Guidance:
         given = {key: value for key, value in settings.items() if value is not None}
         if unread := [key for key in given if key not in bare.reads]:
             raise InvalidRequest(
-                f"{unread[0]} has no effect with guidance {bare.name!r}: leave it out, or take another", unread[0]
+                f"{unread[0]}: it has no effect with guidance {bare.name!r}: leave it out, or take another", unread[0]
             )
         return bare.with_settings(**given)
 
@@ -366,6 +368,10 @@ class Guidance:
         value = self.settings.get(kind.scale, kind.default)
         assert isinstance(value, float)
         return value
+
+    def further(self) -> dict[str, Any]:
+        """The settings that are no scale, by name, as JSON has them."""
+        return {name: SETTINGS[name].plain(value) for name, value in self.values if name in FURTHER_NAMES}
 
     def core_settings(self) -> dict[str, float]:
         """The numbers that the wrappers of `diffusion_core.guidance` read, by the core's names.

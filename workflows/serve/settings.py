@@ -1,4 +1,4 @@
-"""The settings of the application, the same from the command line and from a Serve config file's `args`."""
+"""The settings of the application, from the command line or from the `args` of a Serve config file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workflows.tracking.store import tracking_uri
 
 
 def _same_everywhere(uri: str) -> str:
-    """Replicas run in folders, and on machines, other than the one where the URI was written."""
+    """Refuses a relative path, since replicas run in other folders and on other machines."""
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         raise ValueError(f"found the relative path {uri}, wanted sqlite:////ABSOLUTE/PATH or http://HOST:PORT")
     return uri
@@ -20,7 +20,7 @@ def _same_everywhere(uri: str) -> str:
 
 @final
 class ServeArgs(Section):
-    """What `workflows.serve.app:build` takes."""
+    """The arguments of `workflows.serve.app:build`."""
 
     model: str = Field(min_length=1, description="Registered model: NAME@ALIAS or NAME/VERSION.")
     tracking_uri: Annotated[str, AfterValidator(_same_everywhere)] = Field(
@@ -62,7 +62,12 @@ class ServeArgs(Section):
 
     @classmethod
     def of(cls, config: RunConfig, model: str | None = None) -> ServeArgs:
-        """The settings of a job; `model` replaces the job's own name and alias."""
+        """Takes the settings of a job.
+
+        Args:
+            config: the job.
+            model: NAME@ALIAS or NAME/VERSION, in place of the job's own name and alias.
+        """
         serve = config.serve
         return cls(
             model=model or f"{config.register_.model_name}@{config.register_.alias}",
@@ -81,7 +86,7 @@ class ServeArgs(Section):
         return (self.model, *self.models)
 
     def for_model(self, reference: str) -> ServeArgs:
-        """The settings of one model's samplers."""
+        """The settings of one model's sampler deployment."""
         return self.model_copy(update={"model": reference, "models": ()})
 
     @classmethod
@@ -89,7 +94,7 @@ class ServeArgs(Section):
         """Checks the `args` of a Serve config file.
 
         Raises:
-            InvalidConfig: an unknown key, or a value out of range; all are named.
+            InvalidConfig: an unknown key, or a value out of range; the message names all of them.
         """
         if isinstance(values, ServeArgs):
             return values
@@ -103,7 +108,7 @@ class ServeArgs(Section):
 
 @final
 class UserConfig(Section):
-    """What a Serve config file may change of a sampler while it runs (`user_config`)."""
+    """The settings of a sampler deployment that a Serve config file may change while it runs (`user_config`)."""
 
     model: str | None = Field(None, min_length=1, description="Another reference to the same model: NAME@ALIAS.")
     challenger_share: float | None = Field(None, ge=0, le=1, description="Share of requests of the challenger.")

@@ -1,4 +1,4 @@
-"""The page of the interface's reference, made here: it needs no script and no other site."""
+"""The reference page of the HTTP interface, which needs no script and no other site."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any, Final
 
+from jinja2 import Environment, PackageLoader
+
+from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, SETTINGS, GuidanceKind
+from workflows.options.samplers import SAMPLERS
+
+_TEMPLATES: Final = Environment(loader=PackageLoader("workflows.serve.http", "."), autoescape=True)
 _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 _STYLE: Final = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1f;background:#fff}
@@ -20,7 +26,7 @@ td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-
 
 
 def content_policy(page: str) -> str:
-    """The policy under which a page may run its own script and style, by their hashes, and nothing else."""
+    """The content security policy that allows a page its own script and style, by their hashes, and nothing else."""
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, text in _INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -32,8 +38,23 @@ def content_policy(page: str) -> str:
     )
 
 
+def picture_page() -> str:
+    """The page that draws pictures; its choices are those of the tables of guidance and samplers."""
+    return _TEMPLATES.get_template("page.html").render(
+        kinds={kind.name: _choice(kind) for kind in KINDS.values()},
+        settings=[SETTINGS[name] for name in FURTHER_NAMES],
+        samplers=list(SAMPLERS.values()),
+        default_guidance=DEFAULT_GUIDANCE.name,
+    )
+
+
+def _choice(kind: GuidanceKind) -> dict[str, Any]:
+    names = ("title", "needs", "scale", "takes_label", "takes_negative", "reads")
+    return {name: getattr(kind, name) for name in names}
+
+
 def reference_page(document: dict[str, Any]) -> str:
-    """The OpenAPI document as a page to read."""
+    """Renders the OpenAPI document as an HTML page."""
     title = escape(document["info"]["title"])
     schemas = document["components"]["schemas"]
     routes = "".join(
