@@ -351,7 +351,8 @@ class ClassifierConfig(Section):
 
 
 if TYPE_CHECKING:
-    _GuidanceBase = _SweepBase = Section
+    _GuidanceBase = Section
+    _SweepBase = Section
 else:
     _GuidanceBase, _SweepBase = guidance_fields(Section, "GuidanceFields"), sweep_fields(Section, "SweepFields")
 
