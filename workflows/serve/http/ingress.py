@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing, contextmanager
-from importlib import resources
 from typing import Any, Final, cast, final
 
 from fastapi import FastAPI, Request
@@ -28,7 +27,7 @@ from workflows.serve.http.dispatch import Backend, SamplerBackend, finished
 from workflows.serve.http.edits import FORM, form_schema, read_form
 from workflows.serve.http.guard import Guard, Rules
 from workflows.serve.http.keys import KeyRing, load_keys
-from workflows.serve.http.pages import content_policy, reference_page
+from workflows.serve.http.pages import content_policy, prompt_page, reference_page
 from workflows.serve.http.streaming import Kind, as_events
 from workflows.serve.replica.metrics import IngressMetrics
 from workflows.serve.request.errors import TOO_LATE, ErrorAnswer, ErrorDetail, answer_to, invalid_fields
@@ -191,7 +190,7 @@ def _add_model_routes(api: FastAPI, studio: Studio) -> None:
 
 
 def _add_pages(api: FastAPI) -> None:
-    page = (resources.files("workflows.serve.http") / "page.html").read_text()
+    page = prompt_page()
 
     @api.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
