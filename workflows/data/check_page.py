@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from workflows.data.sources import SOURCES
 from workflows.runtime.templates import template
 
 _WIDEST: Final = 120
+_SIZES: Final = ("width", "height", "aspect_ratio", "smaller_than_wanted")
 _UNUSABLE: Final = "Cannot be used"
 
 
@@ -47,25 +49,24 @@ def verdict(report: Mapping[str, Any], *, usable: bool) -> str:
 
 def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """What a reader is told, by title: names and values; a table may be empty."""
-    captions, of_numbers = report["captions"], report["format"] == "vectors"
+    captions, intake = report["captions"], SOURCES[report["format"]].intake
+    facts = {name: report[name] for name in intake.facts if name in report}
     overview = {
         "format": report["format"],
         "records looked at": f"{report['records']}{'' if report['complete'] else ' (a sample)'}",
         "usable": report["usable"],
-        "duplicate rows" if of_numbers else "duplicate images": report["duplicate_images"],
+        f"duplicate {intake.counted}": report["duplicate_images"],
         "captions": f"{captions['total']}, of which {captions['distinct']} differ",
         f"captions over {captions['context_length']} tokens": captions["over_context_length"],
     }
-    if not of_numbers:
-        overview |= {name.replace("_", " "): _range(report[name]) for name in ("width", "height", "aspect_ratio")}
-        overview["smaller than wanted"] = report["smaller_than_wanted"]
+    overview |= {name.replace("_", " "): _worded(facts[name]) for name in _SIZES if name in facts}
     return {
         "Overview": overview,
-        "Columns of numbers": {name: _range(span) for name, span in report.get("columns", {}).items()},
+        "Columns of numbers": {name: _range(span) for name, span in facts.get("columns", {}).items()},
         _UNUSABLE: report["unusable"],
         "Used with a change": report["changed"],
-        "Modes": {} if of_numbers else report["modes"],
-        "File formats": {} if of_numbers else report["formats"],
+        "Modes": facts.get("modes", {}),
+        "File formats": facts.get("formats", {}),
         "Labels": report["labels"],
         "Most common captions": captions["most_common"],
     }
@@ -73,6 +74,10 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _short(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]} ..."
+
+
+def _worded(value: Any) -> Any:
+    return _range(value) if isinstance(value, Mapping) else value
 
 
 def _range(values: Mapping[str, float]) -> str:

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from workflows.data.png import decode_png, encode_png
+from workflows.data.png import encode_png
+from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidData, MissingArtifact
 
@@ -86,6 +87,11 @@ class DataInfo:
             raise MissingArtifact(f"no data.json in {folder}: run `raverse data` first") from None
         scale = VectorScale.of(values.pop("scale", None))
         return DataInfo(**{name: _frozen(value) for name, value in values.items()}, scale=scale)
+
+    @property
+    def rows(self) -> RowType:
+        """The type of the samples."""
+        return rows_of(self.shape, self.scale)
 
     def save(self, folder: Path) -> None:
         """Writes `data.json`."""
@@ -192,7 +198,7 @@ class Dataset:
     def read(self, split: SplitName, limit: int | None = None) -> Split:
         """Loads a split, or its first `limit` samples, into memory."""
         rows = self.info.num_samples(split)
-        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)), self.info.shape)
+        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)), self.info.rows)
 
     def combinations(self, split: Split) -> NDArray[np.int64]:
         """(n,) index of each sample's combination in `candidate_captions`.
@@ -226,22 +232,16 @@ def read_rows(path: Path, start: int, stop: int) -> pa.Table:
     return file.read_row_groups(groups).slice(start - (first or 0), stop - start)
 
 
-def decode(table: pa.Table, shape: Sequence[int]) -> Split:
-    """The samples in rows of `SCHEMA`, of pictures (c, h, w) or vectors (d,)."""
-    read = decode_png if len(shape) > 1 else decode_vector
+def decode(table: pa.Table, rows: RowType) -> Split:
+    """The samples in rows of `SCHEMA`."""
     return Split(
         table["sample_id"].to_numpy(),
-        np.stack([read(data) for data in table["image"].to_pylist()]),
+        np.stack([rows.decode(cell) for cell in table["image"].to_pylist()]),
         tuple(tuple(captions) for captions in table["captions"].to_pylist()),
         table["label"].to_numpy(),
         tuple(tuple(values) for values in table["attributes"].to_pylist()),
         table["unseen"].to_numpy(),
     )
-
-
-def decode_vector(data: bytes) -> NDArray[np.float32]:
-    """(d,) numbers."""
-    return np.frombuffer(data, "<f4")
 
 
 def _encode(rows: Split) -> pa.Table:

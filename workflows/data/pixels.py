@@ -31,8 +31,3 @@ def to_pixels(x: Tensor) -> Tensor:
         uint8, of the same shape on the same device.
     """
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
-def to_x(stored: Tensor) -> Tensor:
-    """Stored samples as networks see them: uint8 pixels by `to_data`; vectors, which are normalised, as float32."""
-    return to_data(stored) if stored.dtype == torch.uint8 else stored.float()

@@ -104,10 +104,10 @@ def check_shape(package: ModelPackage, dataset: Dataset) -> None:
         InvalidConfig: the model draws vectors, which the evaluate stage of a job measures.
     """
     check_draws_pictures(package.card, package.folder.name)
-    if tuple(package.picture_shape) != tuple(dataset.info.shape):
+    if package.rows.shape != dataset.info.rows.shape:
         raise InvalidData(
-            f"the model draws pictures of shape {tuple(package.picture_shape)}, {dataset.info.source} holds "
-            f"{tuple(dataset.info.shape)}: give the --config that the model was trained with"
+            f"the model draws pictures of shape {package.rows.shape}, {dataset.info.source} holds "
+            f"{dataset.info.rows.shape}: give the --config that the model was trained with"
         )
 
 
@@ -130,7 +130,7 @@ def _figures(config: RunConfig, package: ModelPackage, drawn: Drawn, dataset: Da
     found = nearest(drawn.images, train.images, held_out.images)
     draw_neighbours(folder / "neighbours.png", found, drawn.images, train.images)
     figures = {} if clip is None else _scored(clip, drawn, dataset)
-    if package.shape == package.picture_shape:
+    if package.shape == package.rows.shape:
         # Of latents the bound would be one of latents, which compares with nothing.
         figures["bits_per_dim"] = _bits(config, package, held_out)
     return figures | {

@@ -24,6 +24,7 @@ from typing import Any, Final, final
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
+from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
 from workflows.package.kinds import register
@@ -39,6 +40,8 @@ CLIP: Final = "clip"
 AUTOENCODER: Final = "autoencoder"
 PIPELINE: Final = "pipeline"
 SCORER: Final = "scorer"
+_SHOWN: Final = 3
+"""Columns that a message names."""
 _FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE, SCORER, ADAPTER)
 # The marker of the stage that made a part, and what trained it, say nothing about the part.
 _NO_PART: Final = shutil.ignore_patterns("artifact.json", "training", ".*")
@@ -88,6 +91,11 @@ class PackageCard:
     scale: VectorScale | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def rows(self) -> RowType:
+        """The type of what it draws."""
+        return rows_of(self.shape, self.scale)
 
     @property
     def hash(self) -> str:
@@ -178,15 +186,15 @@ def verify(folder: Path) -> tuple[PackageCard, dict[str, ModelBundle]]:
 
 
 def check_draws_pictures(card: PackageCard, name: str) -> None:
-    """Refuses a model of vectors where pictures are wanted.
+    """Refuses a model of anything else where pictures are wanted.
 
     Raises:
         InvalidConfig: says how to draw with it.
     """
-    if card.scale is not None:
+    if not card.rows.drawable:
         raise InvalidConfig(
-            f"{name} draws vectors of {', '.join(card.scale.columns[:3])}, ... and no pictures: draw with "
-            f"mlflow.pyfunc.load_model(...).predict"
+            f"{name} draws {card.rows.name} of {', '.join([*card.rows.outputs][:_SHOWN])}, ... and no pictures: draw "
+            f"with mlflow.pyfunc.load_model(...).predict"
         )
 
 

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workflows.data.png import encode_png
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
@@ -73,10 +72,7 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         seeds = [int(given["seed"]) + row for row in range(len(model_input))]
         parts = [slice(start, start + BATCH) for start in range(0, len(seeds), BATCH)]
         drawn = torch.cat([_draw(self._package, model_input[rows], seeds[rows], given) for rows in parts])
-        scale = self._package.card.scale
-        if scale is not None:
-            return pd.DataFrame(scale.raw(drawn.numpy()), columns=list(scale.columns)).assign(seed=seeds)
-        return pd.DataFrame({"image": [encode_png(pixels) for pixels in drawn.numpy()], "seed": seeds})
+        return pd.DataFrame(self._package.rows.table(drawn.numpy())).assign(seed=seeds)
 
 
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:

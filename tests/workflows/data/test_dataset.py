@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, read_rows, write_split
+from workflows.data.rows import rows_of
 from workflows.errors import InvalidData, MissingArtifact
 
 
@@ -46,7 +47,7 @@ def test_a_split_is_read_as_it_was_written(tmp_path: Path, shape: tuple[int, int
     write_split(split, tmp_path / "train.parquet")
     table = pq.read_table(tmp_path / "train.parquet")
     assert table.schema.equals(SCHEMA)
-    found = decode(table, split.images.shape[1:])
+    found = decode(table, rows_of(split.images.shape[1:]))
     assert found.images.shape == (9, *shape)
     np.testing.assert_array_equal(found.images, split.images)
     np.testing.assert_array_equal(found.sample_ids, split.sample_ids)

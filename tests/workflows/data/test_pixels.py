@@ -8,7 +8,7 @@ import torch
 
 from diffusion_core.errors import InvalidShape
 from diffusion_core.likelihood import _check_data
-from workflows.data.pixels import to_data, to_pixels, to_x
+from workflows.data.pixels import to_data, to_pixels
 
 EVERY = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
 
@@ -29,12 +29,6 @@ def test_data_between_and_beyond_pixels_goes_to_the_nearest() -> None:
     nudged = to_data(EVERY) + 0.4 / 127.5
     assert torch.equal(to_pixels(nudged), torch.from_numpy(EVERY))
     assert not torch.equal(to_pixels(to_data(EVERY) + 0.6 / 127.5), torch.from_numpy(EVERY)), "negative control"
-
-
-def test_stored_vectors_stay_as_they_are() -> None:
-    vectors = torch.tensor([[0.5, -3.0]])
-    assert torch.equal(to_x(vectors), vectors)
-    assert torch.equal(to_x(torch.from_numpy(EVERY)), to_data(EVERY))
 
 
 def test_the_core_counts_bits_on_the_same_grid() -> None:

@@ -30,7 +30,7 @@ MakePair = Callable[[str], Pair]
 
 
 def menu_of(package: ModelPackage) -> Menu:
-    _, height, width = package.picture_shape
+    _, height, width = package.rows.shape
     kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
     scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
     return Menu("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
@@ -127,7 +127,7 @@ def test_decoding_is_a_stage_of_its_own(pair: MakePair) -> None:
         return list(await asyncio.gather(decoder.pixels_of(states[:1]), decoder.pixels_of(states[1:])))
 
     found = np.concatenate(asyncio.run(together()))
-    wanted = channels_last(package.pictures(torch.stack(states)))
+    wanted = channels_last(package.drawn(torch.stack(states)))
     assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
     assert wanted.std() > 10, "flat pictures would prove nothing"
 

@@ -178,7 +178,7 @@ def card_of(served: Served) -> ModelCard:
         created=served.loaded,
         version=menu.version,
         sizes=[menu.size_text],
-        channels=served.package.picture_shape[0],
+        channels=served.package.rows.shape[0],
         classes=list(menu.class_names),
         guidance=menu.guidance,
         example_prompts=list(served.package.card.candidate_captions[:_EXAMPLES]),

@@ -150,7 +150,7 @@ def load_served(args: ServeArgs, reference: str) -> Served:
     found, buckets, device = resolve(args.tracking_uri, reference), buckets_of(args.max_rows), device_of(args.device)
     package = ModelPackage.load(found.folder, device, buckets=padding_of(device, buckets))
     check_draws_pictures(package.card, reference)
-    _, height, width = package.picture_shape
+    _, height, width = package.rows.shape
     longest = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
     scales: dict[Guidance, float] = {

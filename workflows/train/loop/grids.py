@@ -16,6 +16,7 @@ from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
 from workflows.data.pixels import to_pixels
 from workflows.data.png import image_of, png_of
+from workflows.data.rows import rows_of
 from workflows.embed.cache import CachedCaptions
 from workflows.storage.atomic import whole_file
 from workflows.train.batches import CachedBatches
@@ -30,7 +31,7 @@ _PICTURES, _COLUMNS, _STEPS, _ZOOM = 16, 4, 20, 4
 def draw_grid(trainer: Trainer, folder: Path) -> None:
     """The first worker draws `grids/step-*.png`; all workers call it, and wait. Only for denoisers of pictures."""
     objective = trainer.objective
-    if not isinstance(objective, DenoiserObjective) or len(objective.config.shape) == 1:
+    if not isinstance(objective, DenoiserObjective) or not rows_of(objective.config.shape).drawable:
         return
     network = unwrapped(trainer.network)
     weights = {name: whole(value).cpu() for name, value in trainer.ema.weights(network).items()}

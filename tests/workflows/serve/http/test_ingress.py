@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workflows import __version__
-from workflows.data.pixels import to_pixels
 from workflows.model.model import ModelPackage
 from workflows.serve.replica.replica import Sampler
 from workflows.serve.request.pictures import PROVENANCE_KEY
@@ -73,7 +72,7 @@ def test_pictures_are_those_of_the_package(
     condition = package.condition(**asked)
     for seed, found in zip((5, 6), pictures(response), strict=True):
         wanted = package.sample(condition, seeds=[seed], plan=package.plan(sampler_name, 6))
-        assert np.abs(found.astype(int) - to_pixels(wanted)[0, 0].numpy()).max() <= 1
+        assert np.abs(found.astype(int) - package.rows.from_x(wanted)[0, 0].numpy()).max() <= 1
 
 
 def test_each_kind_of_guidance_gives_another_picture(api: FastAPI) -> None:
