@@ -154,5 +154,5 @@ def test_only_one_module_tells_the_types_apart() -> None:
         if (found := KINDS_TOLD_APART.search(path.read_text()))
     }
     assert told.pop("data/rows.py") == "len(shape) >"
-    # These look at a Pillow picture or at an upload, which are pictures always.
-    assert told == {"data/picture.py": "ndim == 2", "serve/http/edits.py": "ndim == 2"}
+    # This looks at an upload, which is a picture always.
+    assert told == {"serve/http/edits.py": "ndim == 2"}

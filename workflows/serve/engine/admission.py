@@ -1,4 +1,4 @@
-"""Which requests an engine accepts: a bound on rows, a bound on seconds of denoising, and the request's deadline."""
+"""The admission of requests: a bound on rows, a bound on seconds of denoising, and the request's own deadline."""
 
 from __future__ import annotations
 

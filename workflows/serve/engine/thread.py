@@ -69,7 +69,7 @@ class EngineThread:
         If the caller is cancelled, the rows leave within one step.
 
         Args:
-            rows: of one cost; samples among them pass through.
+            rows: trajectories of one cost, and samples, which pass through.
             request_id: the name by which `cancel` finds the request.
             preview_points: numbers of remaining steps at which to yield, descending.
             checkpoint_seconds: the longest time between two yields, but for the duration of a step.

@@ -58,7 +58,7 @@ def decode_init_image(image: bytes, mask: bytes | None, card: ModelCard) -> Init
     Args:
         image: a PNG, JPEG or WebP file.
         mask: a PNG file that is transparent where the picture is made anew; None takes the picture's transparency.
-        card: of the model that will edit the picture.
+        card: the model that will edit the picture.
 
     Raises:
         InvalidRequest: a file that is no picture, or of another size than the model makes.

@@ -37,8 +37,8 @@ class Rules:
 
     Attributes:
         keys: the known API keys.
-        require_key: who needs a key. With `unless_loopback`, everybody needs one where there are keys; where there are
-            none, only this machine is answered.
+        require_key: `always`: every client needs a key; `never`: none does; `loopback_only`: only this machine is
+            answered, without a key; `unless_loopback`: `always` where there are keys, else `loopback_only`.
         max_body_bytes: largest body of a request.
     """
 

@@ -84,7 +84,7 @@ def resolve(request: PictureRequest, capabilities: ModelCapabilities, *, inpaint
 
     Args:
         request: as the client sent it.
-        capabilities: of the version that will make the pictures.
+        capabilities: the abilities of the version that will make the pictures.
         inpainted: whether an edit came with a mask.
 
     Raises:

@@ -112,7 +112,7 @@ else:
 
 
 class PictureRequest(_RequestBase):
-    """What both routes of pictures take; the last fields are those of `workflows.options.guidance.SETTINGS`."""
+    """The fields that both routes of pictures share; the last are those of `workflows.options.guidance.SETTINGS`."""
 
 
 @final
