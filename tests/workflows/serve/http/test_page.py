@@ -12,11 +12,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from tests.workflows.serve.http.browser import PROGRAM, Tab, opened
+from tests.workflows.serve.http.browser import Tab, opened
 from workflows.serve.http import ingress
 from workflows.serve.http.pages import content_policy
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium")
 
 PAGE = (Path(ingress.__file__).parent / "page.html").read_text()
 CONTROL = 2
