@@ -15,9 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from tests.workflows.options.examples import EXAMPLES
-from tests.workflows.serve.http.browser import PROGRAM, Tab, opened
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium")
+from tests.workflows.serve.http.browser import Tab, opened
 
 CONTROL = 2
 
