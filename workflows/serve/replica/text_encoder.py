@@ -58,7 +58,8 @@ class CachedTower:
 class TextEncoder:
     """The deployment that encodes texts, with the towers of the versions that the replicas serve.
 
-    It holds at most two towers per served model: of the current version, and of the next one or a challenger.
+    Memory: at most two towers per served model, for the current version and for the next one or a challenger; and the
+    cache of each, see `CachedTower`.
 
     Args:
         args: the registry and the served models.
@@ -124,7 +125,7 @@ class TextClient:
 
     async def encode(self, model: str, texts: Sequence[str]) -> list[EncodedText]:
         """Encodes texts to one row each, by the tower of the version NAME/VERSION."""
-        # Taken before the wait: in it, other requests may push a known text out.
+        # The cache is read before the wait, in which other requests may push a text out of it.
         encoded = {text: self._cache[model, text] for text in texts if (model, text) in self._cache}
         new = [text for text in dict.fromkeys(texts) if text not in encoded]
         rows = await asyncio.gather(*(self._encoder.encode.remote(model, text) for text in new))
