@@ -35,7 +35,7 @@ from workflows.model.codec import Codec, Pixels
 from workflows.model.guidance import GUIDANCE_KINDS, make_plan, parse_guidance, steer
 from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
-from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
 
 
@@ -81,13 +81,6 @@ class ModelPackage:
             "clip": clip is not None and clip.image_tower is not None,
         }
         self.guidance = tuple(kind for kind in GUIDANCE_KINDS if offered[kind])
-
-    @staticmethod
-    def assemble(
-        folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path | None, clip: Path | None
-    ) -> PackageCard:
-        """Makes a package on disk: see `workflows.package.files.assemble`."""
-        return assemble(folder, card, denoiser=denoiser, classifier=classifier, clip=clip)
 
     @staticmethod
     def load(

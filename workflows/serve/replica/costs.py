@@ -41,11 +41,6 @@ class StepTimes:
         self._buckets = tuple(buckets)
         self._seconds: dict[int, float] = {}
 
-    @property
-    def known(self) -> dict[int, float]:
-        """Seconds of a step by bucket, of the buckets seen so far."""
-        return dict(self._seconds)
-
     def bucket(self, count: float) -> int:
         """The bucket of a step of so many evaluations."""
         return next((bucket for bucket in self._buckets if bucket >= count), self._buckets[-1])

@@ -60,11 +60,6 @@ class EngineThread:
         """As of the last step."""
         return self._load
 
-    @property
-    def step_seconds(self) -> dict[int, float]:
-        """Measured seconds of a step, by bucket."""
-        return self._times.known
-
     def take_steps(self) -> list[StepTaken]:
         """The steps since the last call, at most some thousands."""
         return [self._steps.popleft() for _ in range(len(self._steps))]
