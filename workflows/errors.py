@@ -17,10 +17,11 @@
     ├── AddressInUse        (OSError)            the port is taken
     ├── InvalidRequest      (ValueError)         an HTTP request that cannot be served; names the field
     ├── Overloaded          (RuntimeError)       the queue is full; carries Retry-After seconds
+    ├── EngineStopped       (RuntimeError)       a replica's engine has ended; another replica can go on
     ├── DeadlineExceeded    (TimeoutError)       a picture that was not done when its client wanted it
     └── Unauthorized        (PermissionError)    no API key, or an unknown one
 
-`workflows/serve/request/errors.py` maps each to an HTTP status; the CLI prints one line and exits with 1.
+`workflows/serve/http/errors.py` maps each to an HTTP status; the CLI prints one line and exits with 1.
 """
 
 from __future__ import annotations
@@ -104,6 +105,10 @@ class Overloaded(RaverseError, RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class EngineStopped(RaverseError, RuntimeError):
+    """The engine of a replica has ended; Ray Serve replaces the replica, and the client may send the request again."""
 
 
 class DeadlineExceeded(RaverseError, TimeoutError):

@@ -20,6 +20,8 @@ from ray.data import TaskPoolStrategy
 
 from diffusion_core.errors import NonFinite
 from workflows.evaluate.prompts import Prompts
+from workflows.options.guidance import Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
@@ -35,11 +37,8 @@ class SampleJob:
 
     Attributes:
         prompts: one row per picture.
-        guidance: a kind, as `workflows.model.guidance` knows them.
+        guidance: kinds and settings; what it leaves open are the package's own.
         by_label: the classifier is asked for the class instead of the prompt.
-        guidance_scale: of `classifier_free`.
-        classifier_scale: of `classifier`.
-        clip_scale: of `clip`.
         sampler: its name.
         num_steps: of the sampler.
         eta: of DDIM.
@@ -47,12 +46,9 @@ class SampleJob:
     """
 
     prompts: Prompts
-    guidance: str
+    guidance: Guidance
     by_label: bool = False
-    guidance_scale: float = 1.0
-    classifier_scale: float = 0.0
-    clip_scale: float = 0.0
-    sampler: str = "ddim"
+    sampler: str = DEFAULT_SAMPLER
     num_steps: int = 50
     eta: float = 0.0
     spacing: str | None = None
@@ -80,8 +76,7 @@ def sample_jobs(
     Raises:
         RaverseError: what a task says, such as `NonFinite` for a model that gives no picture.
     """
-    shape = PackageCard.load(package).shape
-    kind = np.uint8 if len(shape) > 1 else np.float32
+    kind = PackageCard.load(package).rows
     places = [(job, start) for job, wanted in enumerate(jobs) for start in range(0, len(wanted.prompts), batch_size)]
     items = [
         {"place": place, "package": str(package), "job": pickle.dumps(jobs[job].part(start, start + batch_size))}
@@ -91,7 +86,7 @@ def sample_jobs(
     progress.start(sum(len(job.prompts) for job in jobs), "pictures")
     compute = TaskPoolStrategy(size=workers or None)
     for row in run_pass(items, lambda rows: rows.map(_draw_item, compute=compute, **_resources())):
-        drawn[row["place"]] = np.frombuffer(row["pixels"], kind).reshape(-1, *shape)
+        drawn[row["place"]] = np.frombuffer(row["pixels"], kind.dtype).reshape(-1, *kind.shape)
         progress.advance(sum(len(part) for part in drawn.values()))
     return [
         np.concatenate([drawn[place] for place, (job, _) in enumerate(places) if job == wanted])
@@ -125,12 +120,9 @@ def _draw(model: ModelPackage, job: SampleJob) -> NDArray[Any]:
 
     prompts = job.prompts
     condition = model.condition(
-        len(prompts) if job.guidance == "none" or job.by_label else prompts.texts,
+        len(prompts) if job.guidance.kinds == ("none",) or job.by_label else prompts.texts,
         job.guidance,
         labels=prompts.labels if job.by_label else None,
-        guidance_scale=job.guidance_scale,
-        classifier_scale=job.classifier_scale,
-        clip_scale=job.clip_scale,
     )
     plan = model.plan(job.sampler, job.num_steps, job.eta, job.spacing)
     x = model.sample(condition, seeds=prompts.seeds, plan=plan)

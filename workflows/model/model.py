@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -29,17 +29,16 @@ from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import OnStep, sample
 from diffusion_core.types import Data
+from workflows.data.rows import RowType
 from workflows.errors import InvalidRequest
 from workflows.model.codec import Codec, Pixels
-from workflows.model.guidance import GUIDANCE_KINDS, make_plan, parse_guidance, steer
+from workflows.model.guidance import steer
 from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
+from workflows.options.guidance import Guidance, Need, SettingValue, offered_kinds
+from workflows.options.samplers import DEFAULT_SAMPLER, SPACINGS, make_plan
 from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
-
-_BOUND: Final = 1.0
-_NO_BOUND: Final = 0.0
-"""Vectors are normalised, not bounded."""
 
 
 @final
@@ -75,15 +74,7 @@ class ModelPackage:
         self.shape = card.shape if shape is None else shape
         self.codec: Codec = Pixels() if codec is None else codec
         self.sampling = sampling
-        reads = clip is not None or self.sees_labels
-        offered = {
-            "none": True,
-            "direct": reads,
-            "classifier_free": reads,
-            "classifier": classifier is not None,
-            "clip": clip is not None and clip.image_tower is not None,
-        }
-        self.guidance = tuple(kind for kind in GUIDANCE_KINDS if offered[kind])
+        self.guidance = offered_kinds(self._parts())
 
     @staticmethod
     def assemble(
@@ -119,9 +110,7 @@ class ModelPackage:
             adapt(network, folder, bundles["denoiser"].hash, device)
         classifier = open_classifier(folder, bundles, device)
         sampling = Sampling.load(folder / PIPELINE) if (folder / PIPELINE).is_dir() else None
-        bound = _BOUND if sampling is None else sampling.clip
-        if card.scale is not None:
-            bound = _NO_BOUND
+        bound = card.rows.bound if sampling is None else sampling.clip
         return ModelPackage(
             folder,
             card,
@@ -184,9 +173,9 @@ class ModelPackage:
         return self.denoiser.schedule
 
     @property
-    def picture_shape(self) -> tuple[int, ...]:
-        """Of what is drawn: a picture (c, h, w), or a vector (d,)."""
-        return self.card.shape
+    def rows(self) -> RowType:
+        """The type of what it draws."""
+        return self.card.rows
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -206,49 +195,44 @@ class ModelPackage:
     def condition(
         self,
         prompts: Sequence[str] | int,
-        guidance: str = "classifier_free",
+        guidance: Guidance | str = "classifier_free",
         *,
         labels: Sequence[int] | None = None,
         negative_prompts: Sequence[str] | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        classifier_scale: float | Sequence[float] | None = None,
-        clip_scale: float | Sequence[float] | None = None,
+        **settings: SettingValue | None,
     ) -> Condition:
         """Says what each row shows and how it is steered there.
 
         Args:
             prompts: one per row; or the number of rows, where no prompt is needed.
-            guidance: a kind, or several joined by `+`.
+            guidance: kinds and settings; or a kind, or several joined by `+`. The package's own settings fill in what
+                is left open.
             labels: class of each row, for `classifier`: then the classifier is asked for the class, not the prompt;
                 for a model that is conditioned on labels, what each row shows.
             negative_prompts: one per row, for `classifier_free`.
-            guidance_scale: classifier-free scale; default: the package's (so for the other scales).
-            classifier_scale: of the noisy classifier.
-            clip_scale: of CLIP.
+            **settings: of guidance that is given by name, as in `workflows.options.guidance.SETTINGS`.
 
         Raises:
-            InvalidRequest: an unknown kind, or one that lacks what it needs.
+            InvalidRequest: an unknown kind or setting, or one that lacks what it needs; names the field.
         """
-        self._check_guidance(guidance)
+        chosen = Guidance.of(guidance, **settings) if isinstance(guidance, str) else guidance.with_settings(**settings)
+        if missing := sorted(set(chosen.kinds) - set(self.guidance)):
+            raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
         texts = None if isinstance(prompts, int) else self.clip.text.encode(prompts)
         negatives = None if negative_prompts is None else self.clip.text.encode(negative_prompts)
-        defaults = self.defaults
         return steer(
-            guidance,
+            chosen.over(self.defaults.guidance),
             prompts if isinstance(prompts, int) else len(prompts),
             text=texts,
             labels=labels,
             negative=negatives,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            classifier_scale=defaults.classifier_scale if classifier_scale is None else classifier_scale,
-            clip_scale=defaults.clip_scale if clip_scale is None else clip_scale,
             num_classes=len(self.class_names),
             sees_labels=self.sees_labels,
         ).to(self.device)
 
     def plan(
         self,
-        sampler: str = "ddim",
+        sampler: str = DEFAULT_SAMPLER,
         num_steps: int | None = None,
         eta: float = 0.0,
         spacing: str | None = None,
@@ -256,7 +240,7 @@ class ModelPackage:
         """A sampler's table: see `make_plan`; of an imported checkpoint, as its own scheduler would step.
 
         Args:
-            sampler: `ddim`, `ddpm` or `dpm_solver`.
+            sampler: a name of `workflows.options.samplers.SAMPLERS`.
             num_steps: default: the package's.
             eta: of DDIM.
             spacing: default: `trailing`, or the checkpoint's own.
@@ -264,7 +248,7 @@ class ModelPackage:
         steps = self.defaults.num_steps if num_steps is None else num_steps
         if self.sampling is not None:
             return self.sampling.plan(self.schedule, sampler, steps, eta, spacing)
-        return make_plan(self.schedule, sampler, steps, eta, spacing or "trailing")
+        return make_plan(self.schedule, sampler, steps, eta, spacing or SPACINGS[0])
 
     def sample(
         self,
@@ -299,25 +283,21 @@ class ModelPackage:
         )
 
     def drawn(self, x: Data) -> Tensor:
-        """Samples as what the model draws, on the CPU: uint8 pixels, or float32 vectors, still normalised."""
-        return self.pictures(x) if self.card.scale is None else x.float().cpu()
-
-    def pictures(self, x: Data) -> Tensor:
-        """Samples as uint8 pixels, on the CPU."""
-        return self.to_images(self.codec.decode(x))
+        """Samples as stored rows, on the CPU: uint8 pixels, or float32 vectors, still normalised."""
+        return self.rows.from_x(self.codec.decode(x))
 
     def previews(self, x0: Data) -> Tensor:
-        """As `pictures`, of rows on their way, quickly."""
-        return self.to_images(self.codec.preview(x0))
+        """As `drawn`, of rows on their way, quickly."""
+        return self.rows.from_x(self.codec.preview(x0))
 
-    def _check_guidance(self, guidance: str) -> None:
-        if missing := sorted(parse_guidance(guidance) - set(self.guidance)):
-            raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
-
-    @staticmethod
-    def to_images(x: Data) -> Tensor:
-        """Data in [-1, 1] as uint8 pixels, on the CPU."""
-        return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    def _parts(self) -> list[Need]:
+        """The parts that kinds of guidance need."""
+        found: list[Need] = [] if self.conditions == "nothing" else ["condition"]
+        if self._classifier is not None:
+            found.append("classifier")
+        if self._clip is not None and self._clip.image_tower is not None:
+            found.append("image_tower")
+        return found
 
 
 def clip_folder(folder: Path) -> Path:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,10 +24,14 @@ from typing import Any, Final, final
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
+from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
+from workflows.options.guidance import DEFAULT_SCALES, SETTINGS
 from workflows.package.kinds import register
 from workflows.package.lora import ADAPTER
+from workflows.storage.atomic import whole_folder
+from workflows.storage.hashing import file_sha256
 
 FORMAT_VERSION: Final = 1
 """Of `package.json`; others are refused."""
@@ -38,6 +41,8 @@ CLIP: Final = "clip"
 AUTOENCODER: Final = "autoencoder"
 PIPELINE: Final = "pipeline"
 SCORER: Final = "scorer"
+_SHOWN: Final = 3
+"""Columns that a message names."""
 _FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE, SCORER, ADAPTER)
 # The marker of the stage that made a part, and what trained it, say nothing about the part.
 _NO_PART: Final = shutil.ignore_patterns("artifact.json", "training", ".*")
@@ -50,15 +55,27 @@ class Defaults:
 
     Attributes:
         num_steps: sampler steps.
-        guidance_scale: classifier-free scale w; 1 is plain conditional.
-        classifier_scale: of the noisy classifier's gradient.
-        clip_scale: of CLIP's gradient.
+        guidance: settings of guidance by name, see `workflows.options.guidance.SETTINGS`.
     """
 
     num_steps: int = 50
-    guidance_scale: float = 2.0
-    classifier_scale: float = 3.0
-    clip_scale: float = 3.0
+    guidance: Mapping[str, Any] = field(default_factory=lambda: DEFAULT_SCALES)
+
+    def describe(self) -> dict[str, Any]:
+        """As it is written in `package.json`: all numbers side by side."""
+        return {"num_steps": self.num_steps, **self.guidance}
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Defaults:
+        """The inverse of `describe`; settings that the file does not hold keep the table's defaults.
+
+        Raises:
+            InvalidBundle: a setting that this program does not know.
+        """
+        settings = {name: value for name, value in values.items() if name != "num_steps"}
+        if unknown := sorted(settings.keys() - SETTINGS.keys()):
+            raise InvalidBundle(f"the package has a default of {unknown[0]!r}, which no guidance reads: update raverse")
+        return Defaults(values["num_steps"], settings)
 
 
 @final
@@ -89,13 +106,21 @@ class PackageCard:
     format_version: int = FORMAT_VERSION
 
     @property
+    def rows(self) -> RowType:
+        """The type of what it draws."""
+        return rows_of(self.shape, self.scale)
+
+    @property
     def hash(self) -> str:
         """SHA-256 over the card, and so over every part."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._values(), sort_keys=True).encode()).hexdigest()
+
+    def _values(self) -> dict[str, Any]:
+        return asdict(self) | {"defaults": self.defaults.describe()}
 
     def save(self, folder: Path) -> None:
         """Writes `package.json`."""
-        (folder / CARD_FILE).write_text(json.dumps(asdict(self) | {"hash": self.hash}, indent=2, sort_keys=True))
+        (folder / CARD_FILE).write_text(json.dumps(self._values() | {"hash": self.hash}, indent=2, sort_keys=True))
 
     @staticmethod
     def load(folder: Path) -> PackageCard:
@@ -117,7 +142,7 @@ class PackageCard:
         if set(values) != {part.name for part in fields(PackageCard)}:
             raise InvalidBundle(f"{path} lacks fields or has unknown ones: register the model again")
         lists = {name: tuple(values[name]) for name in ("shape", "class_names", "candidate_captions")}
-        parts = {"defaults": Defaults(**values["defaults"]), "scale": VectorScale.of(values["scale"])}
+        parts = {"defaults": Defaults.of(values["defaults"]), "scale": VectorScale.of(values["scale"])}
         card = PackageCard(**(values | lists | parts))
         if card.hash != claimed:
             raise InvalidBundle(f"{path} was changed after it was written: its hash is not {claimed}")
@@ -152,18 +177,13 @@ def assemble(
         InvalidBundle: a part that is broken, or parts that do not belong together.
     """
     parts = {"denoiser": denoiser, "classifier": classifier, CLIP: clip, **(more or {})}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / "package"
+    with whole_folder(folder) as partial:
         for name, source in parts.items():
             if source is not None:
                 copy = link_or_copy if link else shutil.copy2
                 shutil.copytree(source, partial / name, ignore=_NO_PART, copy_function=copy)
         whole = replace(card, parts=_hashes(partial, open_bundles(partial)))
         whole.save(partial)
-        if folder.exists():
-            folder.rename(Path(temporary) / "replaced")
-        partial.rename(folder)
     return whole
 
 
@@ -182,15 +202,15 @@ def verify(folder: Path) -> tuple[PackageCard, dict[str, ModelBundle]]:
 
 
 def check_draws_pictures(card: PackageCard, name: str) -> None:
-    """Refuses a model of vectors where pictures are wanted.
+    """Refuses a model of anything else where pictures are wanted.
 
     Raises:
         InvalidConfig: says how to draw with it.
     """
-    if card.scale is not None:
+    if not card.rows.drawable:
         raise InvalidConfig(
-            f"{name} draws vectors of {', '.join(card.scale.columns[:3])}, ... and no pictures: draw with "
-            f"mlflow.pyfunc.load_model(...).predict"
+            f"{name} draws {card.rows.name} of {', '.join([*card.rows.outputs][:_SHOWN])}, ... and no pictures: draw "
+            f"with mlflow.pyfunc.load_model(...).predict"
         )
 
 
@@ -227,10 +247,5 @@ def scorer_folder(folder: Path) -> Path | None:
 def _hashes(folder: Path, bundles: Mapping[str, ModelBundle]) -> dict[str, str]:
     files = sorted(path for name in _FOLDERS for path in (folder / name).rglob("*") if path.is_file())
     return {name: bundle.hash for name, bundle in bundles.items()} | {
-        path.relative_to(folder).as_posix(): _sha256(path) for path in files
+        path.relative_to(folder).as_posix(): file_sha256(path) for path in files
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from workflows.evaluate.metrics.fidelity import moments
 from workflows.evaluate.metrics.judge import train_judge
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
+from workflows.options.guidance import Guidance
 from workflows.package.files import PackageCard, scorer_folder, verify
 from workflows.release.gate import Comparison, Seen, compare
 from workflows.runtime.progress import Progress
@@ -39,12 +40,10 @@ def compare_packages(
         PromotionRefused: one draws other pictures than the data holds, or nothing says what is seen in them, so that
             nothing can be compared.
     """
-    if not dataset.info.attributes or dataset.info.scale is not None:
-        what = "have no labels" if dataset.info.scale is None else "are vectors"
-        raise PromotionRefused(
-            f"the data {what}, and the gate judges pictures of classes: compare the versions' evaluations, and give "
-            f"--force, or set register.gate.enabled=false"
-        )
+    if not dataset.info.rows.drawable:
+        raise _unjudged(f"are {dataset.info.rows.name}")
+    if not dataset.info.attributes:
+        raise _unjudged("have no labels")
     gate = config.register_.gate
     prompts = ask(dataset, gate.num_prompts, gate.seed)
     clip, judge = load_clip(_scorer(champion, challenger)), train_judge(dataset, config.evaluate.seed)
@@ -55,15 +54,19 @@ def compare_packages(
         _check_shape(card, dataset)
         job = SampleJob(
             prompts,
-            gate.guidance,
-            guidance_scale=card.defaults.guidance_scale,
-            classifier_scale=card.defaults.classifier_scale,
-            clip_scale=card.defaults.clip_scale,
+            Guidance.of(gate.guidance).over(card.defaults.guidance),
             num_steps=config.evaluate.num_steps,
         )
         (images,) = sample_jobs(folder, [job], config.evaluate.batch_size, progress)
         seen.append(_look(Drawn(job, images, judge(images)), clip))
     return compare(gate, seen[0], seen[1], moments(real))
+
+
+def _unjudged(what: str) -> PromotionRefused:
+    return PromotionRefused(
+        f"the data {what}, and the gate judges pictures of classes: compare the versions' evaluations, and give "
+        f"--force, or set register.gate.enabled=false"
+    )
 
 
 def _scorer(*packages: Path) -> Path:

@@ -8,20 +8,19 @@ No Ray, no raverse installation and no pickle is needed: the code lies beside th
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import DEFAULT_GUIDANCE, DEFAULT_SCALES, SETTINGS, Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.package.files import PackageCard
 
 BATCH: Final = 64
@@ -29,15 +28,19 @@ BATCH: Final = 64
 
 
 def default_params(card: PackageCard) -> dict[str, Any]:
-    """What `predict(params=...)` may say, with the values that it otherwise takes."""
-    defaults, conditional = card.defaults, bool(card.candidate_captions or card.class_names)
+    """The parameters of `predict(params=...)`, with the values that they otherwise take.
+
+    Intervals are lists of two numbers. Settings that the guidance does not read have no effect, since MLflow passes
+    every parameter on.
+    """
+    conditional = bool(card.candidate_captions or card.class_names)
+    settings = {name: setting.neutral for name, setting in SETTINGS.items()} | dict(DEFAULT_SCALES)
+    settings |= {name: SETTINGS[name].checked(value) for name, value in card.defaults.guidance.items()}
     return {
-        "guidance": "classifier_free" if conditional else "none",
-        "guidance_scale": float(defaults.guidance_scale),
-        "classifier_scale": float(defaults.classifier_scale),
-        "clip_scale": float(defaults.clip_scale),
-        "sampler": "ddim",
-        "num_inference_steps": defaults.num_steps,
+        "guidance": DEFAULT_GUIDANCE.name if conditional else "none",
+        **{name: SETTINGS[name].plain(value) for name, value in settings.items()},
+        "sampler": DEFAULT_SAMPLER,
+        "num_inference_steps": card.defaults.num_steps,
         "eta": 0.0,
         "seed": 0,
     }
@@ -75,30 +78,17 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         seeds = [int(given["seed"]) + row for row in range(len(model_input))]
         parts = [slice(start, start + BATCH) for start in range(0, len(seeds), BATCH)]
         drawn = torch.cat([_draw(self._package, model_input[rows], seeds[rows], given) for rows in parts])
-        scale = self._package.card.scale
-        if scale is not None:
-            return pd.DataFrame(scale.raw(drawn.numpy()), columns=list(scale.columns)).assign(seed=seeds)
-        return pd.DataFrame({"image": [png(pixels) for pixels in drawn], "seed": seeds})
-
-
-def png(pixels: Tensor) -> bytes:
-    """A picture (c, h, w) of uint8 with one or three channels, as a PNG file."""
-    array = np.asarray(pixels)
-    buffer = io.BytesIO()
-    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+        return pd.DataFrame(self._package.rows.table(drawn.numpy())).assign(seed=seeds)
 
 
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:
-    guidance = given["guidance"]
+    guidance = Guidance.of(given["guidance"]).with_settings(**{name: given[name] for name in SETTINGS})
+    unprompted = guidance.kinds == ("none",) or not package.reads_text
     condition = package.condition(
-        len(rows) if guidance == "none" or not package.reads_text else [str(prompt) for prompt in rows["prompt"]],
+        len(rows) if unprompted else [str(prompt) for prompt in rows["prompt"]],
         guidance,
         labels=_labels(package, rows),
         negative_prompts=_texts(rows, "negative_prompt"),
-        guidance_scale=given["guidance_scale"],
-        classifier_scale=given["classifier_scale"],
-        clip_scale=given["clip_scale"],
     )
     plan = package.plan(given["sampler"], given["num_inference_steps"], given["eta"])
     return package.drawn(package.sample(condition, seeds=seeds, plan=plan))

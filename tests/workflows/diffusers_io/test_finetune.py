@@ -26,12 +26,12 @@ from workflows.data.stage import build_data
 from workflows.diffusers_io.exporting import export_diffusers, export_lora
 from workflows.diffusers_io.importing import import_pipeline
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
 from workflows.evaluate.metrics.judge import train_judge
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import Guidance
 from workflows.package.base import Base, base_of
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.package.lora import Adapter, Lora, adapter_parameters
@@ -118,7 +118,7 @@ def test_training_draws_from_the_posterior(latents: EmbeddingCache) -> None:
     assert 0.45 < float(nearer.float().mean()) < 0.55
     spread = drawn[nearer].std(dim=0)
     assert float((spread / deviation - 1).abs().max()) < 0.15
-    assert torch.equal(to_x0(form, stored[:1])[0], mean)
+    assert torch.equal(latents.to_x0(stored[:1])[0], mean)
 
 
 def test_another_autoencoder_or_flips_are_another_cache(base: Base, digits: Dataset, latents: EmbeddingCache) -> None:
@@ -329,7 +329,7 @@ def test_lora_learns_what_the_base_never_saw(
     tuned = packaged(base, tmp_path / "tuned")
     assert ModelBundle.load(tuned / "denoiser").hash == base.bundle.hash
     prompts, judge = unseen(dataset, subject), train_judge(dataset, 0)
-    asked = SampleJob(prompts, "classifier_free", guidance_scale=3.0, num_steps=10)
+    asked = SampleJob(prompts, Guidance.of("classifier_free", guidance_scale=3.0), num_steps=10)
     before, after = (judged(asked, draw(str(folder), asked), judge).accuracy for folder in (base.folder, tuned))
     print(f"the judge's accuracy on digits that the base never saw: base {before:.3f}, tuned {after:.3f}")
     assert after > before + 0.2

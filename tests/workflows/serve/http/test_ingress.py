@@ -1,4 +1,4 @@
-"""The routes, over a real sampler in this process: no Ray, no socket."""
+"""The routes, over a real replica in this process: no Ray, no socket."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.workflows.options.examples import EXAMPLES
+from workflows import __version__
 from workflows.model.model import ModelPackage
-from workflows.serve.replica.replica import Sampler
+from workflows.serve.replica.replica import Replica
 from workflows.serve.request.pictures import PROVENANCE_KEY
 
 PROMPT = "a handwritten one"
@@ -71,7 +73,7 @@ def test_pictures_are_those_of_the_package(
     condition = package.condition(**asked)
     for seed, found in zip((5, 6), pictures(response), strict=True):
         wanted = package.sample(condition, seeds=[seed], plan=package.plan(sampler_name, 6))
-        assert np.abs(found.astype(int) - package.to_images(wanted)[0, 0].numpy()).max() <= 1
+        assert np.abs(found.astype(int) - package.rows.from_x(wanted)[0, 0].numpy()).max() <= 1
 
 
 def test_each_kind_of_guidance_gives_another_picture(api: FastAPI) -> None:
@@ -85,6 +87,20 @@ def test_each_kind_of_guidance_gives_another_picture(api: FastAPI) -> None:
     ]
     found = {pictures(post(api, seed=5, **fields))[0].tobytes() for fields in kinds}
     assert len(found) == len(kinds)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_setting_of_guidance_changes_the_picture(api: FastAPI, tiny_package: Path, name: str) -> None:
+    scale = EXAMPLES[name]["guidance_scale"]
+    plain = pictures(post(api, seed=5, num_inference_steps=6, guidance_scale=scale))[0]
+    response = post(api, seed=5, num_inference_steps=6, **EXAMPLES[name])
+    package = ModelPackage.load(tiny_package)
+    condition = package.condition([PROMPT], **EXAMPLES[name])
+    wanted = package.rows.from_x(package.sample(condition, seeds=[5], plan=package.plan("ddim", 6)))
+    found = pictures(response)[0]
+    assert not np.array_equal(found, plain)
+    assert np.abs(found.astype(int) - wanted[0, 0].numpy()).max() <= 1
+    assert response.json()["settings"][name] == EXAMPLES[name][name]
 
 
 def test_the_answer_names_version_seed_and_settings(api: FastAPI) -> None:
@@ -158,12 +174,12 @@ def test_what_is_no_json_object_is_told_what_to_send(api: FastAPI, options: dict
     assert "application/json" in response.json()["error"]["message"]
 
 
-def test_a_picture_that_is_not_finite_is_422_and_the_next_one_is_well(api: FastAPI, sampler: Sampler) -> None:
+def test_a_picture_that_is_not_finite_is_422_and_the_next_one_is_well(api: FastAPI, replica: Replica) -> None:
     def broken(x_t: Any, level: Any, condition: Any) -> Any:
         prediction = whole(x_t, level, condition)
         return prediction.with_x0(prediction.x0 * float("nan"))
 
-    engine = sampler._versions.present.engine._engine
+    engine = replica._versions.current.engine._scheduler._engine
     whole = engine.denoiser
     broken.schedule, broken.settings = whole.schedule, whole.settings  # type: ignore[attr-defined]
     engine.denoiser = broken  # type: ignore[assignment]
@@ -199,6 +215,7 @@ def test_an_unknown_route_answers_in_openai_s_shape(api: FastAPI) -> None:
 
 def test_the_openapi_document_names_every_field_and_fault(api: FastAPI) -> None:
     document = call(api, "GET", "/openapi.json").json()
+    assert document["info"]["version"] == __version__
     route = document["paths"]["/v1/images/generations"]["post"]
     assert set(route["responses"]) == {"200", "400", "401", "404", "413", "422", "429", "500", "503", "504"}
     fields = document["components"]["schemas"]["GenerationRequest"]["properties"]
