@@ -13,7 +13,7 @@ from ray import serve
 
 from workflows.config.schema import RunConfig, ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound
-from workflows.model.guidance import GUIDANCE_KINDS
+from workflows.options.guidance import KINDS
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.serve.app import serve as serve_model
@@ -80,7 +80,7 @@ def test_a_model_that_is_not_there_starts_nothing(ray_session: None, tiny_config
 
 
 def test_requests_are_made_of_what_the_model_offers() -> None:
-    card = {"example_prompts": ["a", "b"], "classes": ["x", "y"], "max_steps": 30, "guidance": [*GUIDANCE_KINDS]}
+    card = {"example_prompts": ["a", "b"], "classes": ["x", "y"], "max_steps": 30, "guidance": [*KINDS]}
     made = requests_for(card)
     assert len(made) == 12
     assert made["clip-ddim"] == {
