@@ -35,7 +35,7 @@ from tests.bench.serve_arms import ARMS, BATCH, WAIT_SECONDS, deploy  # noqa: E4
 from tests.bench.serve_load import Sent, in_turn, percentile, poisson, requests, saturate  # noqa: E402
 from workflows.runtime.progress import Progress  # noqa: E402
 from workflows.runtime.session import set_environment, start_ray, stop_ray  # noqa: E402
-from workflows.serve.replica.jobs import Load  # noqa: E402
+from workflows.serve.engine.load import EngineLoad  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"ours": "raverse", "batch": "`@serve.batch`", "single": "one at a time"}
@@ -90,8 +90,8 @@ def measure(urls: dict[str, str], rounds: int, count: int, low: int, progress: P
 
 def busy() -> float:
     """Seconds that our engine has spent in steps."""
-    load: Load = serve.get_deployment_handle("sampler", "ours").load.remote().result(timeout_s=60)
-    return load.busy
+    load: EngineLoad = serve.get_deployment_handle("sampler", "ours").load.remote().result(timeout_s=60)
+    return load.busy_seconds
 
 
 def plot(found: Measured) -> None:

@@ -21,13 +21,13 @@ from tests.workflows.conftest import tiny_card, write_tiny_classifier, write_tin
 from tests.workflows.serve.conftest import MODEL, free_port, make_config, register_package
 from workflows.model.model import ModelPackage
 from workflows.serve.http.ingress import Ingress
-from workflows.serve.replica.replica import Sampler, card_of
-from workflows.serve.replica.rows import previews_of, trajectories
+from workflows.serve.replica.replica import Replica
+from workflows.serve.replica.rows import preview_pixels, start_rows
 from workflows.serve.replica.text_encoder import TextClient, TextEncoder
-from workflows.serve.replica.versions import load_served
-from workflows.serve.request.messages import Call
+from workflows.serve.replica.versions import load_version
+from workflows.serve.request.messages import SamplerRequest
 from workflows.serve.request.pictures import Generated
-from workflows.serve.request.resolve import take_order
+from workflows.serve.request.resolve import resolve
 from workflows.serve.request.schema import ModelCard
 from workflows.serve.settings import ServeArgs
 
@@ -53,25 +53,26 @@ def write_package(folder: Path) -> Path:
 
 
 class Lockstep(ABC):
-    """What a `Sampler` offers the ingress, with rows that begin together and are told of together."""
+    """Stands where `Replica` stands, with rows that begin together and end together."""
 
     def __init__(self, args: ServeArgs, text_encoder: Any) -> None:
-        self._texts, self._served = TextClient(text_encoder), load_served(args, args.model)
+        self._texts, self._version = TextClient(text_encoder), load_version(args, args.model)
 
-    async def card(self) -> ModelCard:
-        """As `Sampler.card`."""
-        return card_of(self._served)
+    async def model_card(self) -> ModelCard:
+        """As `Replica.model_card`."""
+        return self._version.model_card()
 
-    async def leave(self, request_id: str) -> None:  # noqa: B027 -- nothing is the answer
-        """A batch cannot be left."""
+    async def cancel(self, request_id: str) -> None:  # noqa: B027 -- there is nothing to do
+        """A row cannot leave its batch."""
 
-    async def draw(self, call: Call) -> AsyncGenerator[Generated, None]:
-        """As `Sampler.draw`, without news on the way."""
-        menu, package = self._served.menu, self._served.package
-        order = take_order(call.request, menu)
-        texts = await self._texts.encode(f"{menu.model}/{menu.version}", order.texts)
-        sample = await self.make(trajectories(package, order, texts)[0])
-        yield Generated(order.settings, previews_of(package, [sample]))
+    async def generate(self, request: SamplerRequest) -> AsyncGenerator[Generated, None]:
+        """As `Replica.generate`, without checkpoints and previews."""
+        package = self._version.package
+        resolved = resolve(request.body, self._version.capabilities)
+        texts = await self._texts.encode(self._version.reference, resolved.texts)
+        sample = await self.make(start_rows(package, resolved, texts)[0])
+        pixels = preview_pixels(package, [sample])
+        yield Generated(resolved.settings, pixels, resolved.settings.num_inference_steps)
 
     @abstractmethod
     async def make(self, row: Trajectory) -> Tensor:
@@ -79,7 +80,7 @@ class Lockstep(ABC):
 
     def run(self, rows: Sequence[Trajectory]) -> list[Tensor]:
         """Rows from start to end; those that are done take no more time, but wait for the others."""
-        return list(run(self._served.package.denoiser, rows))
+        return list(run(self._version.package.denoiser, rows))
 
 
 class Batched(Lockstep):
@@ -104,7 +105,7 @@ class Single(Lockstep):
             return (await asyncio.to_thread(self.run, [row]))[0]
 
 
-ARMS: dict[str, type] = {"ours": Sampler, "batch": Batched, "single": Single}
+ARMS: dict[str, type] = {"ours": Replica, "batch": Batched, "single": Single}
 
 
 def deploy(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The service: `http` answers clients, `replica` denoises in step batches, `request` holds what travels between.
+"""The service: `http` answers clients, `replica` runs the models, `engine` batches steps, `request` is what they share.
 
-`app` binds the deployments together, `host` puts them on Ray Serve, `check` sends real requests.
+`app` binds the deployments together, `host` runs them on Ray Serve, `check` sends real requests.
 """

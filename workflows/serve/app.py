@@ -1,4 +1,4 @@
-"""The application: ingress, text encoder and samplers, bound together.
+"""The application: the deployments `ingress`, `text-encoder` and one `sampler` per model, bound together.
 
 A Serve config file names `workflows.serve.app:build` as `import_path`, with the fields of `ServeArgs` as
 `args`; `raverse serve` calls `serve`.
@@ -24,8 +24,8 @@ from workflows.serve.host import hosted
 from workflows.serve.http.guard import is_loopback
 from workflows.serve.http.ingress import Ingress
 from workflows.serve.http.keys import load_keys
-from workflows.serve.replica.autoscaling import QueuedSeconds
-from workflows.serve.replica.replica import Sampler
+from workflows.serve.replica.autoscaling import QueuedSecondsPolicy
+from workflows.serve.replica.replica import Replica
 from workflows.serve.replica.text_encoder import MAX_BATCH, TextEncoder
 from workflows.serve.settings import ServeArgs
 
@@ -34,8 +34,8 @@ APP_NAME: Final = "raverse"
 # Ray's default of 2 s delays every shutdown by as much.
 _SHUTDOWN_LOOP_SECONDS: Final = 0.1
 _TIMEOUT_SECONDS: Final = 30.0
-# The ingress logs each request; a line per call between the deployments would say it thrice.
-_QUIET: Final = {"enable_access_log": False}
+# The ingress logs each request; logs of the calls between the deployments would repeat it.
+_NO_ACCESS_LOG: Final = {"enable_access_log": False}
 
 
 def serve(config: RunConfig, model: str, progress: Progress) -> None:
@@ -44,21 +44,21 @@ def serve(config: RunConfig, model: str, progress: Progress) -> None:
     Args:
         config: host, port, registry and limits.
         model: NAME@ALIAS or NAME/VERSION.
-        progress: told where the service is, and how to get a picture.
+        progress: receives the service's address, and a command that requests a picture.
 
     Raises:
         ModelNotFound: the registry has no such model; nothing was started.
         TrackingUnreachable: the registry does not answer.
         AddressInUse: the port is taken.
-        InvalidConfig: other machines are to be answered, without API keys.
-        StageFailed: the application did not start; says why.
+        InvalidConfig: the service would answer other machines without API keys.
+        StageFailed: the application did not start; the message holds the reason.
     """
     args = ServeArgs.of(config, model)
     _check_keys(config, args)
-    found = find_version(args.tracking_uri, args.model)
+    version = find_version(args.tracking_uri, args.model)
     with hosted(config.serve, build(args), APP_NAME) as url:
-        progress.log(f"serving {found.name} version {found.version} at {url} until Ctrl-C; a picture from it:")
-        progress.log(_example(url))
+        progress.log(f"serving {version.name} version {version.version} at {url} until Ctrl-C; a picture from it:")
+        progress.log(_example_command(url))
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -66,14 +66,14 @@ def serve(config: RunConfig, model: str, progress: Progress) -> None:
 
 
 def build(args: dict[str, Any] | ServeArgs) -> Application:
-    """The application, from the fields of `ServeArgs`.
+    """Builds the application from the fields of `ServeArgs`.
 
     Raises:
         InvalidConfig: an unknown field, or a value out of range.
     """
     settings = ServeArgs.read(args)
     text_encoder = _deployment(
-        TextEncoder, "text-encoder", max_ongoing_requests=2 * MAX_BATCH, logging_config=_QUIET
+        TextEncoder, "text-encoder", max_ongoing_requests=2 * MAX_BATCH, logging_config=_NO_ACCESS_LOG
     ).bind(settings)
     samplers: dict[str, Any] = {}
     for reference in settings.references:
@@ -81,7 +81,7 @@ def build(args: dict[str, Any] | ServeArgs) -> Application:
         deployment = "sampler" if not samplers else f"sampler-{name}"
         if name in samplers:
             raise InvalidConfig(f"models: {name!r} is there twice; its versions are served under one name")
-        samplers[name] = _sampler(deployment, settings).bind(settings.for_model(reference), text_encoder)
+        samplers[name] = _sampler_deployment(deployment, settings).bind(settings.for_model(reference), text_encoder)
     ingress = _deployment(
         ray_serve.ingress()(Ingress),
         "ingress",
@@ -92,17 +92,17 @@ def build(args: dict[str, Any] | ServeArgs) -> Application:
     return ingress.bind(samplers, settings)
 
 
-def _sampler(name: str, settings: ServeArgs) -> Deployment:
+def _sampler_deployment(name: str, settings: ServeArgs) -> Deployment:
     return _deployment(
-        Sampler,
+        Replica,
         name,
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
-        # The engine itself refuses what is too much, and says when to come back.
+        # The engine itself refuses requests beyond its limits, with a computed Retry-After.
         max_ongoing_requests=2 * settings.max_waiting_rows,
         max_queued_requests=settings.max_waiting_rows,
         graceful_shutdown_timeout_s=settings.drain_seconds,
-        logging_config=_QUIET,
-        **_replicas(settings),
+        logging_config=_NO_ACCESS_LOG,
+        **_replica_options(settings),
     )
 
 
@@ -114,9 +114,9 @@ def _check_keys(config: RunConfig, args: ServeArgs) -> None:
         )
 
 
-def _example(url: str) -> str:
-    """A command that draws something the model has learnt."""
-    # The service asks for a key where there are any, so a caption of the package is not at hand then.
+def _example_command(url: str) -> str:
+    """A command that requests a picture that the model can make."""
+    # Where the service requires a key, the captions of the package are out of reach, and a fixed prompt stands in.
     answer = httpx.get(f"{url}/v1/models", timeout=_TIMEOUT_SECONDS)
     prompt = answer.json()["data"][0]["example_prompts"][0] if answer.is_success else "a handwritten seven"
     body = shlex.quote(json.dumps({"prompt": prompt}))
@@ -127,15 +127,17 @@ def _example(url: str) -> str:
 
 
 def _deployment(kind: type, name: str, **options: Any) -> Deployment:
-    """A deployment; by default it reserves no CPU, since it mostly waits."""
+    """Makes a deployment; by default it reserves no CPU, since it mostly waits."""
     defaults = {"ray_actor_options": {"num_cpus": 0}, "graceful_shutdown_wait_loop_s": _SHUTDOWN_LOOP_SECONDS}
     return ray_serve.deployment(kind, name=name, **(defaults | options))
 
 
-def _replicas(settings: ServeArgs) -> dict[str, Any]:
+def _replica_options(settings: ServeArgs) -> dict[str, Any]:
     if settings.max_replicas <= settings.min_replicas:
         return {"num_replicas": settings.min_replicas}
-    policy = AutoscalingPolicy(policy_function=QueuedSeconds, policy_kwargs={"target_seconds": settings.target_seconds})
+    policy = AutoscalingPolicy(
+        policy_function=QueuedSecondsPolicy, policy_kwargs={"target_seconds": settings.target_seconds}
+    )
     scaling = AutoscalingConfig(
         min_replicas=settings.min_replicas,
         max_replicas=settings.max_replicas,

@@ -1,4 +1,4 @@
-"""The stage that proves the service: the registered model, deployed, answers real HTTP requests."""
+"""The stage that checks the service: it deploys the registered model, and sends real HTTP requests."""
 
 from __future__ import annotations
 
@@ -33,7 +33,16 @@ _TIMEOUT_SECONDS: Final = 120.0
 @final
 @dataclass(frozen=True)
 class Answer:
-    """One request and what came of it; `picture` is the name of its file."""
+    """One request and its answer, as `service.json` lists them.
+
+    Attributes:
+        request: the body that was sent.
+        status: the HTTP status.
+        seconds: time until the answer.
+        version: the model version that answered.
+        seed: the seed of the picture.
+        picture: the file name of the picture.
+    """
 
     request: dict[str, Any]
     status: int
@@ -44,17 +53,17 @@ class Answer:
 
 
 def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
-    """Deploys the registered model and asks for one picture of each kind of guidance by each sampler.
+    """Deploys the registered model, and requests one picture of each kind of guidance by each sampler.
 
     Args:
         config: the job.
-        inputs: `data` and `register`.
-        folder: for the pictures and `service.json`.
-        progress: told about finished requests.
+        inputs: the artifacts `data` and `register`.
+        folder: receives the pictures and `service.json`.
+        progress: counts the finished requests.
 
     Returns:
-        Number of requests, seconds until the service was ready, of all requests together, and of the median one; of a
-        model of vectors no requests, since the service answers with pictures.
+        The number of requests, and seconds: until the service was ready, of the slowest request, and of the median one.
+        A model of vectors gets no requests, since the service answers with pictures.
 
     Raises:
         AddressInUse: the port is taken.
@@ -63,17 +72,17 @@ def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, 
     if DataInfo.load(inputs["data"].folder).scale is not None:
         progress.log("the service answers with pictures, and this model draws vectors: it is not asked")
         return {"requests": 0}
-    made = inputs["register"].metrics
-    # Answers this machine only, so that the check needs no key.
+    registered = inputs["register"].metrics
+    # The service answers this machine only, so that the check needs no key.
     changes = {"api_keys_file": None, "require_key": "loopback_only"}
-    args = ServeArgs.of(config, f"{made['model']}@{made['alias']}").model_copy(update=changes)
+    args = ServeArgs.of(config, f"{registered['model']}@{registered['alias']}").model_copy(update=changes)
     started = time.monotonic()
-    # A route of its own: a cluster may serve something at / already.
+    # The check has a prefix of its own, since a cluster may serve something at / already.
     with hosted(config.serve, build(args), APP_NAME, f"/{APP_NAME}") as url:
         ready = time.monotonic()
         progress.log(f"{args.model} answers at {url}")
-        answers = asyncio.run(_ask_all(url, folder, progress))
-    _check_versions(answers, str(made["version"]))
+        answers = asyncio.run(_send_all(url, folder, progress))
+    _check_versions(answers, str(registered["version"]))
     figures = {
         "requests": len(answers),
         "start_seconds": round(ready - started, 3),
@@ -86,13 +95,13 @@ def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, 
 
 
 def requests_for(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """One request of each kind by each sampler, by the name of its picture.
+    """The bodies of the requests by the name of the picture: one per kind of guidance and sampler.
 
     Args:
         card: an entry of `GET /v1/models`.
     """
     prompt, classes = card["example_prompts"][-1], card["classes"]
-    limits = {sampler: min(steps, card["max_steps"]) for sampler, steps in _STEPS.items()}
+    num_steps = {sampler: min(steps, card["max_steps"]) for sampler, steps in _STEPS.items()}
     kinds: dict[str, dict[str, Any]] = {
         "unconditional": {"prompt": "", "guidance": "none"},
         "direct": {"prompt": prompt, "guidance": "direct"},
@@ -106,25 +115,25 @@ def requests_for(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         f"{kind}-{sampler}": fields | {"sampler": sampler, "num_inference_steps": steps, "seed": _SEED}
         for kind, fields in kinds.items()
-        for sampler, steps in limits.items()
+        for sampler, steps in num_steps.items()
     }
 
 
-async def _ask_all(url: str, folder: Path, progress: Progress) -> list[Answer]:
+async def _send_all(url: str, folder: Path, progress: Progress) -> list[Answer]:
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_SECONDS) as client:
         models = await client.get("/v1/models")
         if not models.is_success:
             raise StageFailed(f"GET {url}/v1/models answered {models.status_code}: {models.text[:300]}")
         requests = requests_for(models.json()["data"][0])
         progress.start(len(requests), "requests")
-        tasks = [asyncio.create_task(_ask(client, name, body, folder)) for name, body in requests.items()]
+        tasks = [asyncio.create_task(_send(client, name, body, folder)) for name, body in requests.items()]
         for done, task in enumerate(asyncio.as_completed(tasks), start=1):
             answer = await task
             progress.advance(done, seconds=answer.seconds)
         return [task.result() for task in tasks]
 
 
-async def _ask(client: httpx.AsyncClient, name: str, body: dict[str, Any], folder: Path) -> Answer:
+async def _send(client: httpx.AsyncClient, name: str, body: dict[str, Any], folder: Path) -> Answer:
     started = time.monotonic()
     try:
         response = await client.post("/v1/images/generations", json=body)
@@ -142,10 +151,10 @@ async def _ask(client: httpx.AsyncClient, name: str, body: dict[str, Any], folde
     )
 
 
-def _check_versions(answers: Sequence[Answer], wanted: str) -> None:
-    found = {answer.version for answer in answers}
-    if found != {wanted}:
+def _check_versions(answers: Sequence[Answer], registered: str) -> None:
+    versions = {answer.version for answer in answers}
+    if versions != {registered}:
         raise StageFailed(
-            f"the service answered with version {', '.join(sorted(found))}, wanted the registered {wanted}: "
+            f"the service answered with version {', '.join(sorted(versions))}, wanted the registered {registered}: "
             f"another job moved the alias; register again"
         )

@@ -1,4 +1,4 @@
-"""Puts the application on the Ray session that is there, and takes it away again."""
+"""Runs an application on the present Ray session, and removes it again."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _PROBE_SECONDS: Final = 5.0
 
 @contextlib.contextmanager
 def hosted(config: ServeConfig, application: Application, name: str, route_prefix: str = "/") -> Iterator[str]:
-    """Serves the application for the length of the block, and yields its URL.
+    """Serves the application for the duration of the block, and yields its URL.
 
-    A Serve that runs on the cluster already is used and left running.
+    If Ray Serve runs on the cluster already, it is used and left running.
 
     Args:
         config: host and port.
-        application: what to serve.
-        name: under which Serve knows it.
-        route_prefix: of its routes.
+        application: the application.
+        name: the application's name in Ray Serve.
+        route_prefix: the first part of all its paths.
 
     Raises:
-        AddressInUse: the port is taken, or the cluster's Serve listens elsewhere.
-        StageFailed: the application did not start; says why.
+        AddressInUse: the port is taken, or the cluster's Ray Serve listens elsewhere.
+        StageFailed: the application did not start; the message holds the reason.
     """
     address = f"http://{config.host}:{config.port}"
     started = not ray_serve.status().proxies
@@ -51,7 +51,7 @@ def hosted(config: ServeConfig, application: Application, name: str, route_prefi
 
 
 def _start(config: ServeConfig) -> None:
-    # Serve shares its port with other Serves silently, and waits a minute for one that is taken.
+    # Ray Serve shares its port with other instances silently, and waits a minute for a port that is taken.
     check_free(config.host, config.port)
     try:
         ray_serve.start(http_options={"host": config.host, "port": config.port})
@@ -64,7 +64,7 @@ def _start(config: ServeConfig) -> None:
 
 
 def _check_proxy(address: str, config: ServeConfig) -> None:
-    """The cluster's Serve was started by someone else, maybe at another address."""
+    """Checks that Ray Serve, which someone else started, listens at the configured address."""
     try:
         healthy = httpx.get(f"{address}/-/healthz", timeout=_PROBE_SECONDS).is_success
     except httpx.HTTPError:
@@ -84,7 +84,7 @@ def _deploy(application: Application, name: str, route_prefix: str) -> None:
 
 
 def _reason(name: str) -> str | None:
-    """The last line of the traceback that Serve keeps of a replica that failed to start."""
+    """The last line of the traceback that Ray Serve keeps from a replica that failed to start."""
     application = ray_serve.status().applications.get(name)
     messages = [] if application is None else [part.message for part in application.deployments.values()]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]

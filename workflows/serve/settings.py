@@ -1,4 +1,4 @@
-"""The settings of the application, the same from the command line and from a Serve config file's `args`."""
+"""The settings of the application, from the command line or from the `args` of a Serve config file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workflows.tracking.store import tracking_uri
 
 
 def _same_everywhere(uri: str) -> str:
-    """Replicas run in folders, and on machines, other than the one where the URI was written."""
+    """Refuses a relative path, since replicas run in other folders and on other machines."""
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         raise ValueError(f"found the relative path {uri}, wanted sqlite:////ABSOLUTE/PATH or http://HOST:PORT")
     return uri
@@ -20,24 +20,24 @@ def _same_everywhere(uri: str) -> str:
 
 @final
 class ServeArgs(Section):
-    """What `workflows.serve.app:build` takes."""
+    """The arguments of `workflows.serve.app:build`."""
 
     model: str = Field(min_length=1, description="Registered model: NAME@ALIAS or NAME/VERSION.")
     tracking_uri: Annotated[str, AfterValidator(_same_everywhere)] = Field(
         min_length=1, description="MLflow tracking URI of the registry, as every node reaches it."
     )
     models: tuple[str, ...] = Field((), description="Further models, each NAME@ALIAS or NAME/VERSION.")
-    challenger: str | None = Field("challenger", description="Alias of the version that clients may ask for instead.")
+    challenger: str | None = Field("challenger", description="Alias of the version that clients may choose instead.")
     challenger_share: float = Field(0.0, ge=0, le=1, description="Share of requests that the challenger gets.")
-    poll_seconds: float = Field(10.0, ge=0, description="How often to look where the alias is; 0: never.")
+    poll_seconds: float = Field(10.0, ge=0, description="Seconds between two lookups of the alias; 0: never.")
     num_steps: PositiveInt = Field(50, description="Default num_inference_steps.")
     max_steps: PositiveInt = Field(1000, description="Largest num_inference_steps of a request.")
     max_rows: PositiveInt = Field(32, description="Pictures that one replica denoises at once.")
     max_waiting_rows: PositiveInt = Field(256, description="Pictures that one replica accepts before it answers 429.")
     max_waiting_seconds: float = Field(
-        300.0, gt=0, description="Denoising that one replica accepts before it answers 429."
+        300.0, gt=0, description="Seconds of denoising that one replica accepts before it answers 429."
     )
-    keep_seconds: float = Field(1.0, gt=0, description="How often unfinished pictures are kept, to go on elsewhere.")
+    keep_seconds: float = Field(1.0, gt=0, description="Seconds between two checkpoints of an unfinished picture.")
     max_body_bytes: PositiveInt = Field(16_000_000, description="Largest body of a request.")
     api_keys_file: str | None = Field(
         None, description="File with one `NAME SHA256 [REQUESTS_PER_MINUTE]` per line; see `raverse api-key`."
@@ -48,12 +48,18 @@ class ServeArgs(Section):
         "only this machine is answered; `loopback_only`: only this machine is answered, without a key.",
     )
     max_requests: PositiveInt = Field(1000, description="Requests that the ingress holds open.")
-    min_replicas: NonNegativeInt = Field(1, description="Sampler replicas at least; 0: none while nobody asks.")
-    max_replicas: PositiveInt = Field(1, description="Sampler replicas at most.")
-    target_seconds: float = Field(10.0, gt=0, description="Denoising that may wait per replica, when scaling.")
-    upscale_seconds: float = Field(30.0, ge=0, description="How long more replicas must be wanted before they start.")
-    downscale_seconds: float = Field(600.0, ge=0, description="How long fewer must be wanted before any leaves.")
-    drain_seconds: float = Field(120.0, ge=0, description="How long a leaving replica may finish its pictures.")
+    min_replicas: NonNegativeInt = Field(
+        1, description="Smallest number of sampler replicas; 0: none without requests."
+    )
+    max_replicas: PositiveInt = Field(1, description="Largest number of sampler replicas.")
+    target_seconds: float = Field(
+        10.0, gt=0, description="Seconds of denoising that may wait per replica, when scaling."
+    )
+    upscale_seconds: float = Field(
+        30.0, ge=0, description="Seconds for which more replicas must be due before they start."
+    )
+    downscale_seconds: float = Field(600.0, ge=0, description="Seconds for which fewer must be due before any ends.")
+    drain_seconds: float = Field(120.0, ge=0, description="Seconds in which an ending replica may finish its pictures.")
     num_cpus: float = Field(1.0, ge=0, description="CPUs of a sampler replica.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of a sampler replica.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -62,7 +68,12 @@ class ServeArgs(Section):
 
     @classmethod
     def of(cls, config: RunConfig, model: str | None = None) -> ServeArgs:
-        """The settings of a job; `model` replaces the job's own name and alias."""
+        """Takes the settings of a job.
+
+        Args:
+            config: the job.
+            model: NAME@ALIAS or NAME/VERSION, in place of the job's own name and alias.
+        """
         serve = config.serve
         return cls(
             model=model or f"{config.register_.model_name}@{config.register_.alias}",
@@ -81,7 +92,7 @@ class ServeArgs(Section):
         return (self.model, *self.models)
 
     def for_model(self, reference: str) -> ServeArgs:
-        """The settings of one model's samplers."""
+        """The settings of one model's sampler deployment."""
         return self.model_copy(update={"model": reference, "models": ()})
 
     @classmethod
@@ -89,7 +100,7 @@ class ServeArgs(Section):
         """Checks the `args` of a Serve config file.
 
         Raises:
-            InvalidConfig: an unknown key, or a value out of range; all are named.
+            InvalidConfig: an unknown key, or a value out of range; the message names all of them.
         """
         if isinstance(values, ServeArgs):
             return values
@@ -103,7 +114,7 @@ class ServeArgs(Section):
 
 @final
 class UserConfig(Section):
-    """What a Serve config file may change of a sampler while it runs (`user_config`)."""
+    """The settings of a sampler deployment that a Serve config file may change while it runs (`user_config`)."""
 
     model: str | None = Field(None, min_length=1, description="Another reference to the same model: NAME@ALIAS.")
     challenger_share: float | None = Field(None, ge=0, le=1, description="Share of requests of the challenger.")

@@ -1,4 +1,4 @@
-"""An imported model behind the service: orders, edits on latents, previews, and decoding in a stage of its own."""
+"""An imported model behind the service: requests, edits on latents, previews, and decoding in a stage of its own."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from workflows.model.latents import fit_preview
 from workflows.model.model import ModelPackage
 from workflows.package.files import AUTOENCODER
 from workflows.serve.replica.decoding import Decoder
-from workflows.serve.replica.rows import channels_last, previews_of, trajectories
-from workflows.serve.request.messages import Source
-from workflows.serve.request.resolve import Menu, Order, take_order
+from workflows.serve.replica.rows import channels_last, preview_pixels, start_rows
+from workflows.serve.request.capabilities import ModelCapabilities
+from workflows.serve.request.messages import InitImage
+from workflows.serve.request.resolve import resolve
 from workflows.serve.request.schema import EditRequest, GenerationRequest, Guidance, PictureRequest
 from workflows.towers.autoencoder import Autoencoder
 
 MakePair = Callable[[str], Pair]
 
 
-def menu_of(package: ModelPackage) -> Menu:
+def capabilities_of(package: ModelPackage) -> ModelCapabilities:
     _, height, width = package.picture_shape
     kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
     scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
-    return Menu("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
+    return ModelCapabilities("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
 
 
-def rows_of(package: ModelPackage, request: PictureRequest, source: Source | None = None) -> list[Trajectory]:
-    order: Order = take_order(request, menu_of(package), inpainted=source is not None and source.keep is not None)
-    texts = [package.clip.text.encode([text]) for text in order.texts]
-    return trajectories(package, order, texts, source)
+def rows_of(package: ModelPackage, request: PictureRequest, init: InitImage | None = None) -> list[Trajectory]:
+    resolved = resolve(request, capabilities_of(package), inpainted=init is not None and init.keep is not None)
+    texts = [package.clip.text.encode([text]) for text in resolved.texts]
+    return start_rows(package, resolved, texts, init)
 
 
 def finished(package: ModelPackage, rows: list[Trajectory]) -> list[Tensor]:
@@ -83,7 +84,7 @@ def test_requests_of_all_kinds_share_the_engine(pair: MakePair) -> None:
 )
 def test_what_a_model_cannot_read_is_refused(pair: MakePair, name: str, fields: dict[str, object], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        take_order(asked(**fields), menu_of(pair(name).package))
+        resolve(asked(**fields), capabilities_of(pair(name).package))
     assert caught.value.param == param
 
 
@@ -97,7 +98,7 @@ def test_an_edit_keeps_the_latents_that_are_known(pair: MakePair) -> None:
     keep = np.zeros((16, 16), np.bool_)
     keep[:, :7] = True
     request = EditRequest.model_validate({"prompt": "a dog", "num_inference_steps": 4, "seed": 1})
-    (sample,) = finished(package, rows_of(package, request, Source(pixels, keep)))
+    (sample,) = finished(package, rows_of(package, request, InitImage(pixels, keep)))
     x0 = package.codec.encode((torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0)[None])[0]
     left = 3.0 * float(1.0 - package.schedule.alpha_bar[1]) ** 0.5
     assert float((sample - x0)[:, :, :3].abs().max()) < left
@@ -111,7 +112,7 @@ def test_a_weaker_edit_stays_nearer(pair: MakePair) -> None:
     far = []
     for strength in (0.2, 1.0):
         values = {"prompt": "a dog", "num_inference_steps": 10, "seed": 1, "strength": strength}
-        (sample,) = finished(package, rows_of(package, EditRequest.model_validate(values), Source(pixels, None)))
+        (sample,) = finished(package, rows_of(package, EditRequest.model_validate(values), InitImage(pixels, None)))
         far.append(float((sample - x0).norm()))
     assert far[0] < 0.7 * far[1]
 
@@ -123,7 +124,7 @@ def test_decoding_is_a_stage_of_its_own(pair: MakePair) -> None:
 
     async def together() -> list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
         decoder = Decoder(package, max_rows=3)
-        return list(await asyncio.gather(decoder.pixels_of(states[:1]), decoder.pixels_of(states[1:])))
+        return list(await asyncio.gather(decoder.decode(states[:1]), decoder.decode(states[1:])))
 
     found = np.concatenate(asyncio.run(together()))
     wanted = channels_last(package.pictures(torch.stack(states)))
@@ -131,7 +132,7 @@ def test_decoding_is_a_stage_of_its_own(pair: MakePair) -> None:
     assert wanted.std() > 10, "flat pictures would prove nothing"
 
     async def spoilt() -> None:
-        await Decoder(package).pixels_of([torch.zeros(1, 8, 8)])
+        await Decoder(package).decode([torch.zeros(1, 8, 8)])
 
     with pytest.raises(RuntimeError):
         asyncio.run(spoilt())
@@ -147,4 +148,4 @@ def test_previews_tell_what_decoding_would(pair: MakePair) -> None:
     unexplained = float((guess - decoded).square().mean() / decoded.var())
     assert unexplained < 0.8, "random weights are far from linear; trained ones are near"
     assert torch.equal(fit_preview(autoencoder, 4), fit_preview(autoencoder, 4)), "fitted the same every time"
-    assert previews_of(package, list(smooth[:2])).shape == (2, 16, 16, 3)
+    assert preview_pixels(package, list(smooth[:2])).shape == (2, 16, 16, 3)

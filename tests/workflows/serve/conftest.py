@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from workflows.model.model import clip_folder
 from workflows.package.files import PackageCard
 from workflows.release.logging import log_package
 from workflows.serve.app import APP_NAME, build
+from workflows.serve.engine.load import EngineLoad
 from workflows.serve.http.guard import Rules
 from workflows.serve.http.ingress import http_api
 from workflows.serve.http.keys import KeyRing
-from workflows.serve.replica.jobs import Load
-from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.replica.replica import Sampler
+from workflows.serve.http.metrics import IngressMetrics
+from workflows.serve.replica.replica import Replica
 from workflows.serve.replica.text_encoder import CachedTower
+from workflows.serve.request.messages import SamplerRequest
+from workflows.serve.request.pictures import Generated
+from workflows.serve.request.schema import ModelCard
 from workflows.serve.settings import ServeArgs
 from workflows.towers.clip import load_clip
 from workflows.towers.features import EncodedText
@@ -38,20 +42,20 @@ DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"
 
 @dataclass(frozen=True)
 class Service:
-    """Where the service answers, and the handle of its sampler."""
+    """The address of the service, and the handle of its sampler deployment."""
 
     url: str
     sampler: DeploymentHandle[Any]
 
     def post(self, **fields: object) -> httpx.Response:
-        """Asks for pictures."""
+        """Requests pictures."""
         return httpx.post(
             f"{self.url}/v1/images/generations", json={"prompt": "a handwritten one", **fields}, timeout=60
         )
 
-    def load(self) -> Load:
-        """What the sampler has to do."""
-        load: Load = self.sampler.load.remote().result(timeout_s=30)
+    def load(self) -> EngineLoad:
+        """The load of the only replica."""
+        load: EngineLoad = self.sampler.load.remote().result(timeout_s=30)
         return load
 
 
@@ -108,19 +112,35 @@ class LocalEncoder:
         return self._tower.encode([text])[0]
 
 
+class LocalBackend:
+    """A replica in this process, as the routes use it."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+
+    async def generate(self, request: SamplerRequest) -> AsyncGenerator[Generated, None]:
+        async with aclosing(self._replica.generate(request)) as messages:
+            async for message in messages:
+                if isinstance(message, Generated):
+                    yield message
+
+    async def model_card(self) -> ModelCard:
+        return await self._replica.model_card()
+
+
 @pytest.fixture(scope="module")
-def sampler(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Sampler]:
-    """A real sampler in this process, without Ray."""
+def replica(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Replica]:
+    """A real replica in this process, without Ray."""
     args = ServeArgs.of(tiny_config).model_copy(update={"max_rows": 4, "poll_seconds": 0.0})
-    sampler = Sampler(args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
-    yield sampler
-    sampler.stop()
+    replica = Replica(args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
+    yield replica
+    replica.stop()
 
 
 @pytest.fixture(scope="module")
-def api(sampler: Sampler) -> FastAPI:
+def api(replica: Replica) -> FastAPI:
     """The routes over it, open to anyone."""
-    return http_api({MODEL: sampler}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))
+    return http_api({MODEL: LocalBackend(replica)}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))
 
 
 def call(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
@@ -153,6 +173,5 @@ def service(ray_session: None, tiny_config: RunConfig) -> Iterator[Service]:
     }
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(args), name=APP_NAME, route_prefix="/")
-    sampler = serve.get_deployment_handle("sampler", APP_NAME)
-    yield Service(f"http://127.0.0.1:{port}", sampler)
+    yield Service(f"http://127.0.0.1:{port}", serve.get_deployment_handle("sampler", APP_NAME))
     serve.shutdown()

@@ -1,1 +1,1 @@
-"""The HTTP front in OpenAI's shape: `ingress` holds the routes, `guard` limits and keys, `dispatch` finds a replica."""
+"""The HTTP front: `ingress` has the routes, `guard` checks keys and sizes, `router` finds the model of a request."""

@@ -1,7 +1,7 @@
-"""From the ingress to a sampler, and to another one when that is lost.
+"""The way from the front to a replica, and to another replica when one is lost.
 
-A sampler tells from time to time where a call's rows are. When its replica dies, the call is sent again with
-what was kept last; seeds and settings are part of it, so the picture is the same.
+A replica sends a checkpoint of a request from time to time. When the replica dies, the request is sent again with the
+last checkpoint, which holds the seeds and settings. So the pictures are the same.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle
 
 from workflows.errors import EngineStopped
-from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.request.messages import Call, Event, Kept
+from workflows.serve.http.metrics import IngressMetrics
+from workflows.serve.request.messages import Checkpoint, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import ModelCard
 
@@ -30,90 +30,105 @@ _LOST: Final = (RayActorError, ReplicaUnavailableError, EngineStopped)
 
 
 class Backend(Protocol):
-    """What the routes need from the deployments behind them."""
+    """One served model, as the routes use it."""
 
-    def draw(self, call: Call) -> AsyncGenerator[Event, None]:
-        """Makes the pictures, and tells of them on the way."""
+    def generate(self, request: SamplerRequest) -> AsyncGenerator[Generated, None]:
+        """Generates the pictures of a request; yields previews, and at last the finished pictures."""
         ...
 
-    async def card(self) -> ModelCard:
-        """Describes the loaded model."""
+    async def model_card(self) -> ModelCard:
+        """Describes the version that new requests get."""
         ...
 
 
 @final
-class SamplerBackend:
-    """The sampler deployment of one model, through its handle.
+class DeploymentBackend:
+    """The sampler deployment of one model, through its handle; it resends a request whose replica was lost.
+
+    It holds the last checkpoint of each open request: two arrays of the model's shape per picture.
 
     Args:
-        model: its name.
-        sampler: the handle.
-        metrics: told about lost replicas.
+        model: name of the model.
+        sampler: handle of the deployment.
+        metrics: counts the requests that were handed over.
     """
 
     def __init__(self, model: str, sampler: DeploymentHandle[Any], metrics: IngressMetrics) -> None:
         self._model, self._sampler, self._metrics = model, sampler, metrics
         self._streaming = sampler.options(stream=True)
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._cancellations: set[asyncio.Task[None]] = set()
 
-    async def draw(self, call: Call) -> AsyncGenerator[Event, None]:
-        """See `Backend`; what is kept stays here."""
+    async def generate(self, request: SamplerRequest) -> AsyncGenerator[Generated, None]:
+        """Implements `Backend.generate`.
+
+        Raises:
+            RayActorError, ReplicaUnavailableError, EngineStopped: five replicas in a row were lost.
+            RaverseError: the error of the replica.
+        """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                async with aclosing(self._attempt(call)) as events:
-                    async for event in events:
-                        if isinstance(event, Kept):
-                            call = replace(call, kept=event)
+                async with aclosing(self._attempt(request)) as messages:
+                    async for message in messages:
+                        if isinstance(message, Checkpoint):
+                            request = replace(request, checkpoint=message)
                         else:
-                            yield event
+                            yield message
                 return
             except _LOST as error:
                 if attempt == _ATTEMPTS:
                     raise
                 self._metrics.handed_over(self._model)
-                made = "from its start" if call.kept is None else f"from step {call.kept.rows[0].index}"
-                _LOG.warning("request %s goes on elsewhere %s (%s)", call.request_id, made, type(error).__name__)
+                _log_handover(request, error)
 
-    async def card(self) -> ModelCard:
-        """See `Backend`."""
-        card: ModelCard = await self._sampler.card.remote()
+    async def model_card(self) -> ModelCard:
+        """Implements `Backend.model_card`."""
+        card: ModelCard = await self._sampler.model_card.remote()
         return card
 
-    async def _attempt(self, call: Call) -> AsyncGenerator[Event, None]:
-        stream = self._streaming.draw.remote(call)
-        ended, last = False, None
+    async def _attempt(self, request: SamplerRequest) -> AsyncGenerator[Checkpoint | Generated, None]:
+        stream = self._streaming.generate.remote(request)
+        ended, message = False, None
         try:
-            async for event in stream:
-                last = event
-                ended = isinstance(event, Generated)
-                yield event
-            _whole(last)
+            async for message in stream:
+                ended = isinstance(message, Generated) and message.finished
+                yield message
+            _check_finished(message)
         except Exception:
             ended = True
             raise
         finally:
             if not ended:
                 stream.cancel()
-                leaving = asyncio.create_task(self._leave(call.request_id))
-                self._leaving.add(leaving)
-                leaving.add_done_callback(self._leaving.discard)
+                cancellation = asyncio.create_task(self._cancel(request.request_id))
+                self._cancellations.add(cancellation)
+                cancellation.add_done_callback(self._cancellations.discard)
 
-    async def _leave(self, request_id: str) -> None:
-        """Tells every replica that the client has left: Serve loses a cancellation now and then."""
-        # Nothing is sent before the results are asked for. A replica that is gone has no rows to drop.
+    async def _cancel(self, request_id: str) -> None:
+        """Cancels a request at every replica, since Ray Serve's own cancellation can get lost."""
+        # Ray Serve sends a broadcast only when its results are awaited. A replica that is gone has no rows to drop.
         with contextlib.suppress(DeploymentUnavailableError):
-            await self._sampler.broadcast("leave", request_id).results_async(return_exceptions=True)
+            await self._sampler.broadcast("cancel", request_id).results_async(return_exceptions=True)
 
 
-async def finished(events: AsyncIterator[Event]) -> Generated:
-    """The pictures, without what is told on the way."""
-    last: Event | None = None
-    async for event in events:
-        last = event
-    return _whole(last)
+async def last_pictures(generated: AsyncIterator[Generated]) -> Generated:
+    """Returns the finished pictures, and drops the previews.
+
+    Raises:
+        EngineStopped: the stream ended before the pictures were finished.
+    """
+    last: Generated | None = None
+    async for pictures in generated:
+        last = pictures
+    return _check_finished(last)
 
 
-def _whole(last: Event | None) -> Generated:
-    if not isinstance(last, Generated):
+def _check_finished(message: Checkpoint | Generated | None) -> Generated:
+    if not isinstance(message, Generated) or not message.finished:
         raise EngineStopped("a sampler ended its answer before the picture was made: send the request again")
-    return last
+    return message
+
+
+def _log_handover(request: SamplerRequest, error: Exception) -> None:
+    checkpoint = request.checkpoint
+    place = "from its start" if checkpoint is None else f"from step {checkpoint.rows[0].index}"
+    _LOG.warning("request %s goes on elsewhere %s (%s)", request.request_id, place, type(error).__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any, Final, final
+from typing import Any, Final
 
 import numpy as np
 from fastapi import Request
@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from workflows.errors import InvalidRequest
-from workflows.serve.request.messages import Source
+from workflows.serve.request.messages import InitImage
 from workflows.serve.request.schema import EditRequest, ModelCard
 
 _PICTURES: Final = ("image", "image[]")
@@ -29,7 +29,7 @@ FORM: Final[dict[str, Any]] = {
         "content": {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/EditForm"}}},
     }
 }
-"""What OpenAPI says of the form; see `form_schema`."""
+"""The form's entry in the OpenAPI document, which refers to `form_schema`."""
 
 _FILES: Final[dict[str, Any]] = {
     "image": {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."},
@@ -43,7 +43,7 @@ _FILES: Final[dict[str, Any]] = {
 
 
 def form_schema() -> dict[str, Any]:
-    """The form as JSON schema, for the OpenAPI document: FastAPI does not see what the route reads itself."""
+    """The form as JSON schema for the OpenAPI document; the route reads the form itself, so FastAPI cannot know it."""
     schema = EditRequest.model_json_schema()
     schema["title"] = "EditForm"
     schema["properties"] |= _FILES
@@ -51,60 +51,58 @@ def form_schema() -> dict[str, Any]:
     return schema
 
 
-@final
-class Upload:
-    """A form as it came: its text parts checked, its files not looked into yet."""
+def decode_init_image(image: bytes, mask: bytes | None, card: ModelCard) -> InitImage:
+    """Decodes the picture of an edit, and its mask.
 
-    def __init__(self, request: EditRequest, image: bytes, mask: bytes | None) -> None:
-        self.request, self._image, self._mask = request, image, mask
+    Args:
+        image: a PNG, JPEG or WebP file.
+        mask: a PNG file that is transparent where the picture is made anew; None takes the picture's transparency.
+        card: the model that will edit the picture.
 
-    def source(self, card: ModelCard) -> Source:
-        """The picture and what to keep of it.
-
-        Args:
-            card: of the model that will edit it.
-
-        Raises:
-            InvalidRequest: a file that is no picture, or of another size than the model makes.
-        """
-        picture = _open(self._image, "image", card)
-        pixels = np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        keep = None
-        if self._mask is not None:
-            keep = _kept(_open(self._mask, _MASK, card))
-        elif picture.has_transparency_data:
-            # As in OpenAI's route: without a mask, the picture's own transparency is one.
-            keep = _kept(picture)
-        return Source(np.ascontiguousarray(pixels), None if keep is None or keep.all() else keep)
+    Raises:
+        InvalidRequest: a file that is no picture, or of another size than the model makes.
+    """
+    picture = _open(image, "image", card)
+    pixels = np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    keep = None
+    if mask is not None:
+        keep = _opaque(_open(mask, _MASK, card))
+    elif picture.has_transparency_data:
+        # As in OpenAI's route: without a mask, the picture's own transparency is one.
+        keep = _opaque(picture)
+    return InitImage(np.ascontiguousarray(pixels), None if keep is None or keep.all() else keep)
 
 
-async def read_form(request: Request) -> Upload:
-    """Reads a form.
+async def read_form(http: Request) -> tuple[EditRequest, bytes, bytes | None]:
+    """Reads a form: its text parts, the file of the picture, and the file of the mask if there is one.
+
+    The files are bounded by the guard's `max_body_bytes`; they are not decoded yet.
 
     Raises:
         RequestValidationError: text parts that break the schema.
         InvalidRequest: no form, or other files than one picture and one mask.
     """
     try:
-        form = await request.form(max_files=_FIELDS, max_fields=_FIELDS)
+        form = await http.form(max_files=_FIELDS, max_fields=_FIELDS)
     except HTTPException as error:
         raise InvalidRequest(f"the body is no form ({error.detail}): send multipart/form-data") from error
     files: dict[str, list[bytes]] = {"image": [], _MASK: []}
     texts: dict[str, str] = {}
     for name, value in form.multi_items():
-        place = "image" if name in _PICTURES else name
-        if place in files:
-            files[place].append(await value.read() if isinstance(value, UploadFile) else value.encode())
+        part = "image" if name in _PICTURES else name
+        if part in files:
+            files[part].append(await value.read() if isinstance(value, UploadFile) else value.encode())
         elif name in texts:
             raise InvalidRequest(f"{name}: given more than once", name)
         else:
             texts[name] = value if isinstance(value, str) else (await value.read()).decode(errors="replace")
     await form.close()
-    return Upload(_request(texts), _one(files["image"], "image"), _mask(files[_MASK]))
+    masks = files[_MASK]
+    return _read_texts(texts), _one(files["image"], "image"), _one(masks, _MASK) if masks else None
 
 
-def _request(texts: dict[str, str]) -> EditRequest:
+def _read_texts(texts: dict[str, str]) -> EditRequest:
     # A form has no null: an empty part other than the prompt means absent.
     given = {name: text for name, text in texts.items() if text or name == "prompt"}
     if (label := given.get("label", "")).isdecimal():
@@ -123,14 +121,10 @@ def _one(files: list[bytes], name: str) -> bytes:
     return files[0]
 
 
-def _mask(files: list[bytes]) -> bytes | None:
-    return _one(files, _MASK) if files else None
-
-
 def _open(file: bytes, name: str, card: ModelCard) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(file), formats=_FORMATS)
-        # The size is read before the pixels, so a small file cannot unfold into a huge picture.
+        # The size is checked before the pixels are read, so a small file cannot unfold into a huge picture.
         if (size := f"{picture.width}x{picture.height}") not in card.sizes:
             raise InvalidRequest(f"{name}: this model makes {', '.join(card.sizes)} (found {size})", name)
         picture.load()
@@ -141,10 +135,10 @@ def _open(file: bytes, name: str, card: ModelCard) -> Image.Image:
     return picture
 
 
-def _kept(mask: Image.Image) -> NDArray[np.bool_]:
+def _opaque(mask: Image.Image) -> NDArray[np.bool_]:
     if not mask.has_transparency_data:
         raise InvalidRequest(
             "mask: it has no transparency: the picture is made anew where the mask is transparent", _MASK
         )
-    kept: NDArray[np.bool_] = np.asarray(mask.convert("RGBA"))[..., 3] > 127
-    return kept
+    opaque: NDArray[np.bool_] = np.asarray(mask.convert("RGBA"))[..., 3] > 127
+    return opaque

@@ -1,7 +1,7 @@
-"""What the service answers when something is wrong: one table from error classes to HTTP statuses.
+"""The answers to failed requests: one table from error classes to HTTP statuses, and the bodies in OpenAI's shape.
 
-Only the ingress turns errors into HTTP. An error that is in no row of the table is our own bug: the client
-is told so, without a trace, and the trace goes to the log.
+Only the HTTP front turns errors into statuses. An error outside the table is our own bug: the client gets status 500
+without a trace, and the trace goes to the log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffusion_core.errors import RaverseError
 from workflows import errors as work
 
 STATUS: Final[Mapping[type[Exception], int]] = {
-    # The client asked for something that cannot be done.
+    # The request is at fault.
     work.InvalidRequest: 400,
     work.Unauthorized: 401,
     core.InvalidLevels: 400,
@@ -48,7 +48,7 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     work.PromotionConflict: 500,
     work.StorageUnwritable: 500,
     work.AddressInUse: 500,
-    # It may be mended by itself.
+    # The same request may succeed later.
     work.ClusterUnreachable: 503,
     work.TrackingUnreachable: 503,
     work.EngineStopped: 503,
@@ -80,24 +80,24 @@ class ErrorAnswer(BaseModel):
 
 
 def status_of(error: BaseException) -> int:
-    """The status of the nearest class of the error that the table holds, 500 if it holds none."""
+    """The status of the nearest base class that the table holds; 500 if it holds none."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
-def unwrapped(error: BaseException) -> BaseException:
-    """The error that another process raised, without Ray's wrapping."""
+def unwrap(error: BaseException) -> BaseException:
+    """Removes Ray's wrapping from an error that another process raised."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error
 
 
-def answer_to(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
-    """Status, body and headers for an error.
+def error_answer(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
+    """Returns status, body and headers for an error.
 
-    What the client can mend is told in full; of our own faults it learns the class only, since their
-    messages name files and addresses.
+    An error of the client comes with its message. An error of ours comes with its class only, since its message may
+    name files and addresses.
     """
-    cause = unwrapped(error)
+    cause = unwrap(error)
     status = status_of(cause)
     if isinstance(cause, RaverseError) and (status < 500 or status == TOO_LATE):
         message = str(cause)
@@ -109,24 +109,25 @@ def answer_to(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
     return status, ErrorAnswer(error=detail), _headers(cause, status)
 
 
-def invalid_fields(faults: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
-    """The body for a request that breaks the schema: every fault told, `param` names the first field.
+def invalid_fields_answer(faults: Sequence[Mapping[str, Any]]) -> ErrorAnswer:
+    """The body for a request that breaks the schema: the message names every fault, `param` the first field.
 
     Args:
-        faults: as pydantic lists them.
+        faults: pydantic's list of errors.
     """
-    told = list(dict.fromkeys(_tell(faults)))
-    param = next((name for name, _ in told if name), None)
-    message = "; ".join(f"{name}: {text}" if name else text for name, text in told)
+    messages = list(dict.fromkeys(_messages(faults)))
+    param = next((name for name, _ in messages if name), None)
+    message = "; ".join(f"{name}: {text}" if name else text for name, text in messages)
     code = "unknown_parameter" if faults[0]["type"] == "extra_forbidden" else "invalid_value"
     return ErrorAnswer(error=ErrorDetail(message=message, type=_type(400), param=param, code=code))
 
 
-def _tell(faults: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+def _messages(faults: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yields the field and the message of each fault; the field is empty where the whole body is at fault."""
     for fault in faults:
-        # The first place is "body"; the second is the field, the rest are members of a union.
-        place = [part for part in fault["loc"] if part != "body"]
-        name = str(place[0]) if place and isinstance(place[0], str) else ""
+        # A path begins with "body" and the field; the rest are members of a union.
+        path = [part for part in fault["loc"] if part != "body"]
+        name = str(path[0]) if path and isinstance(path[0], str) else ""
         if fault["type"] == "extra_forbidden":
             yield name, "unknown field"
         elif fault["type"] == "missing":

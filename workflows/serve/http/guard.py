@@ -1,4 +1,4 @@
-"""What stands before the routes: API keys, the largest body, and headers that keep browsers safe."""
+"""The checks before the routes: API keys and the largest body; and headers that keep browsers safe."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest, Unauthorized
-from workflows.serve.http.errors import answer_to
+from workflows.serve.http.errors import error_answer
 from workflows.serve.http.keys import KeyRing
 
-# The page and health say nothing that a key protects, and the page asks for the key.
+# The page and the health routes show nothing that a key protects, and the page has a field for the key.
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/healthz", "/docs", "/openapi.json"})
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -33,12 +33,13 @@ _POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 @final
 @dataclass(frozen=True)
 class Rules:
-    """What the guard holds requests to.
+    """The rules that every request must meet.
 
     Attributes:
-        keys: who may ask.
-        require_key: `unless_loopback`: without any keys only this machine may ask.
-        max_body_bytes: of a request.
+        keys: the known API keys.
+        require_key: `always`: every client needs a key; `never`: none does; `loopback_only`: only this machine is
+            answered, without a key; `unless_loopback`: `always` where there are keys, else `loopback_only`.
+        max_body_bytes: largest body of a request.
     """
 
     keys: KeyRing
@@ -46,10 +47,11 @@ class Rules:
     max_body_bytes: int = 16_000_000
 
     def admit(self, authorization: str, client: str | None) -> str:
-        """The name of who asks.
+        """Returns the name of the client's key, `loopback` for this machine, or `anyone`.
 
         Raises:
-            Unauthorized, Overloaded: see `KeyRing.admit`.
+            Unauthorized: the client needs a key and sends none that is known.
+            Overloaded: the key has sent too many requests.
         """
         if self.require_key == "never":
             return "anyone"
@@ -64,18 +66,18 @@ class Rules:
 
 @final
 class Guard:
-    """ASGI middleware that lets through what the rules allow.
+    """ASGI middleware that passes only the requests that meet the rules.
 
     Args:
-        app: what it guards.
-        rules: to hold requests to.
+        app: the application behind it.
+        rules: the rules.
     """
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Handles one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -88,7 +90,7 @@ class Guard:
         limit = _Limit(receive, safe, self._rules.max_body_bytes)
         try:
             await self._app(scope, limit.receive, limit.send)
-        # Starlette's own handler of unknown errors stands outside, where no header is added.
+        # Starlette's own handler of unknown errors runs outside this middleware, where no header is added.
         except Exception as error:
             if limit.answered:
                 raise
@@ -112,7 +114,7 @@ class Guard:
 
 @final
 class _TooLarge(Exception):
-    """A body beyond the limit."""
+    """The body of a request is larger than the limit."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -121,29 +123,29 @@ class _TooLarge(Exception):
 
 @final
 class _Limit:
-    """Counts the bytes of a body, whatever its headers declare."""
+    """Counts the bytes of a body as they arrive, whatever its headers declare."""
 
     def __init__(self, receive: Receive, send: Send, limit: int) -> None:
-        self._receive, self._send, self._limit, self._seen = receive, send, limit, 0
+        self._receive, self._send, self._limit, self._num_bytes = receive, send, limit, 0
         self.answered = self.exceeded = False
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._seen += len(message.get("body", b""))
-        if self._seen > self._limit:
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes > self._limit:
             self.exceeded = True
             raise _TooLarge(self._limit)
         return message
 
     async def send(self, message: Message) -> None:
-        # What the routes make of a body that was cut is not the answer.
+        # The routes' answer to a body that was cut is dropped.
         if self.answered or not self.exceeded:
             self.answered = True
             await self._send(message)
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether an address or a name is this machine's own."""
+    """Whether an address or a host name belongs to this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -166,10 +168,10 @@ def _with_headers(send: Send) -> Send:
 
 async def _refuse(error: Exception, send: Send) -> None:
     if isinstance(error, _TooLarge):
-        _, body, headers = answer_to(InvalidRequest(f"the body is larger than {error.limit} bytes: send less"))
+        _, body, headers = error_answer(InvalidRequest(f"the body is larger than {error.limit} bytes: send less"))
         status = 413
     else:
-        status, body, headers = answer_to(error)
+        status, body, headers = error_answer(error)
     content = json.dumps(body.model_dump()).encode()
     pairs = {"content-type": "application/json", "content-length": str(len(content))} | headers
     raw = [(name.lower().encode(), value.encode()) for name, value in pairs.items()]

@@ -1,4 +1,4 @@
-"""API keys: only their hashes are stored, and comparing takes the same time whatever the key.
+"""API keys: only their hashes are stored, and a comparison takes the same time for every key.
 
 A line of the file, or of the environment variable `RAVERSE_API_KEYS` (there separated by commas), is
 
@@ -34,9 +34,9 @@ class ApiKey:
     """A known key.
 
     Attributes:
-        name: told in logs.
+        name: the key's name in logs.
         digest: SHA-256 of the key, hexadecimal.
-        per_minute: requests it may send; None: as many as it likes.
+        per_minute: requests per minute that it may send; None means no limit.
     """
 
     name: str
@@ -45,7 +45,11 @@ class ApiKey:
 
 
 def new_key(name: str, per_minute: int | None = None) -> tuple[str, str]:
-    """A fresh key, and the line to store of it."""
+    """Makes a key, and the line of it to store.
+
+    Raises:
+        InvalidConfig: a name with other characters than letters, digits, and _ . @ -
+    """
     key = _PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {_digest(key)}" + (f" {per_minute}" if per_minute else "")
     if not _LINE.fullmatch(line):
@@ -54,10 +58,10 @@ def new_key(name: str, per_minute: int | None = None) -> tuple[str, str]:
 
 
 def load_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> tuple[ApiKey, ...]:
-    """The keys of the file and of the environment.
+    """Loads the keys of the file and of the environment.
 
     Raises:
-        InvalidConfig: a file that cannot be read, or a line that is no key; the line itself is not told.
+        InvalidConfig: a file that cannot be read, or a line that is no key; the message does not quote the line.
     """
     lines = environment.get(VARIABLE, "").split(",")
     if file is not None:
@@ -65,16 +69,16 @@ def load_keys(file: str | None, environment: Mapping[str, str] = os.environ) -> 
             lines += Path(file).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"cannot read the API keys in {file} ({error}): see `raverse api-key`") from error
-    wanted = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-    return tuple(_read(line, number) for number, line in enumerate(wanted, start=1))
+    entries = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    return tuple(_read(line, number) for number, line in enumerate(entries, start=1))
 
 
 @final
 class KeyRing:
-    """Who may ask, and how often; counted per ingress replica.
+    """The known keys, and the requests that each may still send; every ingress replica counts for itself.
 
     Args:
-        keys: none: whoever asks may.
+        keys: all known keys.
     """
 
     def __init__(self, keys: tuple[ApiKey, ...]) -> None:
@@ -85,15 +89,15 @@ class KeyRing:
         return bool(self._keys)
 
     def admit(self, authorization: str, now: float | None = None) -> str:
-        """The name of the key in an `Authorization` header; takes one request off its allowance.
+        """Returns the name of the key in an `Authorization` header, and takes one request off its allowance.
 
         Raises:
-            Unauthorized: there is none, or it is unknown.
-            Overloaded: it has sent too many requests; says when to come back.
+            Unauthorized: the header holds no key, or an unknown one.
+            Overloaded: the key has sent too many requests; `retry_after` is the time until the next is allowed.
         """
         scheme, _, key = authorization.strip().partition(" ")
         digest = _digest(key.strip()) if scheme.lower() == "bearer" else ""
-        # Every key is compared, so that the time says nothing about which one matched.
+        # Every key is compared, so that the time does not depend on the key that matches.
         matches = [known for known in self._keys if hmac.compare_digest(known.digest, digest)]
         if not matches:
             raise Unauthorized("no API key, or an unknown one: send `Authorization: Bearer KEY`")

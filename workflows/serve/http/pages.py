@@ -1,4 +1,4 @@
-"""The page of the interface's reference, made here: it needs no script and no other site."""
+"""The reference page of the HTTP interface, which needs no script and no other site."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-
 
 
 def content_policy(page: str) -> str:
-    """The policy under which a page may run its own script and style, by their hashes, and nothing else."""
+    """The content security policy that allows a page its own script and style, by their hashes, and nothing else."""
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, text in _INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -33,7 +33,7 @@ def content_policy(page: str) -> str:
 
 
 def reference_page(document: dict[str, Any]) -> str:
-    """The OpenAPI document as a page to read."""
+    """Renders the OpenAPI document as an HTML page."""
     title = escape(document["info"]["title"])
     schemas = document["components"]["schemas"]
     routes = "".join(

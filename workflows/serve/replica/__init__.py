@@ -1,1 +1,1 @@
-"""A replica denoises the rows of many requests together: `replica` is the deployment, `engine_thread` its loop."""
+"""The sampler deployment: each `Replica` holds the versions of one model, and one engine per version."""

@@ -1,6 +1,6 @@
-"""How many replicas: by the seconds of denoising that wait, not by the number of requests.
+"""The autoscaling policy: the number of replicas follows the seconds of denoising that wait.
 
-Ray asks in its controller ten times a second, and applies its own bounds and delays to the answer.
+Ray calls the policy in its controller ten times a second, and applies its own bounds and delays to the result.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 QUEUED_SECONDS: Final = "queued_seconds"
-"""What `Sampler.record_autoscaling_stats` reports."""
+"""The statistic that `Replica.record_autoscaling_stats` reports."""
 
 
-def wanted_replicas(queued_seconds: Sequence[float], open_requests: float, target_seconds: float) -> int:
-    """Replicas that bring the wait down to the target.
+def desired_replicas(queued_seconds: Sequence[float], open_requests: float, target_seconds: float) -> int:
+    """The number of replicas that brings the wait down to the target.
 
     Args:
-        queued_seconds: of each replica.
-        open_requests: running or waiting, also at replicas that do not report yet.
-        target_seconds: of denoising that may wait at each.
+        queued_seconds: seconds of denoising that wait at each replica.
+        open_requests: requests that run or wait, also at replicas that do not report yet.
+        target_seconds: seconds of denoising that may wait at each replica.
 
     Returns:
-        0 only when nobody asks.
+        At least 1 while a request is open, and 0 without requests.
     """
     by_queue = math.ceil(sum(queued_seconds) / target_seconds)
     return max(by_queue, 1 if open_requests > 0 else 0)
 
 
 @final
-class QueuedSeconds:
-    """The policy that Ray calls.
+class QueuedSecondsPolicy:
+    """The policy as Ray calls it.
 
     Args:
-        target_seconds: of denoising that may wait per replica.
+        target_seconds: seconds of denoising that may wait at each replica.
     """
 
     def __init__(self, target_seconds: float) -> None:
         self._target = target_seconds
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """The number of replicas, and no state."""
-        told = (context.aggregated_metrics or {}).get(QUEUED_SECONDS, {})
-        return wanted_replicas(list(told.values()), context.total_num_requests, self._target), {}
+        """Returns the number of replicas, and an empty state."""
+        by_replica = (context.aggregated_metrics or {}).get(QUEUED_SECONDS, {})
+        return desired_replicas(list(by_replica.values()), context.total_num_requests, self._target), {}

@@ -1,7 +1,7 @@
-"""The last stage of a latent model's pictures: samples of many requests through the autoencoder together.
+"""The decoding of samples: those of many requests go through the autoencoder together.
 
-It runs on a thread of its own, so that decoding never holds up the step loop; what arrives meanwhile is decoded next,
-as one batch.
+Decoding runs on a thread of its own, so that it never delays the engine. The samples that arrive meanwhile are the next
+batch.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.model.model import ModelPackage
-from workflows.serve.replica.jobs import RowState
-from workflows.serve.replica.rows import channels_last, seen
+from workflows.serve.engine.queued_request import RowState
+from workflows.serve.replica.rows import channels_last, predicted_x0
 from workflows.serve.replica.warming import MAX_DECODED
 
 
 @final
 class Decoder:
-    """Samples to pixels.
+    """Turns samples into pixels.
 
     Args:
-        package: whose codec decodes.
-        max_rows: decoded at once.
+        package: the model whose codec decodes.
+        max_rows: largest batch, in rows; it bounds the memory of the decoder.
     """
 
     def __init__(self, package: ModelPackage, max_rows: int = MAX_DECODED) -> None:
@@ -36,10 +36,10 @@ class Decoder:
         self._waiting: deque[tuple[Tensor, asyncio.Future[Tensor]]] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    async def pixels_of(self, states: Sequence[RowState]) -> NDArray[np.uint8]:
-        """Finished rows as pixels (n, h, w, c)."""
+    async def decode(self, rows: Sequence[RowState]) -> NDArray[np.uint8]:
+        """Decodes finished rows into pixels `(n, h, w, c)`."""
         loop = asyncio.get_running_loop()
-        waiting = [(seen(state), loop.create_future()) for state in states]
+        waiting = [(predicted_x0(row), loop.create_future()) for row in rows]
         self._waiting.extend(waiting)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
@@ -48,12 +48,12 @@ class Decoder:
     async def _drain(self) -> None:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(self._max_rows, len(self._waiting)))]
-            batch = [(row, future) for row, future in batch if not future.cancelled()]
+            batch = [(sample, future) for sample, future in batch if not future.cancelled()]
             if not batch:
                 continue
             try:
-                images = await asyncio.to_thread(self._package.pictures, torch.stack([row for row, _ in batch]))
-            except Exception as error:  # noqa: BLE001 - whoever waits is told
+                images = await asyncio.to_thread(self._package.pictures, torch.stack([sample for sample, _ in batch]))
+            except Exception as error:  # noqa: BLE001 - every waiting request gets it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

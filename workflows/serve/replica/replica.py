@@ -1,4 +1,4 @@
-"""The sampler deployment: the versions of one model, each with a `StepEngine` on its own thread."""
+"""The sampler deployment: a replica denoises the rows of many requests together."""
 
 from __future__ import annotations
 
@@ -13,89 +13,99 @@ from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
 from diffusion_core.errors import RaverseError
-from diffusion_core.row import Trajectory
+from workflows.serve.engine.load import EngineLoad
+from workflows.serve.engine.queued_request import UNBOUNDED, Progress, RowState
 from workflows.serve.replica.autoscaling import QUEUED_SECONDS
-from workflows.serve.replica.jobs import UNBOUNDED, Load, News, Report, RowState
-from workflows.serve.replica.metrics import SamplerMetrics
-from workflows.serve.replica.rows import keep, previews_of, resumed, trajectories
+from workflows.serve.replica.metrics import ReplicaMetrics
+from workflows.serve.replica.rows import make_checkpoint, preview_pixels, resume_rows, start_rows
 from workflows.serve.replica.text_encoder import TextClient
-from workflows.serve.replica.versions import Served, Versions
-from workflows.serve.request.messages import Call, Event, Preview
+from workflows.serve.replica.versions import LoadedVersion, LoadedVersions
+from workflows.serve.request.messages import Checkpoint, SamplerRequest
 from workflows.serve.request.pictures import Generated
-from workflows.serve.request.resolve import Menu, Order, preview_marks, steps_made, take_order
+from workflows.serve.request.resolve import ResolvedRequest, preview_points, resolve
 from workflows.serve.request.schema import ModelCard
 from workflows.serve.settings import ServeArgs, UserConfig
-from workflows.towers.features import EncodedText
 
 _LOG: Final = logging.getLogger("ray.serve")
-_EXAMPLES: Final = 8
-_LEFT: Final = 4096
+_CANCELLED_IDS: Final = 4096
 _METRICS_SECONDS: Final = 1.0
 
 
 @final
-class Sampler:
-    """Makes pictures for many requests at once, one step of each per network call."""
+class Replica:
+    """Serves one model: each network call makes one step of the rows of many requests.
+
+    It remembers the ids of the last 4096 cancelled requests.
+
+    Args:
+        args: the model, and the limits of the replica.
+        text_encoder: handle of the text encoder deployment.
+    """
 
     def __init__(self, args: ServeArgs, text_encoder: DeploymentHandle[Any]) -> None:
         self._args, self._texts = args, TextClient(text_encoder)
-        self._versions = Versions(args)
-        self._left: OrderedDict[str, None] = OrderedDict()
-        self._metrics = SamplerMetrics(self._versions.present.menu.model)
-        self._chores: list[asyncio.Task[None]] = []
+        self._versions = LoadedVersions(args)
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._metrics = ReplicaMetrics(self._versions.current.capabilities.model)
+        self._background: list[asyncio.Task[None]] = []
 
-    async def draw(self, call: Call) -> AsyncGenerator[Event, None]:
-        """Carries out a call, and tells what to keep of it, previews, and at last the pictures.
+    async def generate(self, request: SamplerRequest) -> AsyncGenerator[Checkpoint | Generated, None]:
+        """Generates the pictures of a request; yields checkpoints, previews, and at last the finished pictures.
 
         Raises:
-            InvalidRequest: the model cannot do what is asked.
-            ModelNotFound: another model is asked for.
+            InvalidRequest: the model cannot serve the request.
+            ModelNotFound: the request names another model, or a version that is not there.
             Overloaded: too much waits.
-            DeadlineExceeded: it took longer than the client wanted.
+            DeadlineExceeded: the pictures were not done by the request's deadline.
             NonFinite: the model gave no finite picture.
-            EngineStopped: send it again.
+            EngineStopped: the engine has ended; another replica can continue.
         """
-        self._begin_chores()
-        served = await self._versions.choose(call)
-        order = self._order(call, served)
-        texts = await self._encode(served.menu, order)
-        if call.request_id in self._left:
-            raise asyncio.CancelledError
-        rows = trajectories(served.package, order, texts, call.source)
-        states: list[RowState] = list(rows)
-        if call.kept is not None:
-            states = resumed(rows, call.kept, served.package.device)
-        async with aclosing(self._follow(call, served, order, states)) as told:
-            async for news in told:
-                if news.marked:
-                    yield _preview(served, order, news)
-                if not news.done:
-                    yield keep(order, news.states)
+        self._start_background()
+        version = await self._versions.choose(request)
+        resolved = _resolve(request, version)
+        rows = await self._start_rows(request, resolved, version)
+        progress_of_rows = version.engine.follow(
+            rows,
+            request_id=request.request_id,
+            preview_points=preview_points(request.body, resolved.num_steps),
+            checkpoint_seconds=self._args.keep_seconds,
+            deadline_seconds=request.body.deadline_seconds or UNBOUNDED,
+        )
+        async with aclosing(progress_of_rows):
+            async for progress in progress_of_rows:
+                if progress.preview_due:
+                    yield _preview(version, resolved, progress)
+                if not progress.done:
+                    yield make_checkpoint(resolved, progress.rows)
                 else:
-                    yield Generated(order.settings, await served.decoder.pixels_of(news.states))
+                    pixels = await version.decoder.decode(progress.rows)
+                    yield Generated(resolved.settings, pixels, resolved.settings.num_inference_steps)
 
-    async def leave(self, request_id: str) -> None:
-        """The client of this request has left; told to every replica, in case Serve's own cancellation is lost."""
-        self._left[request_id] = None
-        while len(self._left) > _LEFT:
-            self._left.popitem(last=False)
-        for served in self._versions.held:
-            served.engine.leave(request_id)
+    async def cancel(self, request_id: str) -> None:
+        """Drops the rows of a request whose client has left.
 
-    async def card(self) -> ModelCard:
+        The front sends this to every replica, since Ray Serve's own cancellation can get lost.
+        """
+        self._cancelled[request_id] = None
+        while len(self._cancelled) > _CANCELLED_IDS:
+            self._cancelled.popitem(last=False)
+        for version in self._versions.loaded:
+            version.engine.cancel(request_id)
+
+    async def model_card(self) -> ModelCard:
         """Describes the version that new requests get."""
-        return card_of(self._versions.present)
+        return self._versions.current.model_card()
 
-    async def load(self) -> Load:
-        """What this replica has to do."""
-        return self._versions.present.engine.load
+    async def load(self) -> EngineLoad:
+        """The load of the version that new requests get."""
+        return self._versions.current.engine.load
 
     async def refresh(self) -> None:
-        """Looks where the aliases are now; otherwise done every `poll_seconds`."""
+        """Loads the versions to which the aliases point now; a replica does this every `poll_seconds`."""
         await self._versions.refresh()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Takes a changed `user_config`; a new version is loaded in the background.
+        """Applies a changed `user_config`; a new version is loaded in the background.
 
         Raises:
             InvalidConfig: an unknown key, or a value out of range.
@@ -104,55 +114,41 @@ class Sampler:
         if config.challenger_share is not None:
             self._versions.challenger_share = config.challenger_share
         if config.model is not None:
-            self._chores.append(asyncio.create_task(self._versions.refresh(config.model)))
+            self._background.append(asyncio.create_task(self._versions.refresh(config.model)))
 
     async def check_health(self) -> None:
-        """Called by Serve from time to time; an error has the replica replaced."""
-        self._begin_chores()
-        for served in self._versions.held:
-            served.engine.check()
+        """Fails once an engine has ended; Ray Serve calls this from time to time, and then replaces the replica."""
+        self._start_background()
+        for version in self._versions.loaded:
+            version.engine.check()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `workflows.serve.replica.autoscaling` scales on."""
-        return {QUEUED_SECONDS: sum(served.engine.load.seconds for served in self._versions.held)}
+        """The seconds of denoising that wait, for `workflows.serve.replica.autoscaling`."""
+        return {QUEUED_SECONDS: sum(version.engine.load.queued_seconds for version in self._versions.loaded)}
 
     def stop(self) -> None:
         """Ends the engines."""
-        for served in self._versions.held:
-            served.engine.stop()
+        for version in self._versions.loaded:
+            version.engine.stop()
 
-    async def _follow(
-        self, call: Call, served: Served, order: Order, states: list[RowState]
-    ) -> AsyncGenerator[News, None]:
-        """As `EngineThread.follow`, beside the rows that another replica finished already."""
-        rows = [state for state in states if isinstance(state, Trajectory)]
-        if not rows:
-            yield News(states, done=True)
-            return
-        report = Report(preview_marks(call.request, steps_made(order.settings)), self._args.keep_seconds)
-        deadline = call.request.deadline_seconds or UNBOUNDED
-        async with aclosing(served.engine.follow(rows, report, deadline, call.request_id)) as told:
-            async for news in told:
-                fresh = iter(news.states)
-                merged = [state if isinstance(state, Tensor) else next(fresh) for state in states]
-                yield News(merged, news.marked, news.done)
+    async def _start_rows(
+        self, request: SamplerRequest, resolved: ResolvedRequest, version: LoadedVersion
+    ) -> list[RowState]:
+        texts = await self._texts.encode(version.reference, resolved.texts)
+        # The cancellation may arrive before the request.
+        if request.request_id in self._cancelled:
+            raise asyncio.CancelledError
+        rows = start_rows(version.package, resolved, texts, request.init_image)
+        if request.checkpoint is None:
+            return list(rows)
+        return resume_rows(rows, request.checkpoint, version.package.device)
 
-    def _order(self, call: Call, served: Served) -> Order:
-        if call.kept is not None:
-            return Order(call.kept.settings, call.kept.label)
-        inpainted = call.source is not None and call.source.keep is not None
-        return take_order(call.request, served.menu, inpainted=inpainted)
-
-    async def _encode(self, menu: Menu, order: Order) -> list[EncodedText]:
-        version = f"{menu.model}/{menu.version}"
-        return await self._texts.encode(version, order.texts)
-
-    def _begin_chores(self) -> None:
-        self._chores = [chore for chore in self._chores if not chore.done()]
-        if not self._chores:
-            self._chores.append(asyncio.create_task(self._tell_metrics()))
+    def _start_background(self) -> None:
+        self._background = [task for task in self._background if not task.done()]
+        if not self._background:
+            self._background.append(asyncio.create_task(self._record_metrics()))
             if self._args.poll_seconds > 0:
-                self._chores.append(asyncio.create_task(self._poll()))
+                self._background.append(asyncio.create_task(self._poll()))
 
     async def _poll(self) -> None:
         while True:
@@ -160,34 +156,23 @@ class Sampler:
             try:
                 await self._versions.refresh()
             except RaverseError as error:
-                # The registry is away: what is loaded goes on serving.
+                # Without the registry, the loaded versions go on serving.
                 _LOG.warning("cannot look for a new version: %s", error)
 
-    async def _tell_metrics(self) -> None:
+    async def _record_metrics(self) -> None:
         while True:
             await asyncio.sleep(_METRICS_SECONDS)
-            self._metrics.tell(self._versions.held)
+            self._metrics.record(self._versions.loaded)
 
 
-def card_of(served: Served) -> ModelCard:
-    """What `GET /v1/models` says of a loaded version."""
-    menu = served.menu
-    return ModelCard(
-        id=menu.model,
-        created=served.loaded,
-        version=menu.version,
-        sizes=[menu.size_text],
-        channels=served.package.picture_shape[0],
-        classes=list(menu.class_names),
-        guidance=menu.guidance,
-        example_prompts=list(served.package.card.candidate_captions[:_EXAMPLES]),
-        default_steps=menu.num_steps,
-        max_steps=menu.max_steps,
-    )
+def _resolve(request: SamplerRequest, version: LoadedVersion) -> ResolvedRequest:
+    if request.checkpoint is not None:
+        return request.checkpoint.resolved
+    inpainted = request.init_image is not None and request.init_image.keep is not None
+    return resolve(request.body, version.capabilities, inpainted=inpainted)
 
 
-def _preview(served: Served, order: Order, news: News) -> Preview:
-    made = [
-        order.settings.num_inference_steps - state.remaining for state in news.states if isinstance(state, Trajectory)
-    ]
-    return Preview(Generated(order.settings, previews_of(served.package, news.states)), min(made))
+def _preview(version: LoadedVersion, resolved: ResolvedRequest, progress: Progress) -> Generated:
+    num_left = max(row.remaining for row in progress.rows if not isinstance(row, Tensor))
+    pixels = preview_pixels(version.package, progress.rows)
+    return Generated(resolved.settings, pixels, resolved.settings.num_inference_steps - num_left)

@@ -1,4 +1,4 @@
-"""Orders as rows of the engine, and rows as pictures: also edits, and rows that another replica began."""
+"""A resolved request as rows of the engine, and rows as checkpoints and pixels."""
 
 from __future__ import annotations
 
@@ -15,42 +15,45 @@ from diffusion_core.row import Known, Trajectory
 from diffusion_core.sampler import SamplerPlan
 from workflows.model.guidance import steer
 from workflows.model.model import ModelPackage
-from workflows.serve.replica.jobs import RowState
-from workflows.serve.request.messages import Kept, KeptRow, Source
-from workflows.serve.request.resolve import Order, steps_made
+from workflows.serve.engine.queued_request import RowState
+from workflows.serve.request.messages import Checkpoint, InitImage, RowCheckpoint
+from workflows.serve.request.resolve import ResolvedRequest
 from workflows.towers.features import EncodedText
 
 
-def trajectories(
-    package: ModelPackage, order: Order, texts: Sequence[EncodedText], source: Source | None = None
+def start_rows(
+    package: ModelPackage,
+    resolved: ResolvedRequest,
+    texts: Sequence[EncodedText],
+    init_image: InitImage | None = None,
 ) -> list[Trajectory]:
-    """The rows of an order, one per seed.
+    """Makes the rows of a request, one per seed, at their first step.
 
     Args:
         package: the model.
-        order: what to make.
-        texts: the encoded `order.texts`.
-        source: what an edit starts from.
+        resolved: the request.
+        texts: the encoded `resolved.texts`, one row each.
+        init_image: the picture that an edit starts from.
     """
-    settings, condition = order.settings, condition_of(package, order, texts)
+    settings, condition = resolved.settings, make_condition(package, resolved, texts)
     plan = package.plan(settings.sampler, settings.num_inference_steps, settings.eta or 0.0)
-    if source is not None:
-        start = plan.num_steps - steps_made(settings)
-        return [_edited(package, plan, condition, source, start, seed) for seed in settings.seeds]
+    if init_image is not None:
+        first_step = plan.num_steps - resolved.num_steps
+        return [_start_edit(package, plan, condition, init_image, first_step, seed) for seed in settings.seeds]
     return [
         Trajectory.start(plan, condition, seed=seed, shape=package.shape, device=package.device)
         for seed in settings.seeds
     ]
 
 
-def condition_of(package: ModelPackage, order: Order, texts: Sequence[EncodedText]) -> Condition:
-    """What the rows of an order show, one row."""
-    settings = order.settings
+def make_condition(package: ModelPackage, resolved: ResolvedRequest, texts: Sequence[EncodedText]) -> Condition:
+    """Makes the condition that all rows of a request share, as one row."""
+    settings = resolved.settings
     return steer(
         settings.guidance,
         1,
         text=texts[0] if settings.prompt else None,
-        labels=None if order.label is None else [order.label],
+        labels=None if resolved.label is None else [resolved.label],
         negative=texts[1] if settings.negative_prompt else None,
         guidance_scale=settings.guidance_scale,
         classifier_scale=settings.guidance_scale,
@@ -59,56 +62,56 @@ def condition_of(package: ModelPackage, order: Order, texts: Sequence[EncodedTex
     ).to(package.device)
 
 
-def resumed(rows: Sequence[Trajectory], kept: Kept, device: torch.device) -> list[RowState]:
-    """The same rows where another replica left them; those that it finished are samples already."""
-    return [_resume(row, state, device) for row, state in zip(rows, kept.rows, strict=True)]
+def resume_rows(rows: Sequence[Trajectory], checkpoint: Checkpoint, device: torch.device) -> list[RowState]:
+    """Moves rows to where another replica left them; rows that it finished become samples."""
+    return [_resume_row(row, saved, device) for row, saved in zip(rows, checkpoint.rows, strict=True)]
 
 
-def keep(order: Order, states: Sequence[RowState]) -> Kept:
-    """What has to be kept of an order on its way."""
-    steps = order.settings.num_inference_steps
-    return Kept(order.settings, order.label, tuple(_keep(state, steps) for state in states))
+def make_checkpoint(resolved: ResolvedRequest, rows: Sequence[RowState]) -> Checkpoint:
+    """Copies the state of a request's rows to the CPU: two arrays of the model's shape per row."""
+    num_steps = resolved.settings.num_inference_steps
+    return Checkpoint(resolved, tuple(_row_checkpoint(row, num_steps) for row in rows))
 
 
-def previews_of(package: ModelPackage, states: Sequence[RowState]) -> NDArray[np.uint8]:
-    """What rows on their way predict, as pixels (n, h, w, c); of latents a quick guess."""
-    return channels_last(package.previews(torch.stack([seen(state) for state in states])))
+def preview_pixels(package: ModelPackage, rows: Sequence[RowState]) -> NDArray[np.uint8]:
+    """The predicted x0 of rows as pixels `(n, h, w, c)`; latents go through a linear map instead of the decoder."""
+    return channels_last(package.previews(torch.stack([predicted_x0(row) for row in rows])))
 
 
-def seen(state: RowState) -> Tensor:
-    """A sample, or what a row on its way predicts."""
-    if isinstance(state, Tensor):
-        return state
-    return state.x if state.x0 is None else state.x0
+def predicted_x0(row: RowState) -> Tensor:
+    """The sample of a finished row; of an unfinished row the last predicted x0, or x before the first step."""
+    if isinstance(row, Tensor):
+        return row
+    return row.x if row.x0 is None else row.x0
 
 
 def channels_last(images: Tensor) -> NDArray[np.uint8]:
-    """Images (n, c, h, w) as pixels (n, h, w, c)."""
+    """Images `(n, c, h, w)` as pixels `(n, h, w, c)`."""
     pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).numpy()
     return np.ascontiguousarray(pixels)
 
 
-def _edited(
-    package: ModelPackage, plan: SamplerPlan, condition: Condition, source: Source, start: int, seed: int
+def _start_edit(
+    package: ModelPackage, plan: SamplerPlan, condition: Condition, init_image: InitImage, first_step: int, seed: int
 ) -> Trajectory:
-    pixels = torch.from_numpy(source.pixels).to(package.device).permute(2, 0, 1)
+    pixels = torch.from_numpy(init_image.pixels).to(package.device).permute(2, 0, 1)
     x0 = package.codec.encode((pixels.to(torch.float32) / 127.5 - 1.0)[None])[0]
-    row = Trajectory.start_from(plan, condition, x0, start, seed=seed)
-    if source.keep is None:
+    row = Trajectory.start_from(plan, condition, x0, first_step, seed=seed)
+    if init_image.keep is None:
         return row
-    mask = package.codec.mask(torch.from_numpy(source.keep).to(x0)[None]).expand_as(x0)
+    mask = package.codec.mask(torch.from_numpy(init_image.keep).to(x0)[None]).expand_as(x0)
     return replace(row, known=Known(x0, mask))
 
 
-def _keep(state: RowState, steps: int) -> KeptRow:
-    if isinstance(state, Tensor):
-        return KeptRow(steps, state.cpu().numpy(), None)
-    return KeptRow(state.index, state.x.cpu().numpy(), None if state.x0 is None else state.x0.cpu().numpy())
+def _row_checkpoint(row: RowState, num_steps: int) -> RowCheckpoint:
+    if isinstance(row, Tensor):
+        return RowCheckpoint(num_steps, row.cpu().numpy(), None)
+    return RowCheckpoint(row.index, row.x.cpu().numpy(), None if row.x0 is None else row.x0.cpu().numpy())
 
 
-def _resume(row: Trajectory, kept: KeptRow, device: torch.device) -> RowState:
-    x = torch.from_numpy(kept.x.copy()).to(device)
-    if kept.index >= row.plan.num_steps:
+def _resume_row(row: Trajectory, saved: RowCheckpoint, device: torch.device) -> RowState:
+    x = torch.from_numpy(saved.x.copy()).to(device)
+    if saved.index >= row.plan.num_steps:
         return x
-    x0 = None if kept.x0 is None else torch.from_numpy(kept.x0.copy()).to(device)
-    return replace(row, index=kept.index, x=x, x0=x0)
+    x0 = None if saved.x0 is None else torch.from_numpy(saved.x0.copy()).to(device)
+    return replace(row, index=saved.index, x=x, x0=x0)

@@ -1,7 +1,7 @@
 """The text encoder deployment: prompts of many requests in one pass of the text tower.
 
-A caller names the model version along with the prompt, so that the embedding always comes from the tower
-that the denoiser of that version was trained with, also while versions change.
+A caller names the model version along with the prompt. So the embedding always comes from the tower with which the
+denoiser of that version was trained, also while versions change.
 """
 
 from __future__ import annotations
@@ -24,40 +24,50 @@ from workflows.towers.features import TextEncoder as Encoder
 MAX_BATCH: Final = 64
 _TOWERS_PER_MODEL: Final = 2
 _TEXTS: Final = 4096
-_TEXTS_PER_SAMPLER: Final = 512
+_TEXTS_PER_REPLICA: Final = 512
 
 
 @final
 class CachedTower:
-    """A text tower that remembers the texts it was asked for last."""
+    """A text tower with a cache of the texts that were used last.
+
+    Args:
+        tower: encodes new texts.
+        size: texts in the cache.
+    """
 
     def __init__(self, tower: Encoder, size: int = _TEXTS) -> None:
         self._tower, self._size = tower, size
-        self._known: OrderedDict[str, EncodedText] = OrderedDict()
+        self._cache: OrderedDict[str, EncodedText] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """One row per text; those not remembered are encoded in one pass."""
-        found = {text: self._known[text] for text in texts if text in self._known}
-        new = [text for text in dict.fromkeys(texts) if text not in found]
+        """Encodes texts to one row each; the texts that are not in the cache take one pass of the tower."""
+        encoded = {text: self._cache[text] for text in texts if text in self._cache}
+        new = [text for text in dict.fromkeys(texts) if text not in encoded]
         if new:
-            found |= zip(new, _rows(self._tower.encode(new)), strict=True)
+            encoded |= zip(new, _rows(self._tower.encode(new)), strict=True)
         for text in texts:
-            self._known[text] = found[text]
-            self._known.move_to_end(text)
-        while len(self._known) > self._size:
-            self._known.popitem(last=False)
-        return [found[text] for text in texts]
+            self._cache[text] = encoded[text]
+            self._cache.move_to_end(text)
+        while len(self._cache) > self._size:
+            self._cache.popitem(last=False)
+        return [encoded[text] for text in texts]
 
 
 @final
 class TextEncoder:
-    """Encodes texts for the samplers, with the towers of the versions that are asked for."""
+    """The deployment that encodes texts, with the towers of the versions that the replicas serve.
+
+    It holds at most two towers per served model: of the current version, and of the next one or a challenger.
+
+    Args:
+        args: the registry and the served models.
+    """
 
     def __init__(self, args: ServeArgs) -> None:
         self._tracking_uri = args.tracking_uri
         self._towers: OrderedDict[str, CachedTower] = OrderedDict()
-        # Of each model two: the present version's and that of the next, or of a challenger.
-        self._most = _TOWERS_PER_MODEL * len(args.references)
+        self._max_towers = _TOWERS_PER_MODEL * len(args.references)
         for reference in args.references:
             version = find_version(args.tracking_uri, reference)
             name = f"{version.name}/{version.version}"
@@ -68,8 +78,8 @@ class TextEncoder:
         """Encodes one text.
 
         Args:
-            model: NAME/VERSION, whose tower is wanted.
-            text: at most the tower's context length of it counts.
+            model: NAME/VERSION; the text goes through the tower of this version.
+            text: tokens beyond the tower's context length are cut off.
 
         Returns:
             One row.
@@ -77,7 +87,7 @@ class TextEncoder:
         encoded: EncodedText = await self._encode_batch((model, text))
         return encoded
 
-    # It takes what has arrived and never waits for more.
+    # A batch takes the texts that have arrived and never waits for more.
     @serve.batch(  # type: ignore[untyped-decorator]
         max_batch_size=MAX_BATCH, batch_wait_timeout_s=0.0
     )
@@ -85,11 +95,11 @@ class TextEncoder:
         return await asyncio.to_thread(self._encode_all, calls)
 
     def _encode_all(self, calls: Sequence[tuple[str, str]]) -> list[EncodedText]:
-        found: dict[tuple[str, str], EncodedText] = {}
+        encoded: dict[tuple[str, str], EncodedText] = {}
         for model in dict.fromkeys(model for model, _ in calls):
             texts = [text for name, text in calls if name == model]
-            found |= {(model, text): row for text, row in zip(texts, self._tower(model).encode(texts), strict=True)}
-        return [found[call] for call in calls]
+            encoded |= {(model, text): row for text, row in zip(texts, self._tower(model).encode(texts), strict=True)}
+        return [encoded[call] for call in calls]
 
     def _tower(self, model: str) -> CachedTower:
         tower = self._towers.get(model)
@@ -97,37 +107,37 @@ class TextEncoder:
             folder = resolve(self._tracking_uri, model).folder
             tower = self._towers[model] = CachedTower(load_clip(clip_folder(folder)).text)
         self._towers.move_to_end(model)
-        while len(self._towers) > self._most:
+        while len(self._towers) > self._max_towers:
             self._towers.popitem(last=False)
         return tower
 
 
 @final
 class TextClient:
-    """A sampler's way to the encoder, which it spares for texts that it asked for before.
+    """A replica's client of the text encoder, with a cache of the 512 texts that were used last.
 
     Args:
-        encoder: the deployment.
+        encoder: handle of the deployment.
     """
 
     def __init__(self, encoder: DeploymentHandle[Any]) -> None:
         self._encoder = encoder
-        self._known: OrderedDict[tuple[str, str], EncodedText] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], EncodedText] = OrderedDict()
 
     async def encode(self, model: str, texts: Sequence[str]) -> list[EncodedText]:
-        """One row per text, by the tower of this version."""
-        new = [text for text in dict.fromkeys(texts) if (model, text) not in self._known]
+        """Encodes texts to one row each, by the tower of the version NAME/VERSION."""
+        new = [text for text in dict.fromkeys(texts) if (model, text) not in self._cache]
         rows = await asyncio.gather(*(self._encoder.encode.remote(model, text) for text in new))
         fresh = dict(zip(new, rows, strict=True))
-        found = [fresh[text] if text in fresh else self._known[model, text] for text in texts]
-        for text, row in zip(texts, found, strict=True):
-            self._known[model, text] = row
-            self._known.move_to_end((model, text))
-        while len(self._known) > _TEXTS_PER_SAMPLER:
-            self._known.popitem(last=False)
-        return found
+        encoded = [fresh[text] if text in fresh else self._cache[model, text] for text in texts]
+        for text, row in zip(texts, encoded, strict=True):
+            self._cache[model, text] = row
+            self._cache.move_to_end((model, text))
+        while len(self._cache) > _TEXTS_PER_REPLICA:
+            self._cache.popitem(last=False)
+        return encoded
 
 
 def _rows(encoded: EncodedText) -> list[EncodedText]:
-    """One row each, in memory of its own: a remembered row must not hold its batch."""
+    """Splits a batch into rows with memory of their own: a row in a cache must not keep its batch alive."""
     return [EncodedText(*(part[row : row + 1].clone() for part in encoded)) for row in range(len(encoded.tokens))]

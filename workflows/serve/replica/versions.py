@@ -1,4 +1,4 @@
-"""Versions of a model in memory: the present one, the challenger, and those that still finish their requests."""
+"""The versions of a model in memory: the current one, the challenger, and versions that finish their requests."""
 
 from __future__ import annotations
 
@@ -14,95 +14,129 @@ from diffusion_core.engine import StepEngine
 from workflows.errors import ModelNotFound
 from workflows.model.model import ModelPackage
 from workflows.package.files import check_draws_pictures
-from workflows.package.reference import find_version, parse_reference, resolve
+from workflows.package.reference import ModelVersion, find_version, parse_reference, resolve
+from workflows.serve.engine.admission import Admission
+from workflows.serve.engine.thread import EngineThread
 from workflows.serve.replica.decoding import Decoder
-from workflows.serve.replica.engine_thread import EngineThread
-from workflows.serve.replica.jobs import Limits
 from workflows.serve.replica.warming import buckets_of, device_of, padding_of, warm
-from workflows.serve.request.messages import CHALLENGER, Call
-from workflows.serve.request.resolve import Menu
-from workflows.serve.request.schema import Guidance
+from workflows.serve.request.capabilities import ModelCapabilities
+from workflows.serve.request.messages import CHALLENGER, SamplerRequest
+from workflows.serve.request.schema import Guidance, ModelCard
 from workflows.serve.settings import ServeArgs
 
 _LOG: Final = logging.getLogger("ray.serve")
 _RETIRED_SECONDS: Final = 30.0
+_EXAMPLES: Final = 8
 
 
 @final
 @dataclass(frozen=True)
-class Served:
-    """One loaded version: what a swap replaces as a whole."""
+class LoadedVersion:
+    """A registered version in memory, with everything that requests to it need.
 
-    menu: Menu
-    loaded: int
+    Attributes:
+        capabilities: the abilities of the model.
+        loaded_at: Unix time in seconds.
+        package: the model.
+        engine: denoises rows.
+        decoder: turns samples into pixels.
+    """
+
+    capabilities: ModelCapabilities
+    loaded_at: int
     package: ModelPackage
     engine: EngineThread
     decoder: Decoder
 
+    @property
+    def reference(self) -> str:
+        """NAME/VERSION in the registry."""
+        return f"{self.capabilities.model}/{self.capabilities.version}"
+
+    def model_card(self) -> ModelCard:
+        """The entry of this version in `GET /v1/models`."""
+        capabilities = self.capabilities
+        return ModelCard(
+            id=capabilities.model,
+            created=self.loaded_at,
+            version=capabilities.version,
+            sizes=[capabilities.size_text],
+            channels=self.package.picture_shape[0],
+            classes=list(capabilities.class_names),
+            guidance=capabilities.guidance,
+            example_prompts=list(self.package.card.candidate_captions[:_EXAMPLES]),
+            default_steps=capabilities.default_steps,
+            max_steps=capabilities.max_steps,
+        )
+
 
 @final
-class Versions:
-    """The versions that one replica has loaded.
+class LoadedVersions:
+    """The versions that one replica holds in memory.
 
-    A swap loads and warms the new version beside the old one, then new requests go to it; the old one ends its
-    own and is dropped. A call that another replica left unfinished goes on with the version that began it.
+    A swap loads and warms the new version beside the old one. Then new requests go to the new version; the old version
+    finishes its requests and is dropped. A request with a checkpoint goes to the version that began it.
 
     Args:
-        args: which model, and where.
+        args: the model and its registry.
+
+    Attributes:
+        challenger_share: share of the requests without a track that go to the challenger.
+        retired_seconds: time for which an unused version stays in memory.
     """
 
     def __init__(self, args: ServeArgs) -> None:
         self._args = args
-        self._present = load_served(args, args.model)
-        self._challenger: Served | None = None
-        self._held = {self._present.menu.version: self._present}
+        self._current = load_version(args, args.model)
+        self._challenger: LoadedVersion | None = None
+        self._loaded = {self._current.capabilities.version: self._current}
         self._loading = asyncio.Lock()
         # The C library keeps a pool of memory per thread: loads on changing threads would fill one after the other.
         self._loader = ThreadPoolExecutor(1, "load-version")
-        self._displaced: dict[str, float] = {}
+        self._unused_since: dict[str, float] = {}
         self.challenger_share = args.challenger_share
         self.retired_seconds = _RETIRED_SECONDS
 
     @property
-    def present(self) -> Served:
-        """What new requests get."""
-        return self._present
+    def current(self) -> LoadedVersion:
+        """The version that new requests get."""
+        return self._current
 
     @property
-    def held(self) -> list[Served]:
-        """All that are in memory."""
-        return list(self._held.values())
+    def loaded(self) -> list[LoadedVersion]:
+        """All versions in memory."""
+        return list(self._loaded.values())
 
-    async def choose(self, call: Call) -> Served:
-        """The version for a call.
+    async def choose(self, request: SamplerRequest) -> LoadedVersion:
+        """Chooses the version for a request.
 
         Raises:
-            ModelNotFound: there is no challenger, or the version that began the call is gone.
+            ModelNotFound: there is no challenger, or the version that began the request is gone.
         """
-        if call.kept is not None:
-            return await self._version(call.kept.settings.version)
-        if call.track == CHALLENGER:
+        if request.checkpoint is not None:
+            return await self._load(request.checkpoint.resolved.settings.version)
+        if request.track == CHALLENGER:
             if self._challenger is None:
                 await self.refresh()
             if self._challenger is None:
-                raise ModelNotFound(f"{self._present.menu.model} has no challenger: leave the choice out")
+                raise ModelNotFound(f"{self._current.capabilities.model} has no challenger: leave the choice out")
             return self._challenger
-        if call.track is None and self._challenger is not None and random.random() < self.challenger_share:  # noqa: S311 - no secret
+        if request.track is None and self._challenger is not None and random.random() < self.challenger_share:  # noqa: S311 - no secret
             return self._challenger
-        return self._present
+        return self._current
 
     async def refresh(self, reference: str | None = None) -> None:
-        """Looks where the aliases are, and loads in the background what is not in memory yet.
+        """Looks up the aliases, and loads the versions that are not in memory yet in the background.
 
         Args:
-            reference: follow this one from now on.
+            reference: follow this reference from now on, instead of the present one.
         """
         if reference is not None:
             self._args = self._args.model_copy(update={"model": reference})
-        version = await asyncio.to_thread(find_version, self._args.tracking_uri, self._args.model)
-        if version.version != self._present.menu.version:
-            self._present = await self._version(version.version)
-            _LOG.info("%s now serves version %s", version.name, version.version)
+        registered = await self._find(self._args.model)
+        if registered.version != self._current.capabilities.version:
+            self._current = await self._load(registered.version)
+            _LOG.info("%s now serves version %s", registered.name, registered.version)
         await self._refresh_challenger()
         await self._retire()
 
@@ -111,66 +145,82 @@ class Versions:
         if alias is None or self._args.challenger is None:
             return
         try:
-            found = await asyncio.to_thread(find_version, self._args.tracking_uri, f"{name}@{self._args.challenger}")
+            registered = await self._find(f"{name}@{self._args.challenger}")
         except ModelNotFound:
             self._challenger = None
             return
-        if self._challenger is None or self._challenger.menu.version != found.version:
-            self._challenger = await self._version(found.version)
+        if self._challenger is None or self._challenger.capabilities.version != registered.version:
+            self._challenger = await self._load(registered.version)
 
-    async def _version(self, version: str) -> Served:
+    async def _find(self, reference: str) -> ModelVersion:
+        return await asyncio.to_thread(find_version, self._args.tracking_uri, reference)
+
+    async def _load(self, number: str) -> LoadedVersion:
         async with self._loading:
-            if version not in self._held:
-                reference = f"{self._present.menu.model}/{version}"
-                loading = self._loader.submit(load_served, self._args, reference)
-                self._held[version] = await asyncio.wrap_future(loading)
-            return self._held[version]
+            if number not in self._loaded:
+                reference = f"{self._current.capabilities.model}/{number}"
+                loading = self._loader.submit(load_version, self._args, reference)
+                self._loaded[number] = await asyncio.wrap_future(loading)
+            return self._loaded[number]
 
     async def _retire(self) -> None:
-        """Drops versions that nobody asks for any more and that have nothing left to do."""
-        wanted = {self._present.menu.version} | ({self._challenger.menu.version} if self._challenger else set())
+        """Drops the versions that get no new requests and whose engines are empty."""
+        used = {version.capabilities.version for version in (self._current, self._challenger) if version is not None}
         now = time.monotonic()
-        self._displaced = {version: self._displaced.get(version, now) for version in self._held.keys() - wanted}
-        for version, since in self._displaced.items():
-            served = self._held[version]
-            if served.engine.load.rows == 0 and now - since >= self.retired_seconds:
-                del self._held[version]
-                await asyncio.to_thread(served.engine.stop)
+        self._unused_since = {number: self._unused_since.get(number, now) for number in self._loaded.keys() - used}
+        for number, since in self._unused_since.items():
+            engine = self._loaded[number].engine
+            if engine.load.rows == 0 and now - since >= self.retired_seconds:
+                del self._loaded[number]
+                await asyncio.to_thread(engine.stop)
 
 
-def load_served(args: ServeArgs, reference: str) -> Served:
-    """Loads the model that the registry names, and has it denoise at every batch size once.
+def load_version(args: ServeArgs, reference: str) -> LoadedVersion:
+    """Loads a registered version, and makes it denoise once at every batch size.
+
+    Args:
+        args: the registry, the device and the limits.
+        reference: NAME@ALIAS or NAME/VERSION.
 
     Raises:
         ModelNotFound: the registry knows no such model, version or alias.
         TrackingUnreachable: the registry does not answer.
         InvalidBundle: the model's folder is broken.
-        InvalidConfig: the model draws vectors.
+        InvalidConfig: the model generates vectors.
     """
-    found, buckets, device = resolve(args.tracking_uri, reference), buckets_of(args.max_rows), device_of(args.device)
-    package = ModelPackage.load(found.folder, device, buckets=padding_of(device, buckets))
+    registered = resolve(args.tracking_uri, reference)
+    buckets, device = buckets_of(args.max_rows), device_of(args.device)
+    package = ModelPackage.load(registered.folder, device, buckets=padding_of(device, buckets))
     check_draws_pictures(package.card, reference)
+    warm(package, buckets)
+    engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
+    admission = Admission(args.max_waiting_rows, args.max_waiting_seconds, args.max_rows)
+    return LoadedVersion(
+        capabilities=capabilities_of(package, registered.version, args),
+        loaded_at=int(time.time()),
+        package=package,
+        engine=EngineThread(engine, admission, buckets),
+        decoder=Decoder(package),
+    )
+
+
+def capabilities_of(package: ModelPackage, version: ModelVersion, args: ServeArgs) -> ModelCapabilities:
+    """The abilities of a package, within the limits of the service."""
     _, height, width = package.picture_shape
-    longest = min(args.max_steps, package.schedule.num_levels)
+    max_steps = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
     scales: dict[Guidance, float] = {
         "classifier_free": defaults.guidance_scale,
         "classifier": defaults.classifier_scale,
         "clip": defaults.clip_scale,
     }
-    menu = Menu(
-        model=found.version.name,
-        version=found.version.version,
+    return ModelCapabilities(
+        model=version.name,
+        version=version.version,
         size=(width, height),
         class_names=package.class_names,
         scales={kind: scale for kind, scale in scales.items() if kind in package.guidance},
+        default_steps=min(args.num_steps, max_steps),
+        max_steps=max_steps,
         conditions=package.conditions,
-        num_steps=min(args.num_steps, longest),
-        max_steps=longest,
-    )
-    warm(package, buckets)
-    engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
-    limits = Limits(args.max_waiting_rows, args.max_waiting_seconds)
-    return Served(
-        menu, int(time.time()), package, EngineThread(engine, limits, args.max_rows, buckets), Decoder(package)
     )

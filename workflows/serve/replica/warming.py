@@ -1,4 +1,4 @@
-"""Where the network computes, the batch sizes it sees, and its first passes, made before any client waits."""
+"""The device of the network, its batch sizes, and its first passes, which are made before any client waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusion_core.condition import Condition
 from workflows.model.model import ModelPackage
 
 MAX_DECODED: Final = 8
-"""Samples that are decoded at once."""
+"""Samples in one batch of the decoder."""
 
 
 def device_of(name: str) -> torch.device:
@@ -20,25 +20,25 @@ def device_of(name: str) -> torch.device:
 
 
 def buckets_of(max_rows: int) -> tuple[int, ...]:
-    """Sizes of a step by which its time is learnt: powers of two, up to room for each row and its negative."""
+    """Sizes of a step in network evaluations: powers of two, up to two evaluations for each of `max_rows` rows."""
     return tuple(2**power for power in range((2 * max_rows - 1).bit_length() + 1))
 
 
 def padding_of(device: torch.device, buckets: tuple[int, ...]) -> tuple[int, ...]:
-    """Batch sizes up to which the network's own are padded.
+    """Batch sizes to which the network's batches are padded; on a CPU there are none.
 
-    A GPU computes a few more rows in nearly the same time, and few sizes mean few kernels to choose and warm. On a
-    CPU every row costs its time: there 44 rows padded to 64 would be half as much work again.
+    A GPU computes a few more rows in nearly the same time, and few sizes mean few kernels to choose and to warm. On a
+    CPU every row takes its time: 44 rows padded to 64 would be half as much work again.
     """
     return buckets if device.type == "cuda" else ()
 
 
 def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
-    """Has the network compute every batch size, and every kind of guidance, before the first client waits for it."""
-    seen = "none" if package.conditions == "nothing" else "direct"
-    sizes = [(rows, seen) for rows in buckets]
-    sizes += [(1, kind) for kind in ("classifier_free", "classifier", "clip") if kind in package.guidance]
-    for rows, guidance in sizes:
+    """Makes the network compute every batch size and every kind of guidance once."""
+    plain = "none" if package.conditions == "nothing" else "direct"
+    batches = [(rows, plain) for rows in buckets]
+    batches += [(1, kind) for kind in ("classifier_free", "classifier", "clip") if kind in package.guidance]
+    for rows, guidance in batches:
         x = package.sample(_example(package, rows, guidance), seeds=list(range(rows)), plan=package.plan("ddim", 1))
         if rows <= MAX_DECODED:
             package.pictures(x)

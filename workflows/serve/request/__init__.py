@@ -1,1 +1,1 @@
-"""A request and its answer: `schema` is the HTTP body, `resolve` fills in defaults, `messages` travel on."""
+"""A request from HTTP body to settings: `schema` is the body, `resolve` fills in defaults, `messages` carry it on."""

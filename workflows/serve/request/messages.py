@@ -1,7 +1,7 @@
-"""What the ingress asks of a sampler, and what it is told on the way to the picture.
+"""The messages between the HTTP front and the sampler deployment.
 
-A call carries everything that a replica needs, also what another replica had made of it: so the ingress may
-send it again elsewhere, and the picture is the same.
+A `SamplerRequest` carries everything that a replica needs, also the checkpoint of a replica that was lost. So the
+front may send it again to another replica, and the pictures are the same.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final, Literal, TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from workflows.serve.request.pictures import Generated
-from workflows.serve.request.schema import GenerationSettings, PictureRequest
+from workflows.serve.request.resolve import ResolvedRequest
+from workflows.serve.request.schema import PictureRequest
 
 Track: TypeAlias = Literal["champion", "challenger"]
 CHALLENGER: Final = "challenger"
@@ -21,12 +21,12 @@ CHALLENGER: Final = "challenger"
 
 @final
 @dataclass(frozen=True)
-class Source:
+class InitImage:
     """The picture that an edit starts from.
 
     Attributes:
         pixels: uint8 `(h, w, c)`.
-        keep: bool `(h, w)`, True where the picture stays; None: no mask.
+        keep: bool `(h, w)`, True where the picture stays; None without a mask.
     """
 
     pixels: NDArray[np.uint8]
@@ -35,13 +35,13 @@ class Source:
 
 @final
 @dataclass(frozen=True)
-class KeptRow:
-    """Where a row was: with its seed and settings, all that there is to know about it.
+class RowCheckpoint:
+    """The state of a row; with the settings and its seed it determines the rest of the row.
 
     Attributes:
         index: the next step.
-        x: the row.
-        x0: the last predicted x0, None before the first step.
+        x: the row, of the model's shape.
+        x0: the last predicted x0; None before the first step.
     """
 
     index: int
@@ -51,42 +51,33 @@ class KeptRow:
 
 @final
 @dataclass(frozen=True)
-class Kept:
-    """An unfinished order: enough to go on with it in another process."""
-
-    settings: GenerationSettings
-    label: int | None
-    rows: tuple[KeptRow, ...]
-
-
-@final
-@dataclass(frozen=True)
-class Preview:
-    """The pictures as predicted so far; `step` steps are made."""
-
-    pictures: Generated
-    step: int
-
-
-@final
-@dataclass(frozen=True)
-class Call:
-    """A request on its way to a sampler.
+class Checkpoint:
+    """The state of an unfinished request, from which another process can continue it.
 
     Attributes:
-        request: what the client asked, with a seed.
-        request_id: names it in logs and when its client leaves.
-        source: what an edit starts from.
-        track: which version to ask; None: by share of traffic.
-        kept: what another replica left of it.
+        resolved: the request, resolved by the version that began it.
+        rows: one per picture.
     """
 
-    request: PictureRequest
+    resolved: ResolvedRequest
+    rows: tuple[RowCheckpoint, ...]
+
+
+@final
+@dataclass(frozen=True)
+class SamplerRequest:
+    """One request of a client, as the front sends it to the sampler deployment.
+
+    Attributes:
+        body: the fields of the client's request, with a seed.
+        request_id: the name of the request in logs and in its cancellation.
+        init_image: the picture that an edit starts from.
+        track: the version to use; None leaves the choice to the share of traffic.
+        checkpoint: the state in which another replica was lost.
+    """
+
+    body: PictureRequest
     request_id: str
-    source: Source | None = None
+    init_image: InitImage | None = None
     track: Track | None = None
-    kept: Kept | None = None
-
-
-Event: TypeAlias = Kept | Preview | Generated
-"""What a sampler tells: what to keep, previews, and at last the pictures."""
+    checkpoint: Checkpoint | None = None

@@ -1,4 +1,4 @@
-"""Pixels on their way out: what samplers hand to the ingress, and the PNG files made of it."""
+"""The pixels that a replica generates, and the PNG files that the HTTP front makes of them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,31 @@ PROVENANCE_KEY: Final = "raverse"
 @final
 @dataclass(frozen=True)
 class Generated:
-    """An order carried out: `pixels` uint8 (n, h, w, c), one picture per seed of the settings."""
+    """The pictures of a request after some of its steps: previews, and after the last step the result.
+
+    Attributes:
+        settings: everything that determines the pictures.
+        pixels: uint8 `(n, h, w, c)`, one picture per seed of the settings.
+        step: steps that every row has made, counted as in `settings.num_inference_steps`.
+    """
 
     settings: GenerationSettings
     pixels: NDArray[np.uint8]
+    step: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether these are the result and no previews."""
+        return self.step == self.settings.num_inference_steps
 
 
 def images_of(generated: Generated, response_format: str) -> list[Image]:
-    """Encodes each picture in the form that the client asked for; each file carries its own provenance."""
+    """Encodes the pictures as PNG files in JSON; each file carries its own provenance.
+
+    Args:
+        generated: n pictures.
+        response_format: `b64_json`, or `url` for a `data:` URL.
+    """
     images = []
     for seed, pixels in zip(generated.settings.seeds, generated.pixels, strict=True):
         file = encode_png(pixels, generated.settings.model_copy(update={"seeds": [seed]}))
@@ -42,7 +59,7 @@ def images_of(generated: Generated, response_format: str) -> list[Image]:
 
 
 def encode_png(pixels: NDArray[np.uint8], settings: GenerationSettings) -> bytes:
-    """A PNG file of one picture (h, w, c), with one channel or three."""
+    """Encodes one picture `(h, w, c)` of one channel or three as a PNG file that holds its settings."""
     info = PngInfo()
     info.add_text(PROVENANCE_KEY, json.dumps(settings.model_dump(exclude={"without_effect"}, exclude_none=True)))
     file = io.BytesIO()

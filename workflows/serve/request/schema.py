@@ -1,7 +1,7 @@
-"""What a client may ask and what it gets: OpenAI's images shape, and the fields of diffusion.
+"""The bodies of HTTP requests and answers: OpenAI's images shape, with the fields of diffusion.
 
-Fields whose values cannot change the picture take only those values that change nothing; any other value,
-and any unknown field, is refused by name. `null` means absent.
+A field that cannot change the picture accepts only values that change nothing; any other value, and any unknown field,
+is refused by name. `null` means absent. Docstrings and descriptions here are the text of the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Label: TypeAlias = Annotated[str, Field(max_length=200)] | Annotated[int, Field(
 
 
 class PictureRequest(BaseModel):
-    """What both routes of pictures take."""
+    """The fields that both routes of pictures share."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -80,7 +80,7 @@ class PictureRequest(BaseModel):
 
     @property
     def without_effect(self) -> tuple[str, ...]:
-        """Names of the fields that the client gave and that changed nothing."""
+        """Names of the fields that the client sent and that change nothing."""
         names = (name for name, field in type(self).model_fields.items() if field.description == _NO_EFFECT)
         return tuple(name for name in names if getattr(self, name) is not None)
 

@@ -1,4 +1,4 @@
-"""A call goes on elsewhere when its replica is lost; over handles that fail, to real samplers."""
+"""A request goes on elsewhere when its replica is lost; over handles that fail, to real replicas."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from workflows.errors import EngineStopped, InvalidRequest
-from workflows.serve.http.dispatch import SamplerBackend, finished
-from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.replica.replica import Sampler
-from workflows.serve.request.messages import Call, Event, Kept, Preview
+from workflows.serve.http.dispatch import DeploymentBackend, last_pictures
+from workflows.serve.http.metrics import IngressMetrics
+from workflows.serve.replica.replica import Replica
+from workflows.serve.request.messages import Checkpoint, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import GenerationRequest
 
 
 class Handle:
-    """A deployment handle whose replica dies after so many events, once per number in the list."""
+    """A deployment handle whose replica dies after so many messages, once per number in the list."""
 
-    def __init__(self, sampler: Sampler, dies_after: list[int]) -> None:
-        self._sampler, self._dies_after = sampler, dies_after
-        self.calls: list[Call] = []
-        self.cancelled, self.left = 0, list[str]()
-        self.draw = self
+    def __init__(self, replica: Replica, dies_after: list[int]) -> None:
+        self._replica, self._dies_after = replica, dies_after
+        self.requests: list[SamplerRequest] = []
+        self.cancelled, self.broadcasts = 0, list[str]()
+        self.generate = self
 
     def options(self, **options: Any) -> Handle:
         assert options == {"stream": True}
         return self
 
-    def remote(self, call: Call) -> Stream:
-        self.calls.append(call)
+    def remote(self, request: SamplerRequest) -> Stream:
+        self.requests.append(request)
         count = self._dies_after.pop(0) if self._dies_after else None
-        return Stream(self, self._events(call, count))
+        return Stream(self, self._messages(request, count))
 
     def broadcast(self, method: str, request_id: str) -> Broadcast:
-        assert method == "leave"
+        assert method == "cancel"
         return Broadcast(self, request_id)
 
-    async def _events(self, call: Call, count: int | None) -> AsyncGenerator[Event, None]:
-        made = 0
-        async for event in self._sampler.draw(call):
-            if count is not None and made >= count:
+    async def _messages(
+        self, request: SamplerRequest, count: int | None
+    ) -> AsyncGenerator[Checkpoint | Generated, None]:
+        sent = 0
+        async for message in self._replica.generate(request):
+            if count is not None and sent >= count:
                 raise ActorDiedError
-            made += 1
-            yield event
+            sent += 1
+            yield message
 
 
 class Broadcast:
@@ -58,103 +60,115 @@ class Broadcast:
 
     async def results_async(self, *, return_exceptions: bool) -> list[None]:
         assert return_exceptions
-        self._handle.left.append(self._request_id)
+        self._handle.broadcasts.append(self._request_id)
         return [None]
 
 
 class Stream:
-    def __init__(self, handle: Handle, events: AsyncGenerator[Event, None]) -> None:
-        self._handle, self._events = handle, events
+    def __init__(self, handle: Handle, messages: AsyncGenerator[Checkpoint | Generated, None]) -> None:
+        self._handle, self._messages = handle, messages
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self._events
+    def __aiter__(self) -> AsyncIterator[Checkpoint | Generated]:
+        return self._messages
 
     def cancel(self) -> None:
         self._handle.cancelled += 1
 
 
 @pytest.fixture
-def often_kept(sampler: Sampler) -> Sampler:
-    sampler._args = sampler._args.model_copy(update={"keep_seconds": 1e-6})
-    return sampler
+def checkpointing(replica: Replica) -> Replica:
+    """The replica, with a checkpoint after every step."""
+    replica._args = replica._args.model_copy(update={"keep_seconds": 1e-6})
+    return replica
 
 
-def call(**fields: object) -> Call:
+def request(**fields: object) -> SamplerRequest:
     given = {"prompt": "a handwritten one", "seed": 5, "num_inference_steps": 40, "sampler": "ddpm"} | fields
-    return Call(GenerationRequest.model_validate(given), "one")
+    return SamplerRequest(GenerationRequest.model_validate(given), "one")
 
 
-def draw(handle: Handle, asked: Call) -> Generated:
-    backend = SamplerBackend("tiny", handle, IngressMetrics(["tiny"]))  # type: ignore[arg-type]
-    return asyncio.run(finished(backend.draw(asked)))
+def backend(handle: Handle) -> DeploymentBackend:
+    return DeploymentBackend("tiny", handle, IngressMetrics(["tiny"]))  # type: ignore[arg-type]
 
 
-def test_a_picture_survives_its_replicas(often_kept: Sampler) -> None:
-    whole = draw(Handle(often_kept, []), call(n=2))
-    handle = Handle(often_kept, [0, 5, 3])
-    survived = draw(handle, call(n=2))
+def generate(handle: Handle, sent: SamplerRequest) -> Generated:
+    return asyncio.run(last_pictures(backend(handle).generate(sent)))
+
+
+def test_a_picture_survives_its_replicas(checkpointing: Replica) -> None:
+    whole = generate(Handle(checkpointing, []), request(n=2))
+    handle = Handle(checkpointing, [0, 5, 3])
+    survived = generate(handle, request(n=2))
     assert np.array_equal(survived.pixels, whole.pixels)
-    begun = [0 if one.kept is None else one.kept.rows[0].index for one in handle.calls]
-    assert begun[:2] == [0, 0]
-    assert 0 < begun[2] < begun[3] < 40
-    assert (handle.cancelled, handle.left) == (0, [])
+    steps = [0 if one.checkpoint is None else one.checkpoint.rows[0].index for one in handle.requests]
+    assert steps[:2] == [0, 0]
+    assert 0 < steps[2] < steps[3] < 40
+    assert (handle.cancelled, handle.broadcasts) == (0, [])
 
 
-def test_previews_go_on_where_they_were(often_kept: Sampler) -> None:
+def test_previews_go_on_where_they_were(checkpointing: Replica) -> None:
     async def watch() -> list[int]:
-        backend = SamplerBackend("tiny", Handle(often_kept, [12]), IngressMetrics(["tiny"]))  # type: ignore[arg-type]
-        asked = call(stream=True, preview_every=10)
-        return [event.step async for event in backend.draw(asked) if isinstance(event, Preview)]
+        generated = backend(Handle(checkpointing, [12])).generate(request(stream=True, preview_every=10))
+        return [pictures.step async for pictures in generated if not pictures.finished]
 
     assert asyncio.run(watch()) == [10, 20, 30]
 
 
-def test_a_call_that_loses_every_replica_is_given_up(often_kept: Sampler) -> None:
+def test_a_request_that_loses_every_replica_is_given_up(checkpointing: Replica) -> None:
     with pytest.raises(ActorDiedError):
-        draw(Handle(often_kept, [0] * 9), call())
+        generate(Handle(checkpointing, [0] * 9), request())
 
 
-def test_a_bad_request_is_not_sent_twice(often_kept: Sampler) -> None:
-    handle = Handle(often_kept, [])
+def test_a_bad_request_is_not_sent_twice(checkpointing: Replica) -> None:
+    handle = Handle(checkpointing, [])
     with pytest.raises(InvalidRequest):
-        draw(handle, call(size="9x9"))
-    assert len(handle.calls) == 1
+        generate(handle, request(size="9x9"))
+    assert len(handle.requests) == 1
 
 
-def test_a_client_who_leaves_is_told_to_every_replica(often_kept: Sampler) -> None:
+def test_a_request_whose_client_leaves_is_cancelled_at_every_replica(checkpointing: Replica) -> None:
     async def leave() -> Handle:
-        handle = Handle(often_kept, [])
-        backend = SamplerBackend("tiny", handle, IngressMetrics(["tiny"]))  # type: ignore[arg-type]
-        drawing = asyncio.create_task(finished(backend.draw(call(num_inference_steps=100, n=4))))
-        # Rows of the tests before may still be there: only a call that was sent can be left.
-        while not handle.calls or (await often_kept.load()).rows == 0:
+        handle = Handle(checkpointing, [])
+        generated = backend(handle).generate(request(num_inference_steps=100, n=4))
+        generating = asyncio.create_task(last_pictures(generated))
+        # Rows of the tests before may still be there: only a request that was sent can be cancelled.
+        while not handle.requests or (await checkpointing.load()).rows == 0:
             await asyncio.sleep(0)
-        drawing.cancel()
+        generating.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await drawing
-        # It is told beside: who left does not wait for it.
+            await generating
+        # The broadcast is a task of its own: the client who left does not wait for it.
         for _ in range(1000):
-            if handle.left:
+            if handle.broadcasts:
                 break
             await asyncio.sleep(0)
         return handle
 
     handle = asyncio.run(leave())
-    assert (handle.cancelled, handle.left) == (1, ["one"])
+    assert (handle.cancelled, handle.broadcasts) == (1, ["one"])
 
 
 def test_an_answer_without_a_picture_is_an_error() -> None:
-    async def nothing() -> AsyncGenerator[Event, None]:
+    async def nothing() -> AsyncGenerator[Generated, None]:
         return
         yield  # makes this a generator
 
     with pytest.raises(EngineStopped):
-        asyncio.run(finished(nothing()))
+        asyncio.run(last_pictures(nothing()))
 
 
-def test_what_is_kept_stays_inside(often_kept: Sampler) -> None:
-    async def watch() -> list[Event]:
-        backend = SamplerBackend("tiny", Handle(often_kept, []), IngressMetrics(["tiny"]))  # type: ignore[arg-type]
-        return [event async for event in backend.draw(call())]
+def test_previews_alone_are_no_answer(checkpointing: Replica) -> None:
+    async def cut() -> AsyncGenerator[Generated, None]:
+        async for pictures in backend(Handle(checkpointing, [])).generate(request(stream=True, preview_every=10)):
+            if not pictures.finished:
+                yield pictures
 
-    assert not any(isinstance(event, Kept) for event in asyncio.run(watch()))
+    with pytest.raises(EngineStopped):
+        asyncio.run(last_pictures(cut()))
+
+
+def test_checkpoints_stay_inside(checkpointing: Replica) -> None:
+    async def watch() -> list[Generated]:
+        return [pictures async for pictures in backend(Handle(checkpointing, [])).generate(request())]
+
+    assert [type(pictures) for pictures in asyncio.run(watch())] == [Generated]

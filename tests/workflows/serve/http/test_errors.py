@@ -12,8 +12,9 @@ from ray.exceptions import RayTaskError
 import diffusion_core
 import workflows
 from diffusion_core.errors import InvalidBundle, NonFinite, RaverseError
+from workflows import errors
 from workflows.errors import InvalidRequest, Overloaded
-from workflows.serve.http.errors import STATUS, answer_to, invalid_fields, status_of
+from workflows.serve.http.errors import STATUS, error_answer, invalid_fields_answer, status_of
 
 
 def known_errors(kind: type[RaverseError] = RaverseError) -> Iterator[type[RaverseError]]:
@@ -37,6 +38,14 @@ def test_every_error_has_a_status_of_its_own() -> None:
     assert found - set(STATUS) == set()
 
 
+def test_the_tree_in_the_docstring_names_every_error_of_the_workflows() -> None:
+    drawn = {line.strip(" ├└─│").split()[0] for line in (errors.__doc__ or "").splitlines() if line.strip()}
+    import_all()
+    own = {kind.__name__ for kind in known_errors() if kind.__module__ == errors.__name__}
+    assert len(own) > 15
+    assert own - drawn == set()
+
+
 def test_a_class_outside_the_table_would_be_noticed() -> None:
     class Forgotten(RaverseError):
         pass
@@ -47,7 +56,7 @@ def test_a_class_outside_the_table_would_be_noticed() -> None:
 
 
 def test_an_error_of_the_client_is_told_in_full() -> None:
-    status, body, headers = answer_to(InvalidRequest("n: too many", "n"))
+    status, body, headers = error_answer(InvalidRequest("n: too many", "n"))
     assert (status, headers) == (400, {})
     assert body.model_dump() == {
         "error": {"message": "n: too many", "type": "invalid_request_error", "param": "n", "code": "invalid_value"}
@@ -56,7 +65,7 @@ def test_an_error_of_the_client_is_told_in_full() -> None:
 
 @pytest.mark.parametrize("error", [InvalidBundle("/secret/place is broken"), RuntimeError("/secret/place")])
 def test_our_own_faults_do_not_tell_our_insides(error: Exception) -> None:
-    status, body, _ = answer_to(error)
+    status, body, _ = error_answer(error)
     assert status == 500
     assert body.error.type == "server_error"
     assert "secret" not in body.error.message
@@ -65,12 +74,12 @@ def test_our_own_faults_do_not_tell_our_insides(error: Exception) -> None:
 
 def test_an_error_that_crossed_processes_keeps_its_status_and_its_field() -> None:
     wrapped = RayTaskError("generate", "trace", InvalidRequest("label: unknown", "label")).as_instanceof_cause()
-    status, body, _ = answer_to(wrapped)
+    status, body, _ = error_answer(wrapped)
     assert (status, body.error.param, body.error.message) == (400, "label", "label: unknown")
 
 
 def test_an_overload_says_when_to_come_back() -> None:
-    status, _, headers = answer_to(Overloaded("full", retry_after=2.2))
+    status, _, headers = error_answer(Overloaded("full", retry_after=2.2))
     assert (status, headers) == (429, {"Retry-After": "3"})
 
 
@@ -83,6 +92,8 @@ def test_a_subclass_inherits_the_status() -> None:
 
 
 def test_a_missing_body_says_what_to_send() -> None:
-    detail = invalid_fields([{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}]).error
+    detail = invalid_fields_answer(
+        [{"type": "missing", "loc": ("body",), "msg": "Field required", "input": None}]
+    ).error
     assert detail.param is None
     assert "application/json" in detail.message

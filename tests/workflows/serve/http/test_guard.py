@@ -10,11 +10,12 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from tests.workflows.serve.conftest import LocalBackend
 from workflows.serve.http.guard import Rules, is_loopback
 from workflows.serve.http.ingress import http_api
 from workflows.serve.http.keys import VARIABLE, KeyRing, load_keys, new_key
-from workflows.serve.replica.metrics import IngressMetrics
-from workflows.serve.replica.replica import Sampler
+from workflows.serve.http.metrics import IngressMetrics
+from workflows.serve.replica.replica import Replica
 
 PATHS = ("/", "/docs", "/openapi.json", "/health", "/healthz")
 BODY = {"prompt": "a handwritten one", "num_inference_steps": 1}
@@ -30,9 +31,9 @@ def ask(api: FastAPI, method: str, path: str, client: str = "127.0.0.1", **optio
 
 
 @pytest.fixture(scope="module")
-def made(sampler: Sampler) -> Callable[..., FastAPI]:
+def made(replica: Replica) -> Callable[..., FastAPI]:
     def make(keys: KeyRing | None = None, **rules: Any) -> FastAPI:
-        return http_api({"tiny": sampler}, Rules(keys or KeyRing(()), **rules), IngressMetrics(["tiny"]))
+        return http_api({"tiny": LocalBackend(replica)}, Rules(keys or KeyRing(()), **rules), IngressMetrics(["tiny"]))
 
     return make
 
@@ -105,7 +106,7 @@ def test_a_body_beyond_the_limit_is_413_whatever_its_headers_say(made: Callable[
 
 def test_a_fault_of_ours_shows_no_trace(made: Callable[..., FastAPI]) -> None:
     class Broken:
-        def draw(self, call: object) -> None:
+        def generate(self, request: object) -> None:
             raise RuntimeError("/secret/place")
 
     api = http_api({"tiny": Broken()}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))  # type: ignore[dict-item]

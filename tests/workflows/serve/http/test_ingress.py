@@ -1,4 +1,4 @@
-"""The routes, over a real sampler in this process: no Ray, no socket."""
+"""The routes, over a real replica in this process: no Ray, no socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from workflows.model.model import ModelPackage
-from workflows.serve.replica.replica import Sampler
+from workflows.serve.replica.replica import Replica
 from workflows.serve.request.pictures import PROVENANCE_KEY
 
 PROMPT = "a handwritten one"
@@ -158,12 +158,12 @@ def test_what_is_no_json_object_is_told_what_to_send(api: FastAPI, options: dict
     assert "application/json" in response.json()["error"]["message"]
 
 
-def test_a_picture_that_is_not_finite_is_422_and_the_next_one_is_well(api: FastAPI, sampler: Sampler) -> None:
+def test_a_picture_that_is_not_finite_is_422_and_the_next_one_is_well(api: FastAPI, replica: Replica) -> None:
     def broken(x_t: Any, level: Any, condition: Any) -> Any:
         prediction = whole(x_t, level, condition)
         return prediction.with_x0(prediction.x0 * float("nan"))
 
-    engine = sampler._versions.present.engine._engine
+    engine = replica._versions.current.engine._scheduler._engine
     whole = engine.denoiser
     broken.schedule, broken.settings = whole.schedule, whole.settings  # type: ignore[attr-defined]
     engine.denoiser = broken  # type: ignore[assignment]

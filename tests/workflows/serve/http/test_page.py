@@ -1,4 +1,4 @@
-"""The page in a real browser, over the real routes and a real sampler."""
+"""The page in a real browser, over the real routes and a real replica."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from workflows.serve.replica.replica import Sampler
-from workflows.serve.request.resolve import preview_marks
+from workflows.serve.replica.replica import Replica
+from workflows.serve.request.resolve import preview_points
 from workflows.serve.request.schema import GenerationRequest
 
 PROMPT = "a handwritten one"
@@ -25,7 +25,7 @@ def request(**fields: object) -> GenerationRequest:
 
 
 @pytest.mark.parametrize(
-    ("fields", "steps", "marks"),
+    ("fields", "num_steps", "points"),
     [
         ({}, 20, ()),
         ({"partial_images": 0}, 20, ()),
@@ -38,12 +38,12 @@ def request(**fields: object) -> GenerationRequest:
         ({"preview_every": 1}, 3, (2, 1)),
     ],
 )
-def test_previews_are_spread_over_the_steps(fields: dict[str, Any], steps: int, marks: tuple[int, ...]) -> None:
-    assert preview_marks(request(**fields), steps) == marks
+def test_previews_are_spread_over_the_steps(fields: dict[str, Any], num_steps: int, points: tuple[int, ...]) -> None:
+    assert preview_points(request(**fields), num_steps) == points
 
 
 def test_nothing_is_shown_without_a_stream() -> None:
-    assert preview_marks(request(stream=False), 20) == ()
+    assert preview_points(request(stream=False), 20) == ()
 
 
 @pytest.fixture
@@ -103,11 +103,11 @@ def test_a_fault_before_the_first_event_is_a_status(
 
 
 def test_a_fault_after_the_first_event_is_an_event_and_counted_as_the_fault(
-    stream: Callable[..., httpx.Response], sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    stream: Callable[..., httpx.Response], replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("workflows.serve.http.ingress._LOG.info", lambda form, text: lines.append(form % text))
-    engine = sampler._versions.present.engine._engine
+    monkeypatch.setattr("workflows.serve.http.router._LOG.info", lambda form, text: lines.append(form % text))
+    engine = replica._versions.current.engine._scheduler._engine
     whole, calls = engine.denoiser, []
 
     def breaking(x_t: Any, level: Any, condition: Any) -> Any:
@@ -127,10 +127,10 @@ def test_a_fault_after_the_first_event_is_an_event_and_counted_as_the_fault(
 
 
 def test_a_stream_that_is_left_is_counted_as_left_and_its_rows_leave(
-    api: FastAPI, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+    api: FastAPI, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("workflows.serve.http.ingress._LOG.info", lambda form, text: lines.append(form % text))
+    monkeypatch.setattr("workflows.serve.http.router._LOG.info", lambda form, text: lines.append(form % text))
     body = json.dumps({"prompt": PROMPT, "stream": True, "preview_every": 1, "num_inference_steps": 50}).encode()
 
     async def leave_after_the_first_event() -> None:
@@ -153,18 +153,18 @@ def test_a_stream_that_is_left_is_counted_as_left_and_its_rows_leave(
     asyncio.run(leave_after_the_first_event())
     assert [json.loads(line)["status"] for line in lines] == [499]
     until = time.monotonic() + 20
-    while sampler._versions.present.engine.load.rows and time.monotonic() < until:
+    while replica._versions.current.engine.load.rows and time.monotonic() < until:
         time.sleep(0.01)
-    assert sampler._versions.present.engine.load.rows == 0
+    assert replica._versions.current.engine.load.rows == 0
 
 
 def test_a_deadline_that_passes_is_504_and_the_rows_leave(
-    stream: Callable[..., httpx.Response], sampler: Sampler
+    stream: Callable[..., httpx.Response], replica: Replica
 ) -> None:
-    sampler._versions.present.engine._times._seconds.clear()
+    replica._versions.current.engine._scheduler._times._seconds.clear()
     response = stream(stream=False, n=10, num_inference_steps=100, deadline_seconds=0.01)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
-    assert sampler._versions.present.engine.load.rows == 0
+    assert replica._versions.current.engine.load.rows == 0
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(stream: Callable[..., httpx.Response]) -> None:

@@ -12,14 +12,15 @@ import pytest
 from fastapi import FastAPI
 
 from tests.workflows.serve.conftest import DASHBOARD
-from workflows.serve.replica.metrics import NAMES, SamplerMetrics
-from workflows.serve.replica.replica import Sampler
+from workflows.serve.metric_names import MetricName
+from workflows.serve.replica.metrics import ReplicaMetrics
+from workflows.serve.replica.replica import Replica
 
 
 def test_the_dashboard_shows_every_metric_and_no_other() -> None:
     text = json.dumps(json.loads(DASHBOARD.read_text())["panels"])
     found = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"ray_(raverse_\w+)", text)}
-    assert found == set(NAMES)
+    assert found == set(MetricName)
 
 
 class Recorder:
@@ -37,8 +38,8 @@ class Recorder:
 
 
 @pytest.fixture
-def recorded() -> tuple[SamplerMetrics, dict[str, Recorder]]:
-    metrics = SamplerMetrics("tiny")
+def recorded() -> tuple[ReplicaMetrics, dict[str, Recorder]]:
+    metrics = ReplicaMetrics("tiny")
     names = ("_rows", "_queued", "_wait", "_step", "_step_rows", "_pictures", "_version")
     recorders = {name: Recorder() for name in names}
     for name, recorder in recorders.items():
@@ -48,18 +49,18 @@ def recorded() -> tuple[SamplerMetrics, dict[str, Recorder]]:
 
 
 def test_what_the_engine_did_is_told_once(
-    sampler: Sampler,
+    replica: Replica,
     api: FastAPI,
     ask: Callable[..., httpx.Response],
-    recorded: tuple[SamplerMetrics, dict[str, Recorder]],
+    recorded: tuple[ReplicaMetrics, dict[str, Recorder]],
 ) -> None:
     metrics, told = recorded
-    metrics.tell(sampler._versions.held)
+    metrics.record(replica._versions.loaded)
     for recorder in told.values():
         recorder.told.clear()
     body = {"prompt": "a handwritten one", "num_inference_steps": 6, "n": 2}
     assert ask(api, "POST", "/v1/images/generations", json=body).status_code == 200
-    metrics.tell(sampler._versions.held)
+    metrics.record(replica._versions.loaded)
     assert told["_pictures"].told == [(2, {"model": "tiny", "end": "finished"})]
     assert len(told["_step"].told) == 6
     assert {tags["bucket"] for _, tags in told["_step"].told} == {"4"}
@@ -67,7 +68,7 @@ def test_what_the_engine_did_is_told_once(
     assert len(told["_wait"].told) == 1
     assert told["_rows"].told == [(0, {"model": "tiny"})]
     assert told["_version"].told == [(1, {"model": "tiny", "version": "1"})]
-    metrics.tell(sampler._versions.held)
+    metrics.record(replica._versions.loaded)
     assert len(told["_step"].told) == 6
     assert len(told["_pictures"].told) == 1
 
@@ -76,7 +77,7 @@ def test_a_request_is_one_line_of_json_in_the_log(
     api: FastAPI, ask: Callable[..., httpx.Response], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("workflows.serve.http.ingress._LOG.info", lambda form, text: lines.append(form % text))
+    monkeypatch.setattr("workflows.serve.http.router._LOG.info", lambda form, text: lines.append(form % text))
     headers = {"x-request-id": "mine"}
     drawn = {"prompt": "a handwritten one", "seed": 3, "num_inference_steps": 2}
     for body in (drawn, {"prompt": " "}, drawn | {"stream": True, "preview_every": 1}):

@@ -38,7 +38,7 @@ class CountedHandle:
         return self._tower.encode([text])[0]
 
 
-def test_a_sampler_asks_the_encoder_once_per_version_and_text(tiny_package: Path) -> None:
+def test_a_replica_asks_the_encoder_once_per_version_and_text(tiny_package: Path) -> None:
     handle = CountedHandle(load_clip(clip_folder(tiny_package)).text)
     client = TextClient(handle)  # type: ignore[arg-type]
     first = asyncio.run(client.encode("tiny/1", ["a one", "a two", "a one"]))

@@ -15,8 +15,8 @@ import pytest
 from tests.workflows.serve.conftest import LocalEncoder, make_config, register_package
 from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig, ModelNotFound
-from workflows.serve.replica.replica import Sampler
-from workflows.serve.request.messages import Call, Kept
+from workflows.serve.replica.replica import Replica
+from workflows.serve.request.messages import Checkpoint, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import GenerationRequest
 from workflows.serve.settings import ServeArgs
@@ -50,49 +50,49 @@ def registry(packages: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def sampler(registry: Registry, tiny_package: Path) -> Iterator[Sampler]:
+def replica(registry: Registry, tiny_package: Path) -> Iterator[Replica]:
     registry.move("champion", "1")
-    sampler = Sampler(registry.args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
-    yield sampler
-    sampler.stop()
+    replica = Replica(registry.args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
+    yield replica
+    replica.stop()
 
 
-def call(**fields: object) -> Call:
+def request(**fields: object) -> SamplerRequest:
     given = {"prompt": "a handwritten one", "seed": 5, "num_inference_steps": 10} | fields
-    return Call(GenerationRequest.model_validate(given), "one")
+    return SamplerRequest(GenerationRequest.model_validate(given), "one")
 
 
-async def draw(sampler: Sampler, asked: Call) -> Generated:
-    events = [event async for event in sampler.draw(asked)]
-    assert isinstance(events[-1], Generated)
-    return events[-1]
+async def generate(replica: Replica, sent: SamplerRequest) -> Generated:
+    last = [message async for message in replica.generate(sent)][-1]
+    assert isinstance(last, Generated) and last.finished
+    return last
 
 
-def test_a_moved_alias_swaps_and_the_answer_names_the_version(sampler: Sampler, registry: Registry) -> None:
+def test_a_moved_alias_swaps_and_the_answer_names_the_version(replica: Replica, registry: Registry) -> None:
     async def swap() -> list[Generated]:
-        found = [await draw(sampler, call())]
+        found = [await generate(replica, request())]
         registry.move("champion", "2")
-        found.append(await draw(sampler, call()))
-        await sampler.refresh()
-        found.append(await draw(sampler, call()))
+        found.append(await generate(replica, request()))
+        await replica.refresh()
+        found.append(await generate(replica, request()))
         return found
 
     before, meanwhile, after = asyncio.run(swap())
     assert [one.settings.version for one in (before, meanwhile, after)] == ["1", "1", "2"]
     assert np.array_equal(before.pixels, meanwhile.pixels)
     assert not np.array_equal(before.pixels, after.pixels)
-    assert asyncio.run(sampler.card()).version == "2"
+    assert asyncio.run(replica.model_card()).version == "2"
 
 
-def test_a_request_ends_with_the_version_that_began_it(sampler: Sampler, registry: Registry) -> None:
+def test_a_request_ends_with_the_version_that_began_it(replica: Replica, registry: Registry) -> None:
     async def swap() -> tuple[Generated, Generated, Generated]:
-        alone = await draw(sampler, call(num_inference_steps=100, sampler="ddpm"))
-        async with aclosing(sampler.draw(call(num_inference_steps=100, sampler="ddpm"))) as events:
-            assert isinstance(await anext(events), Kept)
+        alone = await generate(replica, request(num_inference_steps=100, sampler="ddpm"))
+        async with aclosing(replica.generate(request(num_inference_steps=100, sampler="ddpm"))) as messages:
+            assert isinstance(await anext(messages), Checkpoint)
             registry.move("champion", "2")
-            await sampler.refresh()
-            new = await draw(sampler, call())
-            old = [event async for event in events][-1]
+            await replica.refresh()
+            new = await generate(replica, request())
+            old = [message async for message in messages][-1]
         assert isinstance(old, Generated)
         return alone, old, new
 
@@ -101,30 +101,30 @@ def test_a_request_ends_with_the_version_that_began_it(sampler: Sampler, registr
     assert np.array_equal(old.pixels, alone.pixels)
 
 
-def test_a_version_that_is_no_longer_wanted_leaves_when_it_is_idle(sampler: Sampler, registry: Registry) -> None:
+def test_a_version_that_is_no_longer_wanted_leaves_when_it_is_idle(replica: Replica, registry: Registry) -> None:
     async def swap() -> list[list[str]]:
-        sampler._versions.retired_seconds = 0.0
+        replica._versions.retired_seconds = 0.0
         registry.move("champion", "2")
-        await sampler.refresh()
-        return [sorted(served.menu.version for served in sampler._versions.held)]
+        await replica.refresh()
+        return [sorted(version.capabilities.version for version in replica._versions.loaded)]
 
     assert asyncio.run(swap()) == [["2"]]
 
 
 def test_a_half_made_picture_goes_on_with_its_own_version_on_another_replica(
-    sampler: Sampler, registry: Registry, tiny_package: Path
+    replica: Replica, registry: Registry, tiny_package: Path
 ) -> None:
     async def hand_over() -> tuple[Generated, Generated, int]:
-        asked = call(num_inference_steps=60, sampler="ddpm", n=3)
-        whole = await draw(sampler, asked)
-        async with aclosing(sampler.draw(asked)) as events:
-            kept = [await anext(events) for _ in range(5)][-1]
-        assert isinstance(kept, Kept)
+        sent = request(num_inference_steps=60, sampler="ddpm", n=3)
+        whole = await generate(replica, sent)
+        async with aclosing(replica.generate(sent)) as messages:
+            checkpoint = [await anext(messages) for _ in range(5)][-1]
+        assert isinstance(checkpoint, Checkpoint)
         registry.move("champion", "2")
-        other = Sampler(registry.args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
-        assert (await other.card()).version == "2"
+        other = Replica(registry.args, LocalEncoder(tiny_package))  # type: ignore[arg-type]
+        assert (await other.model_card()).version == "2"
         try:
-            return whole, await draw(other, replace(asked, kept=kept)), kept.rows[0].index
+            return whole, await generate(other, replace(sent, checkpoint=checkpoint)), checkpoint.rows[0].index
         finally:
             other.stop()
 
@@ -134,31 +134,31 @@ def test_a_half_made_picture_goes_on_with_its_own_version_on_another_replica(
     assert np.array_equal(resumed.pixels, whole.pixels)
 
 
-def test_what_was_kept_matters(sampler: Sampler) -> None:
+def test_what_was_kept_matters(replica: Replica) -> None:
     """The negative control of the test above: another x makes another picture."""
 
     async def tampered() -> tuple[Generated, Generated]:
-        asked = call(num_inference_steps=60, sampler="ddpm")
-        whole = await draw(sampler, asked)
-        async with aclosing(sampler.draw(asked)) as events:
-            kept = [await anext(events) for _ in range(5)][-1]
-        assert isinstance(kept, Kept)
-        row = replace(kept.rows[0], x=kept.rows[0].x + 1.0)
-        return whole, await draw(sampler, replace(asked, kept=replace(kept, rows=(row,))))
+        sent = request(num_inference_steps=60, sampler="ddpm")
+        whole = await generate(replica, sent)
+        async with aclosing(replica.generate(sent)) as messages:
+            checkpoint = [await anext(messages) for _ in range(5)][-1]
+        assert isinstance(checkpoint, Checkpoint)
+        row = replace(checkpoint.rows[0], x=checkpoint.rows[0].x + 1.0)
+        return whole, await generate(replica, replace(sent, checkpoint=replace(checkpoint, rows=(row,))))
 
     whole, other = asyncio.run(tampered())
     assert not np.array_equal(whole.pixels, other.pixels)
 
 
-def test_the_challenger_draws_for_those_who_ask_and_for_its_share(sampler: Sampler, registry: Registry) -> None:
+def test_the_challenger_draws_for_those_who_ask_and_for_its_share(replica: Replica, registry: Registry) -> None:
     async def compare() -> list[str]:
         with pytest.raises(ModelNotFound, match="no challenger"):
-            await draw(sampler, replace(call(), track="challenger"))
+            await generate(replica, replace(request(), track="challenger"))
         registry.move("challenger", "2")
-        asked = [call(), replace(call(), track="challenger"), replace(call(), track="champion")]
-        versions = [(await draw(sampler, one)).settings.version for one in asked]
-        sampler._versions.challenger_share = 1.0
-        versions += [(await draw(sampler, one)).settings.version for one in asked]
+        sent = [request(), replace(request(), track="challenger"), replace(request(), track="champion")]
+        versions = [(await generate(replica, one)).settings.version for one in sent]
+        replica._versions.challenger_share = 1.0
+        versions += [(await generate(replica, one)).settings.version for one in sent]
         return versions
 
     try:
@@ -167,31 +167,31 @@ def test_the_challenger_draws_for_those_who_ask_and_for_its_share(sampler: Sampl
         registry.drop("challenger")
 
 
-def test_a_user_config_moves_the_model_and_is_checked(sampler: Sampler) -> None:
+def test_a_user_config_moves_the_model_and_is_checked(replica: Replica) -> None:
     async def configure() -> str:
-        await sampler.reconfigure({"model": "tiny/2", "challenger_share": 0.25})
-        await asyncio.gather(*sampler._chores)
-        return (await sampler.card()).version
+        await replica.reconfigure({"model": "tiny/2", "challenger_share": 0.25})
+        await asyncio.gather(*replica._background)
+        return (await replica.model_card()).version
 
     assert asyncio.run(configure()) == "2"
-    assert sampler._versions.challenger_share == 0.25
+    assert replica._versions.challenger_share == 0.25
     for bad in ({"modle": "tiny/2"}, {"challenger_share": 2.0}):
         with pytest.raises(InvalidConfig, match="user_config"):
-            asyncio.run(sampler.reconfigure(bad))
+            asyncio.run(replica.reconfigure(bad))
 
 
-def test_a_client_who_has_left_gets_no_rows_whichever_message_comes_first(sampler: Sampler) -> None:
+def test_a_client_who_has_left_gets_no_rows_whichever_message_comes_first(replica: Replica) -> None:
     async def leave() -> tuple[int, int]:
-        asked = call(num_inference_steps=100, n=4)
-        drawing = asyncio.create_task(draw(sampler, asked))
-        while (await sampler.load()).rows == 0:
+        sent = request(num_inference_steps=100, n=4)
+        generating = asyncio.create_task(generate(replica, sent))
+        while (await replica.load()).rows == 0:
             await asyncio.sleep(0)
-        await sampler.leave("one")
+        await replica.cancel("one")
         with pytest.raises(asyncio.CancelledError):
-            await drawing
-        rows = (await sampler.load()).rows
+            await generating
+        rows = (await replica.load()).rows
         with pytest.raises(asyncio.CancelledError):
-            await draw(sampler, asked)
-        return rows, (await sampler.load()).cancelled
+            await generate(replica, sent)
+        return rows, (await replica.load()).cancelled
 
     assert asyncio.run(leave()) == (0, 4)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import pytest
 
 from workflows.errors import InvalidRequest, ModelNotFound
-from workflows.serve.request.resolve import Menu, Order, take_order
+from workflows.serve.request.capabilities import ModelCapabilities
+from workflows.serve.request.resolve import ResolvedRequest, resolve
 from workflows.serve.request.schema import LARGEST_SEED, GenerationRequest
 
-MENU = Menu(
+CAPABILITIES = ModelCapabilities(
     model="digits",
     version="3",
     size=(8, 6),
     class_names=("zero", "one", "two"),
     scales={"classifier_free": 2.0, "classifier": 3.0, "clip": 4.0},
-    num_steps=50,
+    default_steps=50,
     max_steps=200,
 )
 
 
-def take(**fields: object) -> Order:
-    return take_order(GenerationRequest.model_validate({"prompt": "a one", **fields}), MENU)
+def resolved(**fields: object) -> ResolvedRequest:
+    return resolve(GenerationRequest.model_validate({"prompt": "a one", **fields}), CAPABILITIES)
 
 
 def test_defaults_are_filled_in_and_told() -> None:
-    settings = take().settings
+    settings = resolved().settings
     assert (settings.model, settings.version, settings.size) == ("digits", "3", "8x6")
     assert (settings.sampler, settings.num_inference_steps, settings.eta) == ("ddim", 50, 0.0)
     assert (settings.guidance, settings.guidance_scale) == ("classifier_free", 2.0)
@@ -41,32 +42,32 @@ def test_defaults_are_filled_in_and_told() -> None:
     ],
 )
 def test_each_kind_has_its_own_scale(fields: dict[str, object], scale: float) -> None:
-    assert take(**fields).settings.guidance_scale == scale
+    assert resolved(**fields).settings.guidance_scale == scale
 
 
 def test_pictures_of_one_request_have_consecutive_seeds() -> None:
-    assert take(n=3, seed=7).settings.seeds == [7, 8, 9]
+    assert resolved(n=3, seed=7).settings.seeds == [7, 8, 9]
 
 
 def test_drawn_seeds_differ_and_fit_into_a_double() -> None:
-    seeds = {take().settings.seeds[0] for _ in range(20)}
+    seeds = {resolved().settings.seeds[0] for _ in range(20)}
     assert len(seeds) == 20
     assert max(seeds) < 2**53
 
 
 @pytest.mark.parametrize("label", [1, "one"])
 def test_a_class_is_found_by_name_and_by_index(label: object) -> None:
-    order = take(prompt="", guidance="classifier", label=label)
-    assert (order.label, order.settings.label, order.texts) == (1, "one", ())
+    request = resolved(prompt="", guidance="classifier", label=label)
+    assert (request.label, request.settings.label, request.texts) == (1, "one", ())
 
 
 def test_prompt_and_negative_prompt_are_encoded_in_this_order() -> None:
-    assert take(negative_prompt="a two ").texts == ("a one", "a two")
+    assert resolved(negative_prompt="a two ").texts == ("a one", "a two")
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ddpm", None), ("dpm_solver", None), ("ddim", 0.0)])
 def test_only_ddim_has_an_eta(sampler: str, eta: float | None) -> None:
-    assert take(sampler=sampler).settings.eta == eta
+    assert resolved(sampler=sampler).settings.eta == eta
 
 
 @pytest.mark.parametrize(
@@ -91,28 +92,28 @@ def test_only_ddim_has_an_eta(sampler: str, eta: float | None) -> None:
 )
 def test_a_contradiction_is_refused_by_name(fields: dict[str, object], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        take(**fields)
+        resolved(**fields)
     assert caught.value.param == param
     assert str(caught.value).startswith(f"{param}: ")
 
 
 def test_all_contradictions_are_told() -> None:
     with pytest.raises(InvalidRequest, match=r"size: .*; label: .*; num_inference_steps: "):
-        take(size="6x8", label=1, num_inference_steps=500)
+        resolved(size="6x8", label=1, num_inference_steps=500)
 
 
 def test_guidance_that_the_model_lacks_is_refused() -> None:
-    plain = Menu("digits", "3", (8, 8), (), {"classifier_free": 2.0}, 50, 200)
+    plain = ModelCapabilities("digits", "3", (8, 8), (), {"classifier_free": 2.0}, 50, 200)
     with pytest.raises(InvalidRequest, match="offers none, direct, classifier_free") as caught:
-        take_order(GenerationRequest(prompt="a one", guidance="clip"), plain)
+        resolve(GenerationRequest(prompt="a one", guidance="clip"), plain)
     assert caught.value.param == "guidance"
 
 
 @pytest.mark.parametrize("name", ["digits", "digits@champion"])
 def test_the_served_model_may_be_named(name: str) -> None:
-    assert take(model=name).settings.model == "digits"
+    assert resolved(model=name).settings.model == "digits"
 
 
 def test_another_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound, match="ask for 'digits'"):
-        take(model="dall-e-3")
+        resolved(model="dall-e-3")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from workflows.serve.http.errors import invalid_fields
+from workflows.serve.http.errors import invalid_fields_answer
 from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationRequest
 
 
@@ -18,7 +18,7 @@ def read(**fields: object) -> GenerationRequest:
 def told(**fields: object) -> tuple[str, str | None]:
     with pytest.raises(ValidationError) as caught:
         read(**fields)
-    detail = invalid_fields(caught.value.errors()).error
+    detail = invalid_fields_answer(caught.value.errors()).error
     return detail.message, detail.param
 
 

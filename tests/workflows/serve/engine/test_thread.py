@@ -21,8 +21,9 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
 from workflows.errors import EngineStopped, Overloaded
-from workflows.serve.replica.engine_thread import EngineThread
-from workflows.serve.replica.jobs import Limits, News, Report
+from workflows.serve.engine.admission import Admission
+from workflows.serve.engine.queued_request import Progress
+from workflows.serve.engine.thread import EngineThread
 
 SCHEDULE = NoiseSchedule.cosine(1000)
 SHAPE = (2, 4)
@@ -60,7 +61,7 @@ def denoiser(gate: Gate) -> NetworkDenoiser:
 @pytest.fixture
 def thread(gate: Gate, denoiser: NetworkDenoiser) -> Iterator[EngineThread]:
     engine = StepEngine(denoiser, SHAPE, max_rows=8)
-    thread = EngineThread(engine, Limits(10), max_rows=8)
+    thread = EngineThread(engine, Admission(max_waiting_rows=10, max_rows=8))
     yield thread
     gate.open.set()
     thread.stop()
@@ -72,13 +73,19 @@ def rows(num_steps: int, *seeds: int, label: int = 0, shape: tuple[int, ...] = S
     return [Trajectory.start(plan, Condition.of(label=[label]), seed=seed, shape=shape) for seed in seeds]
 
 
+async def sampled(thread: EngineThread, rows: list[Trajectory], **options: float) -> list[Tensor]:
+    """The samples of the rows."""
+    progress = [progress async for progress in thread.follow(rows, **options)]  # type: ignore[arg-type]
+    return [row for row in progress[-1].rows if isinstance(row, Tensor)]
+
+
 async def until_entered(gate: Gate) -> None:
     assert await asyncio.to_thread(gate.entered.wait, 30)
 
 
 def test_samples_are_those_of_the_core_alone_and_in_a_crowd(thread: EngineThread, denoiser: NetworkDenoiser) -> None:
     async def crowd() -> list[list[Tensor]]:
-        calls = [thread.sample(rows(steps, *seeds)) for steps, seeds in ((9, [1, 2]), (4, [3]), (25, [4, 5, 6]))]
+        calls = [sampled(thread, rows(steps, *seeds)) for steps, seeds in ((9, [1, 2]), (4, [3]), (25, [4, 5, 6]))]
         return await asyncio.gather(*calls)
 
     found = asyncio.run(crowd())
@@ -91,9 +98,9 @@ def test_samples_are_those_of_the_core_alone_and_in_a_crowd(thread: EngineThread
 def test_a_row_joins_at_the_next_step(thread: EngineThread, gate: Gate) -> None:
     async def join() -> None:
         gate.open.clear()
-        first = asyncio.create_task(thread.sample(rows(6, 1)))
+        first = asyncio.create_task(sampled(thread, rows(6, 1)))
         await until_entered(gate)
-        second = asyncio.create_task(thread.sample(rows(6, 2)))
+        second = asyncio.create_task(sampled(thread, rows(6, 2)))
         await asyncio.sleep(0)
         gate.open.set()
         await asyncio.gather(first, second)
@@ -104,32 +111,32 @@ def test_a_row_joins_at_the_next_step(thread: EngineThread, gate: Gate) -> None:
 
 def test_a_bad_row_ends_its_own_request_only(thread: EngineThread) -> None:
     async def crowd() -> tuple[object, object]:
-        good, bad = thread.sample(rows(8, 1)), thread.sample(rows(8, 2, 3, label=13))
+        good, bad = sampled(thread, rows(8, 1)), sampled(thread, rows(8, 2, 3, label=13))
         return tuple(await asyncio.gather(good, bad, return_exceptions=True))  # type: ignore[return-value]
 
     good, bad = asyncio.run(crowd())
     assert isinstance(bad, NonFinite)
     assert isinstance(good, list)
-    torch.testing.assert_close(good, asyncio.run(thread.sample(rows(8, 1))))
+    torch.testing.assert_close(good, asyncio.run(sampled(thread, rows(8, 1))))
     assert (thread.load.rows, thread.load.failed, thread.load.finished) == (0, 1, 2)
 
 
 def test_a_row_of_another_shape_is_refused_and_none_of_its_request_stays(thread: EngineThread) -> None:
     with pytest.raises(InvalidShape):
-        asyncio.run(thread.sample([*rows(8, 1), *rows(8, 2, shape=(3,))]))
+        asyncio.run(sampled(thread, [*rows(8, 1), *rows(8, 2, shape=(3,))]))
     assert thread.load.rows == 0
 
 
 def test_rows_leave_with_their_client_within_one_step(thread: EngineThread, gate: Gate) -> None:
     async def leave() -> list[Tensor]:
         gate.open.clear()
-        leaving = asyncio.create_task(thread.sample(rows(1000, 1, 2)))
+        leaving = asyncio.create_task(sampled(thread, rows(1000, 1, 2)))
         await until_entered(gate)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
         gate.open.set()
-        return await thread.sample(rows(3, 3))
+        return await sampled(thread, rows(3, 3))
 
     asyncio.run(leave())
     assert gate.rows == [2, 1, 1, 1]
@@ -138,12 +145,12 @@ def test_rows_leave_with_their_client_within_one_step(thread: EngineThread, gate
 
 def test_a_full_engine_refuses_and_says_how_long_it_takes(thread: EngineThread, gate: Gate) -> None:
     async def overflow() -> Overloaded:
-        await thread.sample(rows(3, 0))
+        await sampled(thread, rows(3, 0))
         gate.entered.clear()
         gate.open.clear()
-        first = asyncio.create_task(thread.sample(rows(5, *range(8))))
+        first = asyncio.create_task(sampled(thread, rows(5, *range(8))))
         await until_entered(gate)
-        third = asyncio.create_task(thread.sample(rows(5, 1, 2, 3)))
+        third = asyncio.create_task(sampled(thread, rows(5, 1, 2, 3)))
         await asyncio.sleep(0)
         gate.open.set()
         with pytest.raises(Overloaded) as caught:
@@ -156,62 +163,83 @@ def test_a_full_engine_refuses_and_says_how_long_it_takes(thread: EngineThread, 
 
 
 def test_a_request_larger_than_the_limit_is_served_when_it_is_alone(thread: EngineThread) -> None:
-    assert len(asyncio.run(thread.sample(rows(2, *range(12))))) == 12
+    assert len(asyncio.run(sampled(thread, rows(2, *range(12))))) == 12
 
 
 def test_an_idle_thread_makes_no_step(thread: EngineThread, gate: Gate) -> None:
-    asyncio.run(thread.sample(rows(3, 1)))
+    asyncio.run(sampled(thread, rows(3, 1)))
     asyncio.run(asyncio.sleep(0.05))
     assert len(gate.rows) == 3
 
 
-def test_a_request_hears_of_its_rows_at_the_steps_it_asked_for(thread: EngineThread, denoiser: NetworkDenoiser) -> None:
-    async def follow() -> list[News]:
-        return [news async for news in thread.follow(rows(10, 1, 2), Report((7, 2)))]
+def test_progress_comes_at_the_preview_points(thread: EngineThread, denoiser: NetworkDenoiser) -> None:
+    async def follow() -> list[Progress]:
+        return [progress async for progress in thread.follow(rows(10, 1, 2), preview_points=(7, 2))]
 
-    told = asyncio.run(follow())
-    assert [(news.marked, news.done) for news in told] == [(True, False), (True, False), (False, True)]
-    states = [[state for state in news.states if isinstance(state, Trajectory)] for news in told]
-    assert [[state.remaining for state in each] for each in states] == [[7, 7], [2, 2], []]
+    reports = asyncio.run(follow())
+    assert [(progress.preview_due, progress.done) for progress in reports] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+    unfinished = [[row for row in progress.rows if isinstance(row, Trajectory)] for progress in reports]
+    assert [[row.remaining for row in each] for each in unfinished] == [[7, 7], [2, 2], []]
     plan = ddim(SCHEDULE, trailing(SCHEDULE, 10))
     wanted = sample(denoiser, plan, Condition.of(label=[0]), seeds=[1, 2], shape=SHAPE)
-    torch.testing.assert_close(torch.stack([one for one in told[-1].states if isinstance(one, Tensor)]), wanted)
+    torch.testing.assert_close(torch.stack([row for row in reports[-1].rows if isinstance(row, Tensor)]), wanted)
 
 
-def test_a_row_that_is_told_of_goes_on_elsewhere_to_the_same_sample(thread: EngineThread) -> None:
+def test_a_row_in_progress_goes_on_elsewhere_to_the_same_sample(thread: EngineThread) -> None:
     async def hand_over() -> tuple[list[Tensor], list[Tensor]]:
-        async with aclosing(thread.follow(rows(10, 1), Report((4,)))) as told:
-            news = await anext(told)
-            whole = [news async for news in told][-1]
-        half = [state for state in news.states if isinstance(state, Trajectory)]
-        return [one for one in whole.states if isinstance(one, Tensor)], await thread.sample(half)
+        async with aclosing(thread.follow(rows(10, 1), preview_points=(4,))) as reports:
+            first = await anext(reports)
+            last = [progress async for progress in reports][-1]
+        half = [row for row in first.rows if isinstance(row, Trajectory)]
+        return [row for row in last.rows if isinstance(row, Tensor)], await sampled(thread, half)
 
     whole, resumed = asyncio.run(hand_over())
     torch.testing.assert_close(whole, resumed)
 
 
-def test_rows_are_kept_as_often_as_asked(thread: EngineThread) -> None:
-    async def follow(report: Report) -> int:
-        return len([news async for news in thread.follow(rows(20, 1), report)])
+def test_samples_among_the_rows_pass_through_in_their_places(thread: EngineThread) -> None:
+    first, last = rows(10, 1, 2)
+    sample_of_another = torch.full(SHAPE, 5.0)
 
-    assert asyncio.run(follow(Report(every_seconds=0.0))) == 20
-    assert asyncio.run(follow(Report(every_seconds=60.0))) == 1
+    async def follow(*given: Trajectory | Tensor) -> list[Progress]:
+        return [progress async for progress in thread.follow(given, preview_points=(4,))]
+
+    preview, end = asyncio.run(follow(first, sample_of_another, last))
+    assert [row.remaining for row in preview.rows if isinstance(row, Trajectory)] == [4, 4]
+    assert [progress.rows[1] is sample_of_another for progress in (preview, end)] == [True, True]
+    alone = asyncio.run(sampled(thread, rows(10, 1, 2)))
+    torch.testing.assert_close([end.rows[0], end.rows[2]], alone)
+    (only,) = asyncio.run(follow(sample_of_another))
+    assert only.done and only.rows == [sample_of_another]
 
 
-def test_a_request_is_taken_out_by_name_and_others_stay(thread: EngineThread, gate: Gate) -> None:
+def test_checkpoints_are_as_frequent_as_requested(thread: EngineThread) -> None:
+    async def count(checkpoint_seconds: float) -> int:
+        reports = thread.follow(rows(20, 1), checkpoint_seconds=checkpoint_seconds)
+        return len([progress async for progress in reports])
+
+    assert asyncio.run(count(0.0)) == 20
+    assert asyncio.run(count(60.0)) == 1
+
+
+def test_a_request_is_cancelled_by_its_id_and_others_stay(thread: EngineThread, gate: Gate) -> None:
     async def leave() -> list[object]:
         gate.open.clear()
-        first = asyncio.create_task(drawn("first"))
+        first = asyncio.create_task(count("first"))
         await until_entered(gate)
-        second = asyncio.create_task(drawn("second"))
+        second = asyncio.create_task(count("second"))
         await asyncio.sleep(0)
-        thread.leave("first")
-        thread.leave("nobody")
+        thread.cancel("first")
+        thread.cancel("nobody")
         gate.open.set()
         return list(await asyncio.gather(first, second, return_exceptions=True))
 
-    async def drawn(name: str) -> int:
-        return len([news async for news in thread.follow(rows(6, 1), Report(), name=name)])
+    async def count(request_id: str) -> int:
+        return len([progress async for progress in thread.follow(rows(6, 1), request_id=request_id)])
 
     first, second = asyncio.run(leave())
     assert isinstance(first, asyncio.CancelledError)
@@ -221,15 +249,15 @@ def test_a_request_is_taken_out_by_name_and_others_stay(thread: EngineThread, ga
 
 
 def test_a_queue_of_too_many_seconds_is_refused_whatever_its_rows(denoiser: NetworkDenoiser, gate: Gate) -> None:
-    thread = EngineThread(StepEngine(denoiser, SHAPE), Limits(rows=1000, seconds=1e-9))
+    thread = EngineThread(StepEngine(denoiser, SHAPE), Admission(max_waiting_rows=1000, max_waiting_seconds=1e-9))
 
     async def overflow() -> float:
-        await thread.sample(rows(3, 0))
+        await sampled(thread, rows(3, 0))
         gate.entered.clear()
         gate.open.clear()
-        first = asyncio.create_task(thread.sample(rows(50, 1)))
+        first = asyncio.create_task(sampled(thread, rows(50, 1)))
         await until_entered(gate)
-        second = asyncio.create_task(thread.sample(rows(2, 2)))
+        second = asyncio.create_task(sampled(thread, rows(2, 2)))
         await asyncio.sleep(0)
         gate.open.set()
         with pytest.raises(Overloaded, match="s of denoising wait") as caught:
@@ -243,11 +271,11 @@ def test_a_queue_of_too_many_seconds_is_refused_whatever_its_rows(denoiser: Netw
 
 
 def test_stopping_fails_those_who_wait_and_those_who_come(gate: Gate, denoiser: NetworkDenoiser) -> None:
-    thread = EngineThread(StepEngine(denoiser, SHAPE), Limits(10))
+    thread = EngineThread(StepEngine(denoiser, SHAPE), Admission(max_waiting_rows=10))
 
     async def stop() -> None:
         gate.open.clear()
-        waiting = asyncio.create_task(thread.sample(rows(1000, 1)))
+        waiting = asyncio.create_task(sampled(thread, rows(1000, 1)))
         await until_entered(gate)
         stopping = asyncio.create_task(asyncio.to_thread(thread.stop))
         await asyncio.sleep(0.05)
@@ -256,7 +284,7 @@ def test_stopping_fails_those_who_wait_and_those_who_come(gate: Gate, denoiser: 
         with pytest.raises(EngineStopped):
             await waiting
         with pytest.raises(EngineStopped):
-            await thread.sample(rows(1, 1))
+            await sampled(thread, rows(1, 1))
         with pytest.raises(EngineStopped):
             thread.check()
 

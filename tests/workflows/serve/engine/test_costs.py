@@ -1,15 +1,11 @@
-"""What denoising costs, and how many replicas it wants."""
+"""The cost of denoising."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from diffusion_core.condition import Condition
-from workflows.serve.replica.autoscaling import QUEUED_SECONDS, QueuedSeconds, wanted_replicas
-from workflows.serve.replica.costs import StepTimes, evaluations
+from workflows.serve.engine.costs import StepTimes, evaluations
 
 
 @pytest.mark.parametrize(
@@ -55,29 +51,3 @@ def test_a_queue_takes_its_evaluations_at_the_speed_of_its_bucket() -> None:
     times = StepTimes((1, 2, 4, 8))
     times.learn(8, 0.5)
     assert times.drain(80, 8) == pytest.approx(5.0)
-
-
-@pytest.mark.parametrize(
-    ("queued", "open_requests", "wanted"),
-    [
-        ([], 0, 0),
-        ([], 3, 1),
-        ([0.0], 0, 0),
-        ([0.0], 1, 1),
-        ([9.9], 5, 1),
-        ([10.1], 5, 2),
-        ([30.0, 5.0], 5, 4),
-        ([5.0, 5.0], 500, 1),
-    ],
-)
-def test_replicas_follow_the_seconds_that_wait_and_not_the_number_of_requests(
-    queued: list[float], open_requests: float, wanted: int
-) -> None:
-    assert wanted_replicas(queued, open_requests, target_seconds=10.0) == wanted
-
-
-def test_the_policy_reads_what_the_replicas_report() -> None:
-    context: Any = SimpleNamespace(aggregated_metrics={QUEUED_SECONDS: {"a": 12.0, "b": 9.0}}, total_num_requests=2.0)
-    assert QueuedSeconds(10.0)(context) == (3, {})
-    empty: Any = SimpleNamespace(aggregated_metrics=None, total_num_requests=0.0)
-    assert QueuedSeconds(10.0)(empty) == (0, {})

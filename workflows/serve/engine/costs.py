@@ -1,7 +1,7 @@
-"""What denoising costs: network evaluations, and the measured time of each batch size.
+"""The cost of denoising: network evaluations, and the measured time of each batch size.
 
-A row of classifier-free guidance asks the network twice, a gradient asks its own network forward and back.
-Admission, deadlines, `Retry-After` and autoscaling are all reckoned from here.
+Classifier-free guidance evaluates the network twice per row; a gradient makes a forward and a backward pass of its own
+network. Admission, deadlines, `Retry-After` and autoscaling use these numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CLIP: Final = 2.0
 
 
 def evaluations(condition: Condition) -> float:
-    """Network evaluations that one step of this row costs; gradients count as as many as they take time.
+    """Network evaluations of one step of a row; a gradient counts as the evaluations that take as long.
 
     Args:
         condition: one row.
@@ -31,10 +31,12 @@ def evaluations(condition: Condition) -> float:
 
 @final
 class StepTimes:
-    """How long a step takes, learnt per bucket of evaluations.
+    """The duration of a step, measured per bucket of network evaluations.
+
+    Each measurement moves the bucket's duration by a tenth of the difference.
 
     Args:
-        buckets: sizes of a step, ascending.
+        buckets: sizes of a step, in network evaluations, ascending.
     """
 
     def __init__(self, buckets: Sequence[int]) -> None:
@@ -43,27 +45,27 @@ class StepTimes:
 
     @property
     def known(self) -> dict[int, float]:
-        """Seconds of a step by bucket, of the buckets seen so far."""
+        """Seconds of a step by bucket, for the buckets measured so far."""
         return dict(self._seconds)
 
     def bucket(self, count: float) -> int:
-        """The bucket of a step of so many evaluations."""
+        """The bucket of a step of `count` evaluations."""
         return next((bucket for bucket in self._buckets if bucket >= count), self._buckets[-1])
 
     def learn(self, count: float, seconds: float) -> int:
-        """Takes note of a step of `count` evaluations; returns its bucket."""
+        """Records the duration of a step of `count` evaluations, and returns its bucket."""
         bucket = self.bucket(count)
         known = self._seconds.get(bucket)
         self._seconds[bucket] = seconds if known is None else known + _SMOOTHING * (seconds - known)
         return bucket
 
     def step(self, count: float) -> float:
-        """Seconds of a step of `count` evaluations; from the nearest bucket known, 0.0 if none is."""
+        """Seconds of a step of `count` evaluations, by the nearest measured bucket; 0.0 before any measurement."""
         if not self._seconds:
             return 0.0
         bucket = self.bucket(count)
         nearest = min(self._seconds, key=lambda one: (abs(one - bucket), one))
-        # Larger batches cost at most in proportion; smaller ones hardly less than what was measured.
+        # A larger batch costs at most in proportion; a smaller one hardly less than the measured one.
         return self._seconds[nearest] * max(1.0, bucket / nearest)
 
     def drain(self, total: float, at_once: float) -> float:

@@ -1,0 +1,1 @@
+"""The rows of many requests, denoised together by one `StepEngine` on a thread of its own."""
