@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -146,12 +147,18 @@ def test_a_seed_gives_the_same_picture_alone_and_in_a_crowd_beside_bad_requests(
 
 def test_rows_leave_with_their_client(service: Any) -> None:
     before = service.load()
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{service.url}/v1/images/generations",
-            json={"prompt": PROMPT, "n": 10, "num_inference_steps": 100},
-            timeout=0.15,
-        )
+    body = {"prompt": PROMPT, "n": 10, "num_inference_steps": 100, "guidance": "clip"}
+
+    async def leave_once_the_rows_are_in() -> None:
+        async with httpx.AsyncClient(timeout=None) as client:
+            answer = asyncio.create_task(client.post(f"{service.url}/v1/images/generations", json=body))
+            assert await asyncio.to_thread(until, lambda: service.load().rows == 10), service.load()
+            assert not answer.done()
+            answer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await answer
+
+    asyncio.run(leave_once_the_rows_are_in())
     assert until(lambda: service.load().cancelled == before.cancelled + 10), service.load()
     assert (service.load().rows, service.load().finished) == (0, before.finished)
 

@@ -7,6 +7,7 @@ import base64
 import io
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import ray
 from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
@@ -45,6 +47,25 @@ class Service:
         """Process numbers."""
         title = f"ray::ServeReplica:{APP_NAME}:{deployment}"
         return [one.pid for one in psutil.Process().children(recursive=True) if _title(one).startswith(title)]
+
+    def handovers(self) -> float:
+        """Requests that lost their replica and went on at another, as the metrics count them."""
+        node = ray.nodes()[0]
+        exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        values = re.findall(
+            r"^ray_raverse_handovers_total\{.*\} (\S+)$", httpx.get(exporter, timeout=30).text, re.MULTILINE
+        )
+        return sum(map(float, values))
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Waits until a condition holds; Ray collects metrics every ten seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _title(process: psutil.Process) -> str:
@@ -108,22 +129,26 @@ def bodies(count: int) -> list[dict[str, Any]]:
 
 
 def test_killed_replicas_lose_nothing_and_the_pictures_are_the_same(service: Service) -> None:
-    asked = bodies(24)
+    requests = bodies(24)
 
-    async def ask_all(killed: list[int]) -> list[httpx.Response]:
+    async def send_all(victim: int | None = None) -> list[httpx.Response]:
         async with httpx.AsyncClient(timeout=300) as client:
-            tasks = [asyncio.create_task(client.post(service.url, json=body)) for body in asked]
-            if killed:
-                await asyncio.sleep(0.7)
-                assert not all(task.done() for task in tasks)
-                os.kill(killed[0], signal.SIGKILL)
+            tasks = [asyncio.create_task(client.post(service.url, json=body)) for body in requests]
+            if victim is not None:
+                # Both replicas are at work from the first answer to the last.
+                answered, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                assert 0 < len(answered) < len(waiting)
+                os.kill(victim, signal.SIGKILL)
             return list(await asyncio.gather(*tasks))
 
-    calm = [pixels(response) for response in asyncio.run(ask_all([]))]
+    calm = [pixels(response) for response in asyncio.run(send_all())]
+    assert service.handovers() == 0
     before = service.replicas("sampler")
     assert len(before) == 2
-    troubled = [pixels(response) for response in asyncio.run(ask_all(before))]
+    troubled = [pixels(response) for response in asyncio.run(send_all(victim=before[0]))]
     assert before[0] not in service.replicas("sampler")
+    # The replica that was killed had requests, which went on at the other one.
+    assert until(lambda: service.handovers() > 0)
     for wanted, found in zip(calm, troubled, strict=True):
         assert max(np.abs(one - other).max() for one, other in zip(wanted, found, strict=True)) <= 1
 
