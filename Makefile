@@ -4,6 +4,8 @@ PYTHON ?= python3
 PRESET ?= plain
 VENV := .venv
 BIN := $(VENV)/bin
+# What an installation is made from; the last one holds the version.
+DECLARED := pyproject.toml constraints.txt workflows/__init__.py
 
 .PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures interop-demo stack
 .PHONY: stack-down clean
@@ -26,15 +28,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp is newer than what it was made from, so a second call installs nothing.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: $(DECLARED) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: $(DECLARED) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-server: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-server: $(DECLARED) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server]'
 	touch $@ $(VENV)/.installed
 

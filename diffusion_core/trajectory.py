@@ -15,6 +15,7 @@ from diffusion_core.errors import InvalidCondition, InvalidPlan, InvalidShape
 from diffusion_core.prediction import Prediction
 from diffusion_core.row import Known, Trajectory, advance
 from diffusion_core.sampler import SamplerPlan, step
+from diffusion_core.strength import DEFAULT_STRENGTH, steps_of_strength
 from diffusion_core.types import Data
 
 OnStep: TypeAlias = "Callable[[int, Data], None]"
@@ -88,7 +89,7 @@ def image_to_image(
     condition: Condition | None,
     x0: Data,
     *,
-    strength: float,
+    strength: float = DEFAULT_STRENGTH,
     seeds: Sequence[int],
     on_step: OnStep | None = None,
 ) -> Data:
@@ -106,9 +107,7 @@ def image_to_image(
     Raises:
         InvalidPlan: strength outside (0, 1].
     """
-    if not 0.0 < strength <= 1.0:
-        raise InvalidPlan(f"found strength={strength}, wanted a number in (0, 1]")
-    index = plan.num_steps - max(1, round(strength * plan.num_steps))
+    index = plan.num_steps - steps_of_strength(strength, plan.num_steps)
     conditions = _split(condition, _same_count(x0, seeds))
     starts = zip(x0, conditions, seeds, strict=True)
     return run(denoiser, [Trajectory.start_from(plan, c, row, index, seed=seed) for row, c, seed in starts], on_step)

@@ -95,7 +95,7 @@ def by_engine(package: ModelPackage, asked: list[Request]) -> list[Tensor]:
             engine.submit(rows_of(package, waiting.pop()))
         done = [outcome.x0 for outcome in engine.tick() if outcome.x0 is not None]
         if done:
-            found += list(package.pictures(torch.stack(done)))
+            found += list(package.drawn(torch.stack(done)))
     return found
 
 

@@ -28,6 +28,7 @@ from tests.workflows.train.conftest import write_cache
 from workflows.config.load import load_config
 from workflows.config.schema import TrainConfig
 from workflows.data.dataset import Dataset
+from workflows.data.pixels import to_data
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.runtime.progress import Progress
@@ -79,7 +80,7 @@ def plain_rate(objective: DenoiserObjective, cache: EmbeddingCache, steps: int) 
         if step == 25:
             started = time.perf_counter()
         rows = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]
-        x0 = data.images[rows].float() / 127.5 - 1.0
+        x0 = to_data(data.images[rows])
         tokens, mask, pooled = captions.take(data.captions[rows, 0])
         level, eps = torch.randint(1, len(alpha_bar), (BATCH,)), torch.randn_like(x0)
         a = alpha_bar[level].view(-1, 1, 1, 1)

@@ -144,6 +144,22 @@ def test_cfg_plus_plus_renoises_with_the_unguided_noise(oracle, rows):
         assert torch.equal(found.eps[row], null.eps[row]) == (row % 2 == 0)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_cfg_plus_plus_renoises_where_nothing_is_extrapolated(oracle, rows, scale):
+    """x0 is that of the null or of the plain model, and eps is unguided, also where x0 is clipped."""
+    x, level, label = rows
+    asked = Condition.of(label=label).with_settings(guidance_scale=scale, cfg_plus_plus=1.0)
+    null, plain = oracle(x, level, asked.hidden()), oracle(x, level, asked)
+    assert not torch.allclose(null.eps, plain.eps)
+    guided = ClassifierFreeGuidance(oracle)
+    found = guided(x, level, asked)
+    torch.testing.assert_close(found.x0, plain.x0 if scale else null.x0, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found.eps, null.eps)
+    clipped = Thresholding(guided, clip_x0=0.1)(x, level, asked)
+    assert not torch.allclose(clipped.x0, found.x0)
+    assert torch.equal(clipped.eps, null.eps)
+
+
 def test_autoguidance(oracle, rows):
     x, level, label = rows
     weak = OracleDenoiser(

@@ -132,6 +132,18 @@ def test_image_to_image_keeps_more_at_less_strength(oracle):
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("strength", "steps"), [(1e-6, 1), (0.009, 1), (0.03, 2), (0.5, 25), (1.0, 50)])
+def test_strength_is_a_share_of_the_steps_and_one_step_at_least(oracle, strength, steps):
+    plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 50))
+    x0, made = oracle.mixture.sample(2, seed=3), []
+    found = image_to_image(
+        oracle, plan, None, x0, strength=strength, seeds=range(2), on_step=lambda number, _: made.append(number)
+    )
+    assert made == list(range(steps))
+    assert float((found - x0).abs().max()) > 1e-6, "even one step moves the data"
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_inpainting_keeps_what_is_given_and_fits_the_rest(oracle):
     plan = ddim(oracle.schedule, spacing.trailing(oracle.schedule, 50), eta=1.0)
     mixture = oracle.mixture

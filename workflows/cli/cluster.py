@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workflows import __version__
+
 OpenCommand = Callable[[str, list[str] | None], AbstractContextManager[Any]]
 
 ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
@@ -202,7 +204,7 @@ def _add_render(app: typer.Typer, open_command: OpenCommand) -> None:
         ] = "plain",
         image: Annotated[
             str, typer.Option("--image", help="NAME:TAG of NAME:TAG-cpu and NAME:TAG-cuda.")
-        ] = "raverse:0.1.0",
+        ] = f"raverse:{__version__}",
         gpus: GpusOption = 0,
     ) -> None:
         """Writes a kustomization over deploy/kubernetes: `kubectl apply -k FOLDER` does the rest.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.runtime.preflight import exclusive_storage
 from workflows.runtime.session import ray_session
 
@@ -69,7 +70,8 @@ def _add_sample(app: typer.Typer, open_command: OpenCommand) -> None:
         gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,
         init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
         strength: Annotated[
-            float | None, typer.Option(help="Share of the steps made from --init, in (0, 1]; default 0.6.")
+            float | None,
+            typer.Option(help=f"Share of the steps made from --init, in (0, 1]; default {DEFAULT_STRENGTH}."),
         ] = None,
         mask: Annotated[
             Path | None, typer.Option(help="White where --init is drawn anew, black where it is kept.")

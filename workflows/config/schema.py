@@ -2,18 +2,22 @@
 
 `RunConfig` is resolved once, frozen, logged, and handed to every stage. A stage's artifact depends on
 its own section and on the artifacts that it reads, so changing `serve` re-trains nothing.
-Fields carry their unit and meaning in `description`. `workflows.config.load` reads it.
+Fields carry their unit and meaning in `description`, and a mark where they do not always determine the result
+(`workflows.config.keys`). `workflows.config.load` reads it.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from workflows.config.keys import KeyedWhere, T, Unkeyed
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -47,16 +51,6 @@ def _without_password(url: str) -> str:
 
 StorePath = Annotated[DataPath, AfterValidator(_without_password)]
 BUILT_IN_DATA: Final = ("digits", "shapes")
-
-TRAINING_UNSEEN: Final = (
-    "checkpoint_every",
-    "checkpoint_async",
-    "keep_checkpoints",
-    "max_failures",
-    "log_every",
-    "sample_every",
-)
-"""Fields of `TrainConfig` that do not change what is trained."""
 RESERVED_NAMES: Final = ("artifacts", "mlartifacts", "mlflow.db")
 
 
@@ -71,6 +65,21 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def keyed(self) -> dict[str, Any]:
+        """The fields that determine the result of a stage, as plain values."""
+        fields = type(self).model_fields.items()
+        names = {name for name, field in fields if all(mark.holds(self) for mark in _marks(field))}
+        sections = {name: part.keyed() for name in names if isinstance(part := getattr(self, name), Section)}
+        return self.model_dump(mode="json", include=names) | sections
+
+
+def _marks(field: FieldInfo) -> list[KeyedWhere]:
+    return [mark for mark in field.metadata if isinstance(mark, KeyedWhere)]
+
+
+_OwnData = Annotated[T, KeyedWhere(lambda data: data.source not in BUILT_IN_DATA)]
+_Shapes = Annotated[T, KeyedWhere(lambda data: data.source == "shapes")]
+
 
 class DataConfig(Section):
     """Which captioned images to build or read, and how they are split."""
@@ -78,21 +87,35 @@ class DataConfig(Section):
     source: Literal[
         "digits", "shapes", "auto", "folder", "sidecar", "webdataset", "parquet", "hf_parquet", "lance", "vectors"
     ] = Field(description="A built-in data set, or the format of your own at `path` (auto: found out).")
-    path: DataPath | None = Field(None, description="Folder, file or URL of your own captioned images.")
-    image_column: str | None = Field(None, description="Column or key of images or file names; default: the usual.")
-    caption_column: str | None = Field(None, description="Column or key of captions; default: the usual ones.")
-    label_column: str | None = Field(None, description="Column or key of the class; then every record needs one.")
-    vector_columns: tuple[str, ...] | None = Field(
+    path: _OwnData[DataPath | None] = Field(None, description="Folder, file or URL of your own captioned images.")
+    image_column: _OwnData[str | None] = Field(
+        None, description="Column or key of images or file names; default: the usual."
+    )
+    caption_column: _OwnData[str | None] = Field(
+        None, description="Column or key of captions; default: the usual ones."
+    )
+    label_column: _OwnData[str | None] = Field(
+        None, description="Column or key of the class; then every record needs one."
+    )
+    vector_columns: _OwnData[tuple[str, ...] | None] = Field(
         None, min_length=1, description="Columns of numbers (vectors); default: all but caption and label."
     )
-    image_size: PositiveInt = Field(32, description="Pixels of each side after resizing and cropping (your own).")
-    channels: Literal[1, 3] = Field(3, description="1: gray, 3: RGB (your own).")
-    max_pixels: PositiveInt = Field(64_000_000, description="Pictures with more are refused undecoded (your own).")
-    max_caption_chars: PositiveInt = Field(2000, description="Longer captions are cut (your own).")
-    max_bad_fraction: Fraction = Field(0.05, description="Share of unusable records that stops the job (your own).")
-    num_samples: PositiveInt = Field(12_000, description="Pictures to generate (shapes; digits has 1,797 scans).")
+    image_size: _OwnData[PositiveInt] = Field(
+        32, description="Pixels of each side after resizing and cropping (your own)."
+    )
+    channels: _OwnData[Literal[1, 3]] = Field(3, description="1: gray, 3: RGB (your own).")
+    max_pixels: _OwnData[PositiveInt] = Field(
+        64_000_000, description="Pictures with more are refused undecoded (your own)."
+    )
+    max_caption_chars: _OwnData[PositiveInt] = Field(2000, description="Longer captions are cut (your own).")
+    max_bad_fraction: Unkeyed[Fraction] = Field(
+        0.05, description="Share of unusable records that stops the job (your own)."
+    )
+    num_samples: _Shapes[PositiveInt] = Field(
+        12_000, description="Pictures to generate (shapes; digits has 1,797 scans)."
+    )
     held_out: Fraction = Field(0.2, description="Fraction of samples kept out of training.")
-    unseen_combinations: Fraction = Field(
+    unseen_combinations: _Shapes[Fraction] = Field(
         0.1, description="Fraction of attribute combinations never trained on (shapes)."
     )
     seed: int = Field(0, description="Seed of generation, wording and split.")
@@ -109,32 +132,41 @@ class DataConfig(Section):
         return self
 
 
+_TrainedHere = Annotated[T, KeyedWhere(lambda clip: clip.source == "train")]
+
+
 class ClipConfig(Section):
     """The text and image towers: trained here, or loaded with open_clip."""
 
     source: str = Field(
         "train", description="`train`, `local-dir:PATH`, or `MODEL/PRETRAINED_TAG` as open_clip names them."
     )
-    embed_dim: PositiveInt = Field(64, description="Width of the shared embedding (trained here).")
-    text_width: PositiveInt = Field(64, description="Width of the text tower (trained here).")
-    text_layers: PositiveInt = Field(2, description="Blocks of the text tower (trained here).")
-    context_length: PositiveInt = Field(16, description="Tokens per caption (trained here).")
-    vision_width: PositiveInt = Field(96, description="Width of the image tower (trained here).")
-    vision_layers: PositiveInt = Field(3, description="Blocks of the image tower (trained here).")
-    patch_size: PositiveInt = Field(4, description="Pixels per patch side of the image tower (trained here).")
-    steps: PositiveInt = Field(300, description="Optimizer steps (trained here).")
-    batch_size: PositiveInt = Field(64, description="Pictures per step (trained here).")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate (trained here).")
-    seed: int = Field(0, description="Seed of weights and batches.")
-    num_workers: Workers = Field(
+    embed_dim: _TrainedHere[PositiveInt] = Field(64, description="Width of the shared embedding (trained here).")
+    text_width: _TrainedHere[PositiveInt] = Field(64, description="Width of the text tower (trained here).")
+    text_layers: _TrainedHere[PositiveInt] = Field(2, description="Blocks of the text tower (trained here).")
+    context_length: _TrainedHere[PositiveInt] = Field(16, description="Tokens per caption (trained here).")
+    vision_width: _TrainedHere[PositiveInt] = Field(96, description="Width of the image tower (trained here).")
+    vision_layers: _TrainedHere[PositiveInt] = Field(3, description="Blocks of the image tower (trained here).")
+    patch_size: _TrainedHere[PositiveInt] = Field(
+        4, description="Pixels per patch side of the image tower (trained here)."
+    )
+    steps: _TrainedHere[PositiveInt] = Field(300, description="Optimizer steps (trained here).")
+    batch_size: _TrainedHere[PositiveInt] = Field(64, description="Pictures per step (trained here).")
+    learning_rate: _TrainedHere[float] = Field(1e-3, gt=0, description="Peak AdamW learning rate (trained here).")
+    seed: _TrainedHere[int] = Field(0, description="Seed of weights and batches.")
+    num_workers: Unkeyed[Workers] = Field(
         2, description="Ray Train workers; `[least, most]`: as many as the cluster has room for (trained here)."
     )
-    sharding: Literal["ddp", "fsdp"] = Field("ddp", description="DDP, or `fully_shard` (FSDP2) (trained here).")
-    accumulate: PositiveInt = Field(
+    sharding: Unkeyed[Literal["ddp", "fsdp"]] = Field(
+        "ddp", description="DDP, or `fully_shard` (FSDP2) (trained here)."
+    )
+    accumulate: Unkeyed[PositiveInt] = Field(
         1, description="Parts in which a batch is computed; each is whole groups of distinct meanings (trained here)."
     )
-    precision: Literal["fp32", "bf16", "auto"] = Field("auto", description="As the denoiser's (trained here).")
-    checkpoint_every: PositiveInt = Field(250, description="Steps between checkpoints (trained here).")
+    precision: _TrainedHere[Literal["fp32", "bf16", "auto"]] = Field(
+        "auto", description="As the denoiser's (trained here)."
+    )
+    checkpoint_every: Unkeyed[PositiveInt] = Field(250, description="Steps between checkpoints (trained here).")
 
     @property
     def most_workers(self) -> int:
@@ -145,15 +177,17 @@ class ClipConfig(Section):
 class EmbedConfig(Section):
     """The Ray Data pass that writes images and CLIP embeddings to Parquet."""
 
-    batch_size: PositiveInt = Field(256, description="Captions per encoder call. Does not change the result.")
-    workers: PositiveInt = Field(1, description="Encoder actors. Does not change the result.")
+    batch_size: Unkeyed[PositiveInt] = Field(256, description="Captions per encoder call. Does not change the result.")
+    workers: Unkeyed[PositiveInt] = Field(1, description="Encoder actors. Does not change the result.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="Storage type of the token embeddings."
     )
     rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
     flips: bool = Field(False, description="Cache latents of mirrored pictures too, and train on both (latents).")
-    share_captions: bool = Field(True, description="Keep encoded captions under `storage.root`/cache for later runs.")
-    store: StorePath | None = Field(
+    share_captions: Unkeyed[bool] = Field(
+        True, description="Keep encoded captions under `storage.root`/cache for later runs."
+    )
+    store: Unkeyed[StorePath | None] = Field(
         None,
         description="Folder or URL where shards of new caches go, such as s3://BUCKET/PATH; default: `storage.root`.",
     )
@@ -186,18 +220,20 @@ class NetworkConfig(Section):
 class TrainConfig(Section):
     """The training loop of denoiser and classifier; the CLIP's is the same, and says in `clip` what it needs of it."""
 
-    num_workers: Workers = Field(
+    num_workers: Unkeyed[Workers] = Field(
         2, description="Ray Train workers; `[least, most]`: as many as the cluster has room for, at any time."
     )
-    sharding: Literal["ddp", "fsdp", "hybrid"] = Field(
+    sharding: Unkeyed[Literal["ddp", "fsdp", "hybrid"]] = Field(
         "fsdp", description="`fully_shard` (FSDP2), DDP, or hybrid: sharded in groups of `shard_size`, replicated over."
     )
-    shard_size: PositiveInt = Field(1, description="Workers that share one copy of the weights (hybrid).")
-    activation_checkpointing: bool = Field(False, description="Compute each block again in the backward pass.")
-    cpu_offload: bool = Field(False, description="Keep sharded weights and AdamW's state in the CPU's memory.")
+    shard_size: Unkeyed[PositiveInt] = Field(1, description="Workers that share one copy of the weights (hybrid).")
+    activation_checkpointing: Unkeyed[bool] = Field(False, description="Compute each block again in the backward pass.")
+    cpu_offload: Unkeyed[bool] = Field(False, description="Keep sharded weights and AdamW's state in the CPU's memory.")
     steps: PositiveInt = Field(1000, description="Optimizer steps.")
     batch_size: PositiveInt = Field(64, description="Global batch: samples per optimizer step over all workers.")
-    accumulate: PositiveInt = Field(1, description="Parts in which a worker computes its share of a batch, one by one.")
+    accumulate: Unkeyed[PositiveInt] = Field(
+        1, description="Parts in which a worker computes its share of a batch, one by one."
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak AdamW learning rate.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     warmup_steps: int = Field(100, ge=0, description="Linear warm-up before the decay.")
@@ -223,12 +259,14 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="Precision of matrix products; auto: bf16 on a GPU or a CPU with AMX, else fp32."
     )
-    checkpoint_every: PositiveInt = Field(250, description="Steps between checkpoints.")
-    keep_checkpoints: int = Field(2, ge=2, description="Checkpoints kept; fewer than two may leave a half-written one.")
-    checkpoint_async: bool = Field(True, description="Write checkpoints while training goes on.")
-    max_failures: int = Field(2, ge=0, description="Restarts after a lost worker.")
-    sample_every: int = Field(0, ge=0, description="Steps between grids of pictures of the average (0: none).")
-    log_every: PositiveInt = Field(25, description="Steps between logged figures.")
+    checkpoint_every: Unkeyed[PositiveInt] = Field(250, description="Steps between checkpoints.")
+    keep_checkpoints: Unkeyed[int] = Field(
+        2, ge=2, description="Checkpoints kept; fewer than two may leave a half-written one."
+    )
+    checkpoint_async: Unkeyed[bool] = Field(True, description="Write checkpoints while training goes on.")
+    max_failures: Unkeyed[int] = Field(2, ge=0, description="Restarts after a lost worker.")
+    sample_every: Unkeyed[int] = Field(0, ge=0, description="Steps between grids of pictures of the average (0: none).")
+    log_every: Unkeyed[PositiveInt] = Field(25, description="Steps between logged figures.")
     seed: int = Field(0, description="Seed of weights, plan, noise and dropout.")
 
     @property
@@ -250,28 +288,35 @@ class TrainConfig(Section):
         return self
 
 
+_WithLora = Annotated[T, KeyedWhere(lambda lora: lora.rank > 0)]
+
+
 class LoraConfig(Section):
     """Low-rank matrices that are trained beside an imported network, whose own weights stay as they are."""
 
     rank: int = Field(0, ge=0, description="Rank of the matrices; 0: all weights are trained.")
-    alpha: float = Field(8.0, gt=0, description="Their output counts alpha / rank times.")
-    targets: tuple[str, ...] = Field(
+    alpha: _WithLora[float] = Field(8.0, gt=0, description="Their output counts alpha / rank times.")
+    targets: _WithLora[tuple[str, ...]] = Field(
         ("to_q", "to_k", "to_v", "to_out.0"), min_length=1, description="Ends of the names of the layers that get them."
     )
+
+
+_FromNothing = Annotated[T, KeyedWhere(lambda denoiser: denoiser.base is None)]
+_FineTuned = Annotated[T, KeyedWhere(lambda denoiser: denoiser.base is not None)]
 
 
 class DenoiserConfig(Section):
     """The denoiser: network, schedule, parameterization and training."""
 
-    base: str | None = Field(
+    base: Unkeyed[str | None] = Field(
         None,
         description="Imported model to fine-tune: NAME@ALIAS, NAME/VERSION or a package's folder. Network, schedule, "
         "parameterization, text tower and autoencoder are its own.",
     )
-    lora: LoraConfig = LoraConfig()
-    network: NetworkConfig = NetworkConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    parameterization: Literal["x0", "eps", "v"] = Field("v", description="What the network predicts.")
+    lora: _FineTuned[LoraConfig] = LoraConfig()
+    network: _FromNothing[NetworkConfig] = NetworkConfig()
+    schedule: _FromNothing[ScheduleConfig] = ScheduleConfig()
+    parameterization: _FromNothing[Literal["x0", "eps", "v"]] = Field("v", description="What the network predicts.")
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
@@ -281,11 +326,21 @@ class DenoiserConfig(Section):
         return self
 
 
+class ClassifierTrainConfig(TrainConfig):
+    """The training loop of the classifier."""
+
+    accumulate: PositiveInt = Field(
+        1,
+        description="Parts in which a worker computes its share of a batch, one by one. A caption competes with those "
+        "of its part only, so another number trains another classifier.",
+    )
+
+
 class ClassifierConfig(Section):
     """The noisy-image classifier: it judges x_t, so it shares the denoiser's schedule."""
 
     network: NetworkConfig = NetworkConfig()
-    train: TrainConfig = TrainConfig()
+    train: ClassifierTrainConfig = ClassifierTrainConfig()
 
 
 class EvaluateConfig(Section):
@@ -306,10 +361,14 @@ class EvaluateConfig(Section):
     num_prompts_per_gradient: PositiveInt = Field(
         100, description="Pictures per kind of classifier and CLIP guidance (first ones of the compared)."
     )
-    batch_size: PositiveInt = Field(32, description="Pictures that a task samples at once. Does not change them.")
-    workers: int = Field(0, ge=0, description="Tasks that sample at once; 0: all CPUs. Does not change them.")
-    bits_rows: PositiveInt = Field(64, description="Held-out pictures for bits per dimension (`--model` only).")
-    bits_levels: PositiveInt = Field(100, description="Levels of that bound (`--model` only).")
+    batch_size: Unkeyed[PositiveInt] = Field(
+        32, description="Pictures that a task samples at once. Does not change them."
+    )
+    workers: Unkeyed[int] = Field(0, ge=0, description="Tasks that sample at once; 0: all CPUs. Does not change them.")
+    bits_rows: Unkeyed[PositiveInt] = Field(
+        64, description="Held-out pictures for bits per dimension (`--model` only)."
+    )
+    bits_levels: Unkeyed[PositiveInt] = Field(100, description="Levels of that bound (`--model` only).")
     seed: int = Field(0, description="Seed of prompts and pictures.")
 
 
@@ -360,7 +419,7 @@ class RegisterConfig(Section):
 
     model_name: str = Field(min_length=1, description="Registered model's name.")
     alias: str = Field("champion", description="Alias that the new version gets if it passes the gate.")
-    gate: GateConfig = GateConfig()
+    gate: Unkeyed[GateConfig] = GateConfig()
 
 
 class ServeConfig(Section):

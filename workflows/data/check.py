@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import re
 import shlex
 from collections import Counter
@@ -15,10 +13,10 @@ from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from workflows.config.schema import DataConfig
 from workflows.data.own import Rules, Usable, columns_of, rules_of, use
+from workflows.data.png import data_url
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Record
@@ -82,11 +80,16 @@ class Check:
         self.captions.update(usable.captions)
         self.labels["(none)" if usable.record.label is None else usable.record.label] += 1
         self.changes.update(_kind(change) for change in usable.changes)
-        if usable.pixels.ndim == 1:
-            self.lows = usable.pixels if self.lows is None else np.minimum(self.lows, usable.pixels)
-            self.highs = usable.pixels if self.highs is None else np.maximum(self.highs, usable.pixels)
-        elif len(self.thumbnails) < _THUMBNAILS:
-            self.thumbnails.append({"caption": usable.captions[0][:120], "image": _thumbnail(usable)})
+        if self.rules.intake.columns:
+            self.lows = usable.row if self.lows is None else np.minimum(self.lows, usable.row)
+            self.highs = usable.row if self.highs is None else np.maximum(self.highs, usable.row)
+        if len(self.thumbnails) < _THUMBNAILS:
+            self._show(usable)
+
+    def _show(self, usable: Usable) -> None:
+        """Keeps a picture as the model would see it, as a data URL."""
+        if (png := self.rules.intake.thumbnail(usable.row, _TILE)) is not None:
+            self.thumbnails.append({"caption": usable.captions[0][:120], "image": data_url(png)})
 
     def report(self) -> dict[str, Any]:
         """Everything that was counted."""
@@ -115,15 +118,15 @@ class Check:
             "labels": dict(self.labels.most_common()) if set(self.labels) - {"(none)"} else {},
         }
 
-    def ranges(self, columns: Sequence[str]) -> dict[str, dict[str, float]]:
-        """The smallest and largest number of each column of vectors."""
+    def ranges(self) -> dict[str, dict[str, float]]:
+        """The smallest and largest number of each column of numbers."""
         if self.lows is None or self.highs is None:
             return {}
-        spans = zip(columns, self.lows.tolist(), self.highs.tolist(), strict=True)
+        spans = zip(self.rules.intake.columns, self.lows.tolist(), self.highs.tolist(), strict=True)
         return {name: {"min": float(f"{low:.6g}"), "max": float(f"{high:.6g}")} for name, low, high in spans}
 
     def _too_small(self) -> int:
-        wanted = 0 if self.rules.shape is None else self.rules.shape.size
+        wanted = self.rules.intake.least_side
         return sum(min(size) < wanted for size in zip(self.widths, self.heights, strict=True))
 
     def _too_long(self) -> list[str]:
@@ -152,9 +155,9 @@ def check_data(
     path, columns = config.path or "", columns_of(config)
     location = Location(path)
     name = detect(location) if config.source == "auto" else config.source
-    rules = rules_of(config, name)
     pieces = list(SOURCES[name].pieces(location, columns))
-    check = Check(rules, context_length)
+    intake = SOURCES[name].intake.of(config, pieces)
+    check = Check(rules_of(config, intake), context_length)
     seen = 0
     for number in _spread_out(len(pieces)):
         if limit is not None and check.records >= limit:
@@ -163,8 +166,8 @@ def check_data(
         for record in _at_most(SOURCES[name].read(location, pieces[number], columns), limit, check):
             check.see(record)
     head: dict[str, Any] = {"path": path, "format": name, "pieces": len(pieces), "pieces_read": seen}
-    if name == "vectors" and pieces:
-        head["columns"] = check.ranges(pieces[0]["columns"][:-2])
+    if intake.columns:
+        head["columns"] = check.ranges()
     report = head | check.report()
     report["complete"] = seen == len(pieces) and (limit is None or check.records < limit)
     report["next"] = next_command(config, name)
@@ -173,23 +176,21 @@ def check_data(
 
 def next_command(config: DataConfig, source: str) -> str:
     """The command that runs the whole job on these data."""
-    path = config.path or ""
+    path, intake = config.path or "", SOURCES[source].intake
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(path.rstrip("/")).stem).strip("-.") or "mine"
     settings = {
         "name": name,
         "register.model_name": f"raverse-{name}",
         "data.source": source,
         "data.path": path,
-        "data.image_size": config.image_size if source != "vectors" else None,
-        "data.channels": config.channels if source != "vectors" else None,
+        **{f"data.{option}": getattr(config, option) for option in intake.options},
         "data.image_column": config.image_column,
         "data.caption_column": config.caption_column,
         "data.label_column": config.label_column,
         "data.vector_columns": f"[{','.join(config.vector_columns)}]" if config.vector_columns else None,
     }
     options = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items() if value is not None]
-    # Vectors are small: they need no more steps than the digits.
-    return " ".join([f"raverse run --config {'digits' if source == 'vectors' else 'shapes'}", *options])
+    return " ".join([f"raverse run --config {intake.preset}", *options])
 
 
 def _at_most(records: Iterator[Record], limit: int | None, check: Check) -> Iterator[Record]:
@@ -214,11 +215,3 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
         return {}
     low, median, high = np.quantile(values, [0.0, 0.5, 1.0])
     return {"min": round(float(low), 3), "median": round(float(median), 3), "max": round(float(high), 3)}
-
-
-def _thumbnail(usable: Usable) -> str:
-    """A picture as the model would see it, as a data URL."""
-    pixels, buffer = usable.pixels, io.BytesIO()
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    picture.resize((_TILE, _TILE), Image.Resampling.NEAREST).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from workflows.data.sources import SOURCES
+
 _WIDEST: Final = 120
+_SIZES: Final = ("width", "height", "aspect_ratio", "smaller_than_wanted")
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem } td, th { padding: 0.15rem 1rem 0.15rem 0; text-align: left;
@@ -56,25 +59,24 @@ def verdict(report: Mapping[str, Any], *, usable: bool) -> str:
 
 def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """What a reader is told, by title: names and values; a table may be empty."""
-    captions, of_numbers = report["captions"], report["format"] == "vectors"
+    captions, intake = report["captions"], SOURCES[report["format"]].intake
+    facts = {name: report[name] for name in intake.facts if name in report}
     overview = {
         "format": report["format"],
         "records looked at": f"{report['records']}{'' if report['complete'] else ' (a sample)'}",
         "usable": report["usable"],
-        "duplicate rows" if of_numbers else "duplicate images": report["duplicate_images"],
+        f"duplicate {intake.counted}": report["duplicate_images"],
         "captions": f"{captions['total']}, of which {captions['distinct']} differ",
         f"captions over {captions['context_length']} tokens": captions["over_context_length"],
     }
-    if not of_numbers:
-        overview |= {name.replace("_", " "): _range(report[name]) for name in ("width", "height", "aspect_ratio")}
-        overview["smaller than wanted"] = report["smaller_than_wanted"]
+    overview |= {name.replace("_", " "): _worded(facts[name]) for name in _SIZES if name in facts}
     return {
         "Overview": overview,
-        "Columns of numbers": {name: _range(span) for name, span in report.get("columns", {}).items()},
+        "Columns of numbers": {name: _range(span) for name, span in facts.get("columns", {}).items()},
         "Cannot be used": report["unusable"],
         "Used with a change": report["changed"],
-        "Modes": {} if of_numbers else report["modes"],
-        "File formats": {} if of_numbers else report["formats"],
+        "Modes": facts.get("modes", {}),
+        "File formats": facts.get("formats", {}),
         "Labels": report["labels"],
         "Most common captions": captions["most_common"],
     }
@@ -99,6 +101,10 @@ def _examples(broken: Sequence[Mapping[str, str]]) -> str:
         return ""
     rows = "".join(f"<tr><td>{escape(row['name'])}</td><td>{escape(row['reason'])}</td></tr>" for row in broken)
     return f"<table><tr><th>for example</th><th>reason</th></tr>{rows}</table>"
+
+
+def _worded(value: Any) -> Any:
+    return _range(value) if isinstance(value, Mapping) else value
 
 
 def _range(values: Mapping[str, float]) -> str:

@@ -11,9 +11,8 @@ holds one canonical caption per combination, in that order. Its label is the val
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
@@ -22,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
+from workflows.data.png import encode_png
+from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidData, MissingArtifact
 
@@ -87,6 +87,11 @@ class DataInfo:
             raise MissingArtifact(f"no data.json in {folder}: run `raverse data` first") from None
         scale = VectorScale.of(values.pop("scale", None))
         return DataInfo(**{name: _frozen(value) for name, value in values.items()}, scale=scale)
+
+    @property
+    def rows(self) -> RowType:
+        """The type of the samples."""
+        return rows_of(self.shape, self.scale)
 
     def save(self, folder: Path) -> None:
         """Writes `data.json`."""
@@ -193,7 +198,7 @@ class Dataset:
     def read(self, split: SplitName, limit: int | None = None) -> Split:
         """Loads a split, or its first `limit` samples, into memory."""
         rows = self.info.num_samples(split)
-        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)), self.info.shape)
+        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)), self.info.rows)
 
     def combinations(self, split: Split) -> NDArray[np.int64]:
         """(n,) index of each sample's combination in `candidate_captions`.
@@ -227,12 +232,11 @@ def read_rows(path: Path, start: int, stop: int) -> pa.Table:
     return file.read_row_groups(groups).slice(start - (first or 0), stop - start)
 
 
-def decode(table: pa.Table, shape: Sequence[int]) -> Split:
-    """The samples in rows of `SCHEMA`, of pictures (c, h, w) or vectors (d,)."""
-    read = decode_png if len(shape) > 1 else decode_vector
+def decode(table: pa.Table, rows: RowType) -> Split:
+    """The samples in rows of `SCHEMA`."""
     return Split(
         table["sample_id"].to_numpy(),
-        np.stack([read(data) for data in table["image"].to_pylist()]),
+        np.stack([rows.decode(cell) for cell in table["image"].to_pylist()]),
         tuple(tuple(captions) for captions in table["captions"].to_pylist()),
         table["label"].to_numpy(),
         tuple(tuple(values) for values in table["attributes"].to_pylist()),
@@ -240,36 +244,16 @@ def decode(table: pa.Table, shape: Sequence[int]) -> Split:
     )
 
 
-def decode_png(data: bytes) -> NDArray[np.uint8]:
-    """(c, h, w) uint8 pixels of an encoded picture: one channel when it is gray, else three."""
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"), np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def decode_vector(data: bytes) -> NDArray[np.float32]:
-    """(d,) numbers."""
-    return np.frombuffer(data, "<f4")
-
-
 def _encode(rows: Split) -> pa.Table:
     columns = {
         "sample_id": rows.sample_ids,
-        "image": list(_encode_pngs(rows.images)),
+        "image": [encode_png(pixels) for pixels in rows.images],
         "captions": rows.captions,
         "label": rows.labels,
         "attributes": rows.attributes,
         "unseen": rows.unseen,
     }
     return pa.Table.from_pydict(columns, schema=SCHEMA)
-
-
-def _encode_pngs(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    for pixels in images:
-        buffer = io.BytesIO()
-        picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-        picture.save(buffer, "PNG")
-        yield buffer.getvalue()
 
 
 def _frozen(value: Any) -> Any:

@@ -22,15 +22,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.config.schema import DataConfig
-from workflows.data.dataset import SCHEMA, SPLITS, DataInfo, decode_vector
+from workflows.data.dataset import SCHEMA, SPLITS, DataInfo
+from workflows.data.intake import Intake
 from workflows.data.own import REJECTED, PieceImporter, columns_of, rejected_path, rules_of
-from workflows.data.scale import VectorScale
-from workflows.data.sources import SOURCES, detect
+from workflows.data.rows import RowType
+from workflows.data.sources import SOURCES, Piece, detect
 from workflows.data.sources.location import Location
 from workflows.errors import InvalidData
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
-from workflows.storage.shards import Shard, find_shard, remove_partial
+from workflows.storage.atomic import remove_partial
+from workflows.storage.shards import Shard, find_shard
 
 REJECTED_FILE: Final = "rejected.parquet"
 _PARTS: Final = "parts"
@@ -57,8 +59,11 @@ def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[Da
     """
     location = Location(config.path or "")
     source = detect(location) if config.source == "auto" else config.source
-    importer = importer_of(config, source, location, folder / _PARTS)
-    items = _items(importer)
+    columns = columns_of(config)
+    pieces = list(SOURCES[source].pieces(location, columns))
+    intake = SOURCES[source].intake.of(config, pieces)
+    importer = PieceImporter(source, location, columns, rules_of(config, intake), folder / _PARTS)
+    items = _items(importer, pieces)
     remove_partial(folder)
     shards = {item["path"]: found for item in items if (found := _finished(importer.folder, item))}
     progress.start(len(items), "pieces")
@@ -71,29 +76,23 @@ def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[Da
     num_rejected = _write_rejected(parts, folder / REJECTED_FILE)
     summary = _Summary.of(parts)
     _check_share(config, summary, num_rejected, folder / REJECTED_FILE)
-    info = _write_splits(config, source, parts, summary, folder, _value_columns(source, items))
+    info = _write_splits(config, source, parts, summary, folder, intake)
     shutil.rmtree(importer.folder)
     if num_rejected:
         progress.log(f"{num_rejected} records refused, each with its reason in {folder / REJECTED_FILE}")
     return info, num_rejected
 
 
-def importer_of(config: DataConfig, source: str, location: Location, folder: Path) -> PieceImporter:
-    """What writes the parts of a configuration."""
-    return PieceImporter(source, location, columns_of(config), rules_of(config, source), folder)
-
-
-def _items(importer: PieceImporter) -> list[dict[str, Any]]:
+def _items(importer: PieceImporter, pieces: list[Piece]) -> list[dict[str, Any]]:
     """Work items for Ray Data; a part's key changes with the files, the piece and the rules."""
     base = json.dumps([importer.source, importer.location.stamp(), repr(importer.columns), repr(importer.rules)])
-    pieces = SOURCES[importer.source].pieces(importer.location, importer.columns)
     return [
         {"piece": piece, "path": f"part-{number:06d}.parquet", "key": _key(base, piece)}
         for number, piece in enumerate(pieces)
     ]
 
 
-def _key(base: str, piece: dict[str, Any]) -> str:
+def _key(base: str, piece: Piece) -> str:
     return hashlib.sha256(f"{base}\n{json.dumps(piece)}".encode("utf-8", "replace")).hexdigest()
 
 
@@ -190,31 +189,19 @@ def _check_share(config: DataConfig, summary: _Summary, refused: int, rejected: 
         )
 
 
-def _value_columns(source: str, items: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Names of a vector's numbers, of which every file must have the same."""
-    if source != "vectors" or not items:
-        return ()
-    found = {tuple(item["piece"]["columns"][:-2]) for item in items}
-    if len(found) > 1:
-        one, other = sorted(found)[:2]
-        raise InvalidData(f"files with columns {', '.join(one)} and {', '.join(other)}: set data.vector_columns")
-    return found.pop()
-
-
 def _write_splits(
-    config: DataConfig, source: str, parts: list[Path], summary: _Summary, folder: Path, columns: tuple[str, ...]
+    config: DataConfig, source: str, parts: list[Path], summary: _Summary, folder: Path, intake: Intake
 ) -> DataInfo:
     held_out = summary.held_out(config.held_out, config.seed)
-    scale = VectorScale.fit(columns, _vectors(parts, ~held_out)) if columns else None
+    rows = intake.rows(table["image"].to_pylist() for table in _chosen(parts, ~held_out, ()))
     for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
         with pq.ParquetWriter(folder / f"{split}.parquet", SCHEMA) as writer:
             for table in _chosen(parts, chosen, summary.class_names):
-                writer.write_table(table if scale is None else _normalised(table, scale))
-    shape = (len(columns),) if columns else (config.channels, config.image_size, config.image_size)
-    content = f"{summary.content}{np.packbits(held_out).tobytes().hex()}{shape}{scale or ''}"
+                writer.write_table(_stored(table, rows))
+    content = f"{summary.content}{np.packbits(held_out).tobytes().hex()}{rows.shape}{rows.scale or ''}"
     info = DataInfo(
         source=source,
-        shape=shape,
+        shape=rows.shape,
         class_names=summary.class_names,
         attributes={"label": summary.class_names} if summary.class_names else {},
         num_train=int((~held_out).sum()),
@@ -222,7 +209,7 @@ def _write_splits(
         data_hash=hashlib.sha256(content.encode()).hexdigest(),
         candidate_captions=summary.candidates(),
         unseen_combinations=(),
-        scale=scale,
+        scale=rows.scale,
     )
     if not info.num_train or not info.num_held_out:
         raise InvalidData(
@@ -232,16 +219,10 @@ def _write_splits(
     return info
 
 
-def _vectors(parts: list[Path], chosen: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
-    """The chosen rows of each part, as they came."""
-    for table in _chosen(parts, chosen, ()):
-        yield np.stack([decode_vector(data) for data in table["image"].to_pylist()])
-
-
-def _normalised(table: pa.Table, scale: VectorScale) -> pa.Table:
-    rows = scale.normalised(np.stack([decode_vector(data) for data in table["image"].to_pylist()]))
-    place = table.schema.get_field_index("image")
-    return table.set_column(place, SCHEMA.field("image"), pa.array([row.tobytes() for row in rows], pa.binary()))
+def _stored(table: pa.Table, rows: RowType) -> pa.Table:
+    """Raw samples as they are stored."""
+    cells = pa.array(rows.store(table["image"].to_pylist()), pa.binary())
+    return table.set_column(table.schema.get_field_index("image"), SCHEMA.field("image"), cells)
 
 
 def _chosen(parts: list[Path], chosen: NDArray[np.bool_], class_names: tuple[str, ...]) -> Iterator[pa.Table]:

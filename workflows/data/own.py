@@ -7,20 +7,18 @@ Beside it lie the records that were refused, or kept with a change, each with it
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, final
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
 from workflows.config.schema import DataConfig
-from workflows.data.picture import Found, PictureShape, prepare
+from workflows.data.intake import Intake
+from workflows.data.picture import Found
 from workflows.data.sources import SOURCES
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
@@ -48,12 +46,12 @@ class Rules:
     """What a record must be to be used.
 
     Attributes:
-        shape: of every picture; None: records are vectors.
+        intake: how its contents become a row.
         max_caption_chars: longer captions are cut.
         needs_label: whether a record without a label is refused.
     """
 
-    shape: PictureShape | None
+    intake: Intake
     max_caption_chars: int
     needs_label: bool = False
 
@@ -63,21 +61,18 @@ def columns_of(config: DataConfig) -> Columns:
     return Columns(config.image_column, config.caption_column, config.label_column, config.vector_columns)
 
 
-def rules_of(config: DataConfig, source: str) -> Rules:
-    """What a configuration asks of each record of a source."""
-    picture = PictureShape(config.image_size, config.channels, config.max_pixels)
-    return Rules(
-        None if source == "vectors" else picture, config.max_caption_chars, needs_label=config.label_column is not None
-    )
+def rules_of(config: DataConfig, intake: Intake) -> Rules:
+    """What a configuration asks of each record."""
+    return Rules(intake, config.max_caption_chars, needs_label=config.label_column is not None)
 
 
 @final
 @dataclass(frozen=True)
 class Usable:
-    """A record that can be used: pixels (or float32 numbers), cleaned captions, and what had to be changed."""
+    """A record that can be used: its raw row, cleaned captions, and what had to be changed."""
 
     record: Record
-    pixels: NDArray[Any]
+    row: NDArray[Any]
     captions: tuple[str, ...]
     found: Found
     changes: tuple[str, ...]
@@ -99,20 +94,15 @@ def use(record: Record, rules: Rules) -> Usable:
     if record.label is not None and _unicode(record.label) != record.label:
         record = replace(record, label=_unicode(record.label))
         changes = (*changes, "what is no Unicode text replaced in the label")
-    pixels, found = _vector(record.image) if rules.shape is None else prepare(record.image, rules.shape)
+    row, found = rules.intake.read(record.image)
     if found.frames > 1:
         changes = (*changes, f"animated: the first of {found.frames} frames is used")
-    return Usable(record, pixels, captions, found, changes)
+    return Usable(record, row, captions, found, changes)
 
 
 def _unicode(text: str) -> str:
     """Text without lone surrogates, which no file of UTF-8 can hold."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _vector(data: bytes) -> tuple[NDArray[np.float32], Found]:
-    numbers = np.frombuffer(data, "<f4")
-    return numbers, Found(len(numbers), 1, "float32", "vector", 1)
 
 
 def clean_captions(captions: Iterable[str], max_chars: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -185,7 +175,7 @@ def _accepted(records: Iterable[Record], rules: Rules, rejected: list[dict[str, 
             rejected.append(_remark(record, str(error), kept=False))
             continue
         rejected.extend(_remark(record, change, kept=True) for change in usable.changes)
-        yield _row(usable)
+        yield _row(usable, rules.intake)
 
 
 def rejected_path(path: str) -> str:
@@ -193,21 +183,15 @@ def rejected_path(path: str) -> str:
     return path.replace(".parquet", ".rejected.parquet")
 
 
-def _row(usable: Usable) -> dict[str, Any]:
+def _row(usable: Usable, intake: Intake) -> dict[str, Any]:
     return {
         "name": _unicode(usable.record.name),
-        "image": _png(usable.pixels) if usable.pixels.ndim > 1 else usable.pixels.tobytes(),
+        "image": intake.encode(usable.row),
         "captions": list(usable.captions),
         "label": usable.record.label,
-        "digest": hashlib.sha256(usable.pixels.tobytes()).digest()[:16],
+        "digest": hashlib.sha256(usable.row.tobytes()).digest()[:16],
     }
 
 
 def _remark(record: Record, reason: str, *, kept: bool) -> dict[str, Any]:
     return {"name": _unicode(record.name)[:_LONGEST_NAME], "kept": kept, "reason": _unicode(reason)}
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

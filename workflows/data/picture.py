@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from workflows.data.png import pixels_of
 from workflows.errors import InvalidData
 
 
@@ -88,8 +89,7 @@ def _check_size(image: Image.Image, shape: PictureShape) -> None:
 
 def _pixels(image: Image.Image, shape: PictureShape) -> NDArray[np.uint8]:
     fitted = ImageOps.fit(_eight_bits(image), (shape.size, shape.size), Image.Resampling.LANCZOS)
-    pixels = np.asarray(fitted.convert("L" if shape.channels == 1 else "RGB"), np.uint8)
-    return pixels[None] if shape.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels_of(fitted.convert("L" if shape.channels == 1 else "RGB"))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -26,6 +26,11 @@ class VectorScale:
     std: tuple[float, ...]
 
     @staticmethod
+    def unit(columns: Sequence[str]) -> VectorScale:
+        """Leaves numbers as they are."""
+        return VectorScale(tuple(columns), (0.0,) * len(columns), (1.0,) * len(columns))
+
+    @staticmethod
     def fit(columns: tuple[str, ...], parts: Iterable[NDArray[np.float32]]) -> VectorScale:
         """Measures raw rows, given in parts of shape (n, d)."""
         count, total, square = 0, np.zeros(len(columns)), np.zeros(len(columns))
@@ -38,7 +43,7 @@ class VectorScale:
             away = part.astype(np.float64) - shift
             count, total, square = count + len(part), total + away.sum(0), square + (away**2).sum(0)
         if shift is None:
-            return VectorScale(columns, (0.0,) * len(columns), (1.0,) * len(columns))
+            return VectorScale.unit(columns)
         mean = total / count
         std = np.sqrt(np.maximum(square / count - mean**2, 0.0))
         constant = std <= np.finfo(np.float32).eps * np.abs(shift + mean)

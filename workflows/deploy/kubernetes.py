@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import yaml
 
+from workflows import __version__
 from workflows.config.schema import BUILT_IN_DATA, RunConfig
 from workflows.deploy.secrets import secrets_file
 from workflows.errors import InvalidConfig
@@ -49,7 +50,7 @@ def render(config: RunConfig, folder: Path, overlay: Overlay, preset: Preset, im
     if not _FILES.is_dir():
         raise InvalidConfig(f"no {_FILES}: the Kubernetes files are in a checkout of raverse, run the command there")
     if not all(image.rpartition(":")):
-        raise InvalidConfig(f"--image {image}: wanted NAME:TAG, such as registry.example.com/raverse:0.1.0")
+        raise InvalidConfig(f"--image {image}: wanted NAME:TAG, such as registry.example.com/raverse:{__version__}")
     if num_gpus and overlay == "cpu-small":
         raise InvalidConfig("--overlay cpu-small has no GPUs: give --overlay gpu, or leave --gpus out")
     pods = as_pods_see_it(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from workflows.errors import InvalidCheckpoint, StorageUnwritable
 from workflows.model.latents import PREVIEW_FILE
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, verify
 from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
+from workflows.storage.atomic import whole_file, whole_folder
 
 _NETWORK_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 _LORA_WEIGHTS: Final = "pytorch_lora_weights.safetensors"
@@ -102,10 +102,8 @@ def export_lora(package: Path, target: Path) -> Path:
     if file.exists():
         raise StorageUnwritable(f"{file} is there already: give another name")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        save_file(for_diffusers(Adapter.load(package / ADAPTER)), partial, {"format": "pt"})
-        partial.replace(file)
+        with whole_file(file) as partial:
+            save_file(for_diffusers(Adapter.load(package / ADAPTER)), partial, {"format": "pt"})
     except OSError as error:
         raise StorageUnwritable(f"cannot write {file} ({error}): give another folder") from None
     return file
@@ -116,10 +114,7 @@ def _in_place(target: Path, write: Callable[[Path], None]) -> None:
     if target.exists():
         raise StorageUnwritable(f"{target} is there already: give the name of a new folder")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-            partial = Path(temporary) / "pipeline"
+        with whole_folder(target) as partial:
             write(partial)
-            partial.rename(target)
     except OSError as error:
         raise StorageUnwritable(f"cannot write {target} ({error}): give another folder") from None

@@ -14,13 +14,13 @@ from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
 from diffusion_core.row import Trajectory
 from diffusion_core.sampler import SamplerPlan
+from diffusion_core.strength import DEFAULT_STRENGTH
 from diffusion_core.trajectory import image_to_image, inpaint, invert, run
 from diffusion_core.types import Data
 from workflows.draw.files import read_mask, read_picture
 from workflows.draw.request import DrawRequest
 from workflows.model.model import ModelPackage
 
-_STRENGTH: Final = 0.6
 _REFINEMENTS: Final = 3
 
 
@@ -66,7 +66,7 @@ def draw(package: ModelPackage, request: DrawRequest, on_step: Callable[[int], N
     x = _sampled(package, request, condition, plan, seeds, keep)
     if not bool(torch.isfinite(x).all()):
         raise NonFinite(f"the model draws no finite picture for {request.prompt!r}: train it longer")
-    return Drawing(package.pictures(x), torch.stack(frames), seeds)
+    return Drawing(package.drawn(x), torch.stack(frames), seeds)
 
 
 def _sampled(
@@ -87,14 +87,14 @@ def _sampled(
         return package.sample(condition, seeds=seeds, plan=plan, on_step=on_step)
     given = _given(package, request.init, "init", request.num)
     if request.mask is not None:
-        kept = package.codec.mask(1.0 - read_mask(request.mask, package.picture_shape).to(package.device))
+        kept = package.codec.mask(1.0 - read_mask(request.mask, package.rows.shape).to(package.device))
         return inpaint(denoiser, plan, condition, given, kept, seeds=seeds, on_step=on_step)
-    strength = _STRENGTH if request.strength is None else request.strength
+    strength = DEFAULT_STRENGTH if request.strength is None else request.strength
     return image_to_image(denoiser, plan, condition, given, strength=strength, seeds=seeds, on_step=on_step)
 
 
 def _given(package: ModelPackage, path: Path, param: str, count: int) -> Data:
-    picture = read_picture(path, package.picture_shape, param).to(package.device)
+    picture = read_picture(path, package.rows.shape, param).to(package.device)
     row = package.codec.encode(picture[None])[0]
     return row.expand(count, *row.shape)
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from workflows.data.pixels import to_data
+from workflows.data.png import image_of, pixels_of
 from workflows.errors import InvalidRequest, StorageUnwritable
 
 _SHOWN_SIDE: Final = 128
@@ -27,9 +29,7 @@ def read_picture(path: Path, shape: Sequence[int], param: str = "image") -> Tens
         InvalidRequest: no picture there; names the parameter.
     """
     channels, height, width = shape
-    pixels = np.asarray(_open(path, param, "L" if channels == 1 else "RGB", (width, height)), np.float32)
-    array = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array)) / 127.5 - 1.0
+    return to_data(pixels_of(_open(path, param, "L" if channels == 1 else "RGB", (width, height))))
 
 
 def read_mask(path: Path, shape: Sequence[int]) -> Tensor:
@@ -88,8 +88,7 @@ def _beside(images: Tensor, zoom: int | None) -> Image.Image:
     n, channels, height, width = images.shape
     factor = max(1, -(-_SHOWN_SIDE // min(height, width))) if zoom is None else zoom
     row: NDArray[np.uint8] = images.permute(1, 2, 0, 3).reshape(channels, height, n * width).numpy()
-    large = row.repeat(factor, axis=1).repeat(factor, axis=2)
-    return Image.fromarray(large[0] if channels == 1 else np.ascontiguousarray(large.transpose(1, 2, 0)))
+    return image_of(row.repeat(factor, axis=1).repeat(factor, axis=2))
 
 
 def _save(path: Path, picture: Image.Image, **options: Any) -> None:

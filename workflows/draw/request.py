@@ -29,7 +29,7 @@ class DrawRequest:
         clip_scale: of CLIP.
         negative: what they do not show.
         init: a picture to start from.
-        strength: share of the steps made from `init`.
+        strength: share of the steps made from `init`; None: `DEFAULT_STRENGTH`.
         mask: a picture, white where `init` is drawn anew and black where it is kept.
         invert: a picture to take the starting noise from.
         invert_prompt: what `invert` shows; None: the prompt.

@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_core.types import Data
 from workflows.data.dataset import SplitName
+from workflows.data.rows import RowType, rows_of
 from workflows.embed.manifest import Manifest, caption_id
 from workflows.errors import InvalidData
 from workflows.storage.place import reason
@@ -67,8 +69,8 @@ class CachedBatch:
 
     Attributes:
         sample_ids: (b,) int64.
-        images: (b, c, h, w) uint8, or vectors (b, d) float32, or latents as `LatentFormat` stores them; `to_x0` makes
-            them what networks see.
+        images: (b, c, h, w) uint8, or vectors (b, d) float32, or latents as `LatentFormat` stores them;
+            `EmbeddingCache.to_x0` makes them what networks see.
         captions: (b, k) int64 positions in `CachedCaptions`, -1 after a sample's last wording.
         num_captions: (b,) int64 wordings per sample.
         labels: (b,) int64, -1 where there is none.
@@ -119,6 +121,11 @@ class EmbeddingCache:
         """(c, h, w) of every image or of its latent, or (d,) of vectors."""
         return self.manifest.shape
 
+    @property
+    def rows(self) -> RowType:
+        """The type of the rows that networks see; latents count as pictures of their shape."""
+        return rows_of(self.shape)
+
     @cached_property
     def latents(self) -> LatentFormat | None:
         """How images are stored; None: as pixels."""
@@ -154,6 +161,12 @@ class EmbeddingCache:
         if split not in self._splits:
             self._splits[split] = self._load_split(split)
         return self._splits[split]
+
+    def to_x0(self, stored: Tensor, seed: int = 0, numbers: Tensor | None = None) -> Data:
+        """Stored rows as the data that is denoised; of latents a draw (`LatentFormat.draw`), or the mean."""
+        if self.latents is None:
+            return self.rows.to_x(stored)
+        return self.latents.mean(stored) if numbers is None else self.latents.draw(stored, seed, numbers)
 
     @cached_property
     def captions(self) -> CachedCaptions:
@@ -195,9 +208,8 @@ class EmbeddingCache:
 
     def _load_images(self, paths: Sequence[str], count: int) -> Tensor:
         """Fills one tensor shard by shard, so that few shards are in memory twice."""
-        pixels = self.latents is None and len(self.shape) > 1
-        shape = self.shape if self.latents is None else self.latents.stored
-        images = torch.empty((count, *shape), dtype=torch.uint8 if pixels else torch.float32)
+        shape, dtype = (self.shape, self.rows.dtype) if self.latents is None else (self.latents.stored, np.float32)
+        images = torch.from_numpy(np.empty((count, *shape), dtype))
         start = 0
         for table in self._read_ahead(paths, ["image"]):
             for chunk in table["image"].chunks:

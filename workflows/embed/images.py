@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from workflows.data.dataset import Split, decode, read_rows
+from workflows.data.rows import RowType
 from workflows.embed.manifest import caption_id
 from workflows.errors import InvalidData
 from workflows.storage.shelf import Shelf
@@ -25,36 +26,36 @@ class ImageShardWriter:
     Attributes:
         data_folder: of the data artifact.
         shelf: for the shards.
-        shape: (c, h, w) that every picture must have, or (d,) of vectors.
+        rows: the type that every sample must have.
         encoder: key of the text tower.
     """
 
     data_folder: Path
     shelf: Shelf
-    shape: tuple[int, ...]
+    rows: RowType
     encoder: str
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """Writes the shard of one work item (`split`, `start`, `stop`, `path`, `key`).
 
         Raises:
-            InvalidData: a picture of another shape.
+            InvalidData: a row of another shape.
             StorageUnwritable: the folder or the store is full or read-only.
         """
-        rows = read_samples(self.data_folder, item, self.shape)
-        return asdict(self.shelf.write(item["path"], image_table(rows, self.encoder), item["key"]))
+        samples = read_samples(self.data_folder, item, self.rows)
+        return asdict(self.shelf.write(item["path"], image_table(samples, self.encoder), item["key"]))
 
 
-def read_samples(data_folder: Path, item: dict[str, Any], shape: tuple[int, ...]) -> Split:
+def read_samples(data_folder: Path, item: dict[str, Any], rows: RowType) -> Split:
     """The samples of one work item, decoded.
 
     Raises:
-        InvalidData: a picture of another shape.
+        InvalidData: a row of another shape.
     """
-    rows = decode(read_rows(data_folder / f"{item['split']}.parquet", item["start"], item["stop"]), shape)
-    if rows.images.shape[1:] != shape:
-        raise InvalidData(f"pictures of shape {rows.images.shape[1:]} in {item['path']}, wanted {shape}")
-    return rows
+    samples = decode(read_rows(data_folder / f"{item['split']}.parquet", item["start"], item["stop"]), rows)
+    if samples.images.shape[1:] != rows.shape:
+        raise InvalidData(f"{rows.name} of shape {samples.images.shape[1:]} in {item['path']}, wanted {rows.shape}")
+    return samples
 
 
 def image_table(rows: Split, encoder: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Latents in the cache: how a row is stored, who writes it, and what training reads.
+"""Latents in the cache: who writes them, and how.
 
 A row holds the mean and the standard deviation of the autoencoder's posterior, and both of the mirrored picture too
 where those are asked for. Training draws from them, so that an epoch costs no encoding.
@@ -16,11 +16,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from diffusion_core.types import Data
+from workflows.data.rows import RowType
 from workflows.embed.images import image_table, read_samples
 from workflows.storage.shelf import Shelf
 from workflows.towers.latent_format import LatentFormat
-from workflows.towers.pixels import to_x
 
 if TYPE_CHECKING:
     from workflows.towers.autoencoder import Autoencoder
@@ -35,7 +34,7 @@ class LatentShardWriter:
     Args:
         data_folder: of the data artifact.
         shelf: for the shards.
-        shape: (c, h, w) that every picture must have.
+        rows: the type that every picture must have.
         encoder: key of the text tower.
         autoencoder: folder of what encodes.
         latents: how they are stored.
@@ -46,13 +45,13 @@ class LatentShardWriter:
         self,
         data_folder: Path,
         shelf: Shelf,
-        shape: tuple[int, ...],
+        rows: RowType,
         encoder: str,
         autoencoder: Path,
         latents: LatentFormat,
         device: str,
     ) -> None:
-        self._data_folder, self._shelf, self._shape, self._encoder = data_folder, shelf, shape, encoder
+        self._data_folder, self._shelf, self._rows, self._encoder = data_folder, shelf, rows, encoder
         self._source, self._latents, self._device = autoencoder, latents, device
 
     @cached_property
@@ -70,7 +69,7 @@ class LatentShardWriter:
             StorageUnwritable: the folder or the store is full or read-only.
             InvalidConfig: no autoencoder lies there.
         """
-        rows = read_samples(self._data_folder, item, self._shape)
+        rows = read_samples(self._data_folder, item, self._rows)
         table = image_table(rows, self._encoder)
         parts = [self._encoded(part) for part in torch.from_numpy(rows.images).split(_ROWS_AT_ONCE)]
         column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(torch.cat(parts).numpy()))
@@ -80,10 +79,3 @@ class LatentShardWriter:
     def _encoded(self, images: Tensor) -> Tensor:
         views = [images, images.flip(-1)] if self._latents.flips else [images]
         return torch.cat([part for view in views for part in self._autoencoder.encode(view)], dim=1).cpu()
-
-
-def to_x0(latents: LatentFormat | None, stored: Tensor, seed: int = 0, numbers: Tensor | None = None) -> Data:
-    """Stored rows as the data that is denoised: see `to_x`; of latents a draw, or the mean without numbers."""
-    if latents is None:
-        return to_x(stored)
-    return latents.mean(stored) if numbers is None else latents.draw(stored, seed, numbers)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.storage.atomic import write_whole
 from workflows.storage.place import READERS, Place
 from workflows.storage.shards import Shard
 
@@ -61,9 +62,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes the manifest atomically."""
-        partial = folder / f"{MANIFEST_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2))
-        partial.replace(folder / MANIFEST_FILE)
+        write_whole(folder / MANIFEST_FILE, json.dumps(asdict(self), indent=2))
 
     @staticmethod
     def load(folder: Path) -> Manifest:

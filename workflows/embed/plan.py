@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias, final
 
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
+from workflows.data.rows import RowType
 from workflows.embed.captions import distinct_captions
 from workflows.embed.manifest import Manifest, cache_key, encoder_key
 from workflows.storage.place import Place
@@ -80,7 +81,7 @@ def plan_shards(
     """
     encoder = encoder_key(asdict(identity), config.dtype)
     key = cache_key(encoder, dataset.info.data_hash, None if latents is None else latents.describe())
-    row_bytes = _image_bytes(dataset) if latents is None else latents.row_bytes
+    row_bytes = _row_bytes(dataset.info.rows) if latents is None else latents.row_bytes
     captions = distinct_captions(map(dataset.path, SPLITS), dataset.info.candidate_captions)
     token_bytes = identity.context_length * identity.width * _BYTES_PER_FEATURE
     rows = {"train": dataset.info.num_train, "held_out": dataset.info.num_held_out, "captions": len(captions)}
@@ -120,9 +121,9 @@ def _caption_items(captions: list[str], encoder: str, size: int) -> tuple[Item, 
     )
 
 
-def _image_bytes(dataset: Dataset) -> int:
-    """Of a stored picture, or of a stored vector of floats."""
-    return math.prod(dataset.info.shape) * (1 if dataset.info.scale is None else _BYTES_PER_FEATURE)
+def _row_bytes(rows: RowType) -> int:
+    """Of a stored row."""
+    return math.prod(rows.shape) * rows.dtype.itemsize
 
 
 def _shard_rows(wanted: int, bytes_per_row: int) -> int:

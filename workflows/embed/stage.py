@@ -26,11 +26,12 @@ from workflows.embed.latents import LatentShardWriter
 from workflows.embed.manifest import caption_id, discard_damaged
 from workflows.embed.plan import plan_shards
 from workflows.embed.store import CaptionStore
-from workflows.package.base import Base, base_of, check_pictures
+from workflows.package.base import Base, base_of, check_rows
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
-from workflows.storage.shards import Shard, remove_partial
+from workflows.storage.atomic import remove_partial
+from workflows.storage.shards import Shard
 from workflows.storage.shelf import Shelf
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.latent_format import LatentFormat
@@ -117,7 +118,7 @@ def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int, store:
 def _latents(config: RunConfig, base: Base | None, dataset: Dataset) -> LatentFormat | None:
     if base is None:
         return None
-    check_pictures(base, dataset.info.shape, dataset.info.source)
+    check_rows(base, dataset.info.rows, dataset.info.source)
     return base.latents(flips=config.embed.flips)
 
 
@@ -126,11 +127,11 @@ def _images(
 ) -> Callable[[RayDataset], RayDataset]:
     """How image shards are made: decoded by tasks, and encoded to latents by actors where a base wants those."""
     if base is None or latents is None or base.autoencoder is None:
-        write_image = ImageShardWriter(dataset.folder, shelf, dataset.info.shape, encoder)
+        write_image = ImageShardWriter(dataset.folder, shelf, dataset.info.rows, encoder)
         return lambda rows: rows.map(write_image)
     num_gpus = 1 if _total("GPU") >= workers else 0
     device = "cuda" if num_gpus else "cpu"
-    arguments = (dataset.folder, shelf, dataset.info.shape, encoder, base.autoencoder, latents, device)
+    arguments = (dataset.folder, shelf, dataset.info.rows, encoder, base.autoencoder, latents, device)
     compute = ActorPoolStrategy(size=_num_workers(workers, workers))
     return lambda rows: rows.map(
         LatentShardWriter, fn_constructor_args=arguments, compute=compute, num_cpus=1, num_gpus=num_gpus

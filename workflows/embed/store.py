@@ -9,9 +9,9 @@ Parts are only ever added. A part whose bytes are not those of its name is as go
 
 from __future__ import annotations
 
+import contextlib
 import json
-import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -21,12 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workflows.errors import StorageUnwritable
-from workflows.storage.shards import file_sha256, parquet_writer
+from workflows.storage.atomic import PartialFile, write_whole
+from workflows.storage.hashing import file_sha256
+from workflows.storage.shards import parquet_writer
 
 STORE: Final = "cache/captions"
 ENCODER_FILE: Final = "encoder.json"
 _DIGITS: Final = 16
-_PARTIAL: Final = ".partial"
 
 
 @final
@@ -80,18 +81,10 @@ class CaptionStore:
         Raises:
             StorageUnwritable: the folder is full or read-only.
         """
-        partial = self.folder / f"{uuid.uuid4().hex}{_PARTIAL}"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with parquet_writer(partial, table.schema) as writer:
+        with self._writing(), PartialFile(self.folder / "part") as partial:
+            with parquet_writer(partial.path, table.schema) as writer:
                 writer.write_table(table)
-            part = self.folder / f"{file_sha256(partial)}.parquet"
-            partial.replace(part)
-        except OSError as error:
-            raise StorageUnwritable(
-                f"cannot write into {self.folder} ({error}): free space, or set storage.root elsewhere"
-            ) from None
-        return part
+            return partial.commit(f"{file_sha256(partial.path)}.parquet")
 
     def describe(self, clip: dict[str, Any], dtype: str) -> None:
         """Writes `encoder.json`, for `raverse cache list`.
@@ -99,11 +92,13 @@ class CaptionStore:
         Raises:
             StorageUnwritable: the folder is full or read-only.
         """
+        with self._writing():
+            write_whole(self.folder / ENCODER_FILE, json.dumps({"clip": clip, "dtype": dtype}, indent=2))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f"{ENCODER_FILE}.{uuid.uuid4().hex}{_PARTIAL}"
-            partial.write_text(json.dumps({"clip": clip, "dtype": dtype}, indent=2))
-            partial.replace(self.folder / ENCODER_FILE)
+            yield
         except OSError as error:
             raise StorageUnwritable(
                 f"cannot write into {self.folder} ({error}): free space, or set storage.root elsewhere"

@@ -20,6 +20,7 @@ from diffusion_core.likelihood import bits_per_dim, elbo_terms
 from diffusion_core.spacing import trailing
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
+from workflows.data.pixels import to_data
 from workflows.errors import InvalidData
 from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
@@ -103,10 +104,10 @@ def check_shape(package: ModelPackage, dataset: Dataset) -> None:
         InvalidConfig: the model draws vectors, which the evaluate stage of a job measures.
     """
     check_draws_pictures(package.card, package.folder.name)
-    if tuple(package.picture_shape) != tuple(dataset.info.shape):
+    if package.rows.shape != dataset.info.rows.shape:
         raise InvalidData(
-            f"the model draws pictures of shape {tuple(package.picture_shape)}, {dataset.info.source} holds "
-            f"{tuple(dataset.info.shape)}: give the --config that the model was trained with"
+            f"the model draws pictures of shape {package.rows.shape}, {dataset.info.source} holds "
+            f"{dataset.info.rows.shape}: give the --config that the model was trained with"
         )
 
 
@@ -129,7 +130,7 @@ def _figures(config: RunConfig, package: ModelPackage, drawn: Drawn, dataset: Da
     found = nearest(drawn.images, train.images, held_out.images)
     draw_neighbours(folder / "neighbours.png", found, drawn.images, train.images)
     figures = {} if clip is None else _scored(clip, drawn, dataset)
-    if package.shape == package.picture_shape:
+    if package.shape == package.rows.shape:
         # Of latents the bound would be one of latents, which compares with nothing.
         figures["bits_per_dim"] = _bits(config, package, held_out)
     return figures | {
@@ -159,7 +160,7 @@ def _bits(config: RunConfig, package: ModelPackage, held_out: Split) -> dict[str
     """The variational bound of held-out pictures under their own captions, over `bits_levels` levels."""
     asked = config.evaluate
     rows = held_out.rows(np.arange(min(asked.bits_rows, len(held_out))))
-    x0 = torch.from_numpy(rows.images).float() / 127.5 - 1.0
+    x0 = to_data(rows.images)
     condition = package.condition([texts[0] for texts in rows.captions], "direct")
     levels = trailing(package.schedule, min(asked.bits_levels, package.schedule.num_levels))
     terms = elbo_terms(package.denoiser, x0.to(package.device), condition, seeds=asked.seed, levels=levels)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import Dataset, Split, SplitName
+from workflows.data.pixels import to_data
 from workflows.evaluate.metrics.fidelity import fidelity
 from workflows.evaluate.metrics.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics.scores import accuracy, clip_score, diversity, histogram
@@ -135,7 +136,7 @@ def _real(dataset: Dataset, prompts: Prompts, clip: Clip, drawn: Tensor) -> dict
 def image_vectors(images: NDArray[np.uint8], clip: Clip) -> Tensor:
     """Unit CLIP vectors of pictures, (n, e)."""
     parts = torch.from_numpy(images).split(_BATCH)
-    return torch.cat([clip.image.encode(part.float() / 127.5 - 1.0) for part in parts])
+    return torch.cat([clip.image.encode(to_data(part)) for part in parts])
 
 
 def text_vectors(found: Drawn, clip: Clip) -> Tensor:

@@ -80,8 +80,7 @@ def sample_jobs(
     Raises:
         RaverseError: what a task says, such as `NonFinite` for a model that gives no picture.
     """
-    shape = PackageCard.load(package).shape
-    kind = np.uint8 if len(shape) > 1 else np.float32
+    kind = PackageCard.load(package).rows
     places = [(job, start) for job, wanted in enumerate(jobs) for start in range(0, len(wanted.prompts), batch_size)]
     items = [
         {"place": place, "package": str(package), "job": pickle.dumps(jobs[job].part(start, start + batch_size))}
@@ -91,7 +90,7 @@ def sample_jobs(
     progress.start(sum(len(job.prompts) for job in jobs), "pictures")
     compute = TaskPoolStrategy(size=workers or None)
     for row in run_pass(items, lambda rows: rows.map(_draw_item, compute=compute, **_resources())):
-        drawn[row["place"]] = np.frombuffer(row["pixels"], kind).reshape(-1, *shape)
+        drawn[row["place"]] = np.frombuffer(row["pixels"], kind.dtype).reshape(-1, *kind.shape)
         progress.advance(sum(len(part) for part in drawn.values()))
     return [
         np.concatenate([drawn[place] for place, (job, _) in enumerate(places) if job == wanted])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
@@ -18,6 +19,7 @@ from workflows.evaluate.pictures import draw_curves, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import sample_jobs
 from workflows.evaluate.unlabelled import evaluate_unlabelled
+from workflows.evaluate.vectors import evaluate_vectors
 from workflows.package.reference import PACKAGE
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
@@ -25,43 +27,63 @@ from workflows.towers.clip import load_clip
 
 
 def evaluate(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
-    """Draws pictures with every kind of guidance, judges them, and compares scales.
+    """Makes the package of a job and measures what it draws, as suits the type of the rows.
 
     Args:
         config: the job; its `evaluate` section is read.
         inputs: the artifacts `data`, `clip`, `denoiser`, `classifier`.
-        folder: for `package/`, `metrics.json`, `samples.png`, `curves.png`.
-        progress: told about finished pictures.
+        folder: for `package/`, `metrics.json`, `samples.png`, and what else the evaluation writes.
+        progress: told about finished rows.
 
     Returns:
-        The figures of `workflows.evaluate.measure.measure`; without labels, those of `evaluate_unlabelled`; of
-        vectors, those of `evaluate_vectors`.
+        The figures of `evaluate_pictures`, or of `evaluate_vectors`.
 
     Raises:
         InvalidBundle: parts that do not belong together.
-        NonFinite: the model gives no finite pictures.
+        NonFinite: the model gives no finite rows.
     """
     assemble_package(config, inputs, folder / PACKAGE)
     dataset = Dataset.open(inputs["data"].folder)
-    if dataset.info.scale is not None:
-        from workflows.evaluate.vectors import evaluate_vectors
+    measure_rows = _EVALUATIONS[dataset.info.rows.name]
+    return measure_rows(config.evaluate, dataset, inputs["clip"].folder, folder, progress)
 
-        return evaluate_vectors(config.evaluate, dataset, dataset.info.scale, folder, progress)
+
+def evaluate_pictures(
+    asked: EvaluateConfig, dataset: Dataset, clip_folder: Path, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Draws pictures with every kind of guidance, judges them, and compares scales.
+
+    Args:
+        asked: the `evaluate` section.
+        dataset: gives prompts, and real pictures.
+        clip_folder: the towers.
+        folder: holds `package/`; for `metrics.json`, `samples.png`, `curves.png`.
+        progress: told about finished pictures.
+
+    Returns:
+        The figures of `workflows.evaluate.measure.measure`; without labels, those of `evaluate_unlabelled`.
+    """
     if not dataset.info.attributes:
-        return evaluate_unlabelled(config.evaluate, dataset, inputs["clip"].folder, folder, progress)
-    jobs = plan_jobs(config.evaluate, ask(dataset, config.evaluate.num_prompts, config.evaluate.seed))
+        return evaluate_unlabelled(asked, dataset, clip_folder, folder, progress)
+    jobs = plan_jobs(asked, ask(dataset, asked.num_prompts, asked.seed))
     jobs = offered(jobs, folder / PACKAGE)
-    training = ray.remote(num_cpus=1)(_train_judge).remote(inputs["data"].folder, config.evaluate.seed)
-    asked = config.evaluate
+    training = ray.remote(num_cpus=1)(_train_judge).remote(dataset.folder, asked.seed)
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
     judge: Judge = ray.get(training)
     drawn = {name: Drawn(job, part, judge(part)) for (name, job), part in zip(jobs.items(), images, strict=True)}
     kinds = {name: found for name, found in drawn.items() if name in TITLES}
-    scales = compared_scales(config.evaluate, drawn)
-    figures = measure(kinds, scales, dataset, load_clip(inputs["clip"].folder), judge)
+    scales = compared_scales(asked, drawn)
+    figures = measure(kinds, scales, dataset, load_clip(clip_folder), judge)
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
-    _draw_pictures(config.evaluate, folder, kinds, figures)
+    _draw_pictures(asked, folder, kinds, figures)
     return figures
+
+
+_EVALUATIONS: Final[dict[str, Callable[[EvaluateConfig, Dataset, Path, Path, Progress], dict[str, Any]]]] = {
+    "pictures": evaluate_pictures,
+    "vectors": evaluate_vectors,
+}
+"""By `RowType.name`."""
 
 
 def _train_judge(data_folder: Path, seed: int) -> Judge:

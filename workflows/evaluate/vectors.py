@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diffusion_core.oracle import energy_distance
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset, Split
+from workflows.data.rows import Vectors
 from workflows.data.scale import VectorScale
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob, sample_jobs
@@ -33,14 +34,18 @@ _HISTOGRAMS: Final = 4
 
 
 def evaluate_vectors(
-    asked: EvaluateConfig, dataset: Dataset, scale: VectorScale, folder: Path, progress: Progress
+    asked: EvaluateConfig,
+    dataset: Dataset,
+    clip_folder: Path,  # noqa: ARG001 -- rows are compared as they are
+    folder: Path,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Draws rows with every kind of guidance and compares them with held-out ones.
 
     Args:
         asked: the `evaluate` section.
         dataset: gives held-out captions and rows.
-        scale: of the columns.
+        clip_folder: not used.
         folder: holds `package/`; for `metrics.json`, `samples.csv` (with raw numbers) and `samples.png`.
         progress: told about finished rows.
 
@@ -48,6 +53,7 @@ def evaluate_vectors(
         `energy_distance` of the headline, `energy_distance_KIND`, `energy_distance_real` (training rows: what a perfect
         model would reach), and `energy_distance_by_caption` and its `_real`: means over captions with enough rows.
     """
+    scale = cast(Vectors, dataset.info.rows).scale
     held_out = dataset.read("held_out", asked.num_prompts)
     train = dataset.read("train")
     jobs = _jobs(asked, ask_rows(held_out, asked.num_prompts, asked.seed), labelled=bool(dataset.info.class_names))

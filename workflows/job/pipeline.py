@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, final
 
 from workflows.config.schema import RunConfig
+from workflows.job.stopped import explain_start, note_settings
 from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, find_artifact, require_artifact
 from workflows.runtime.progress import Progress
 
@@ -52,9 +53,10 @@ class Stage:
 @final
 @dataclass(frozen=True)
 class Planned:
-    """A stage of one job: where its artifact lives, and the artifact when it is finished."""
+    """A stage of one job: what its key holds, where its artifact lives, and the artifact when it is finished."""
 
     stage: Stage
+    settings: dict[str, Any]
     key: str
     folder: Path
     artifact: Artifact | None
@@ -87,7 +89,7 @@ def plan_job(config: RunConfig, stages: Sequence[Stage]) -> list[Planned]:
         section = {"version": stage.version, "config": stage.sections(config)}
         key = artifact_key(stage.name, section, inputs)
         folder = artifact_folder(config.root_folder, stage.name, key)
-        plan[stage.name] = Planned(stage, key, folder, find_artifact(folder))
+        plan[stage.name] = Planned(stage, section | {"inputs": inputs}, key, folder, find_artifact(folder))
     return list(plan.values())
 
 
@@ -141,9 +143,13 @@ def run_stage(config: RunConfig, planned: Planned, inputs: dict[str, Artifact], 
     """Runs a stage's function in its folder and commits the artifact."""
     stage = planned.stage
     started = time.monotonic()
+    fresh_start = explain_start(planned.folder, planned.settings)
     planned.folder.mkdir(parents=True, exist_ok=True)
+    note_settings(planned.folder, planned.settings)
     with progress.stage(stage.name), _keep_signal_handlers():
         progress.log("started")
+        if fresh_start is not None:
+            progress.log(fresh_start)
         metrics = stage.load()(config, inputs, planned.folder, progress)
         seconds = time.monotonic() - started
         artifact = Artifact(

@@ -16,12 +16,14 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from workflows import __version__
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import JobResult, Outcome
 from workflows.runtime.git import git_state
+from workflows.storage.atomic import write_whole
 from workflows.tracking.store import tracking_uri
 
-_PACKAGES: Final = ("raverse", "ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
+_PACKAGES: Final = ("ray", "torch", "open_clip_torch", "mlflow", "pyarrow", "numpy")
 _FIGURES_SHOWN: Final = 4
 _LONGEST_TEXT_SHOWN: Final = 24
 _DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.png"
@@ -53,9 +55,7 @@ def write_report(config: RunConfig, result: JobResult) -> Path:
         for outcome in result.outcomes:
             if outcome.artifact.stage == stage and (outcome.artifact.folder / source).is_file():
                 shutil.copyfile(outcome.artifact.folder / source, config.run_folder / name)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(report(config, result), indent=2) + "\n")
-    partial.replace(target)
+    write_whole(target, json.dumps(report(config, result), indent=2) + "\n")
     return target
 
 
@@ -138,7 +138,8 @@ def _seconds(result: JobResult) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    others = {name: metadata.version(name) for name in _PACKAGES}
+    return {"raverse": __version__, "python": platform.python_version()} | others
 
 
 def _figures(outcome: Outcome) -> str:

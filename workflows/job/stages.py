@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from workflows.config.schema import BUILT_IN_DATA, TRAINING_UNSEEN, RunConfig, Section
+from workflows.config.schema import BUILT_IN_DATA, RunConfig
 from workflows.job.pipeline import Stage, StageFunction
 from workflows.runtime.preflight import check_port
 from workflows.tracking.store import check_tracking, tracking_uri
@@ -84,27 +84,19 @@ def _check_clip_tracked(config: RunConfig) -> None:
         _check_training_tracked(config)
 
 
-def _dump(section: Section, *without: str) -> dict[str, Any]:
-    """A section as plain values, without the fields that do not change the result."""
-    return section.model_dump(mode="json", exclude=set(without))
-
-
 def _data_section(config: RunConfig) -> dict[str, Any]:
-    """A user's own files may change under the same path; what concerns them is no part of a built-in set's key."""
+    """A user's own files may change under the same path."""
     if config.data.source in BUILT_IN_DATA:
-        return config.data.model_dump(mode="json", include=set(_BUILT_IN_FIELDS))
+        return config.data.keyed()
     from workflows.data.sources.location import Location
 
-    return {"data": _dump(config.data, "max_bad_fraction"), "files": Location(config.data.path or "").stamp()}
-
-
-_BUILT_IN_FIELDS: Final = ("source", "num_samples", "held_out", "unseen_combinations", "seed")
+    return {"data": config.data.keyed(), "files": Location(config.data.path or "").stamp()}
 
 
 def _clip_section(config: RunConfig) -> dict[str, Any]:
     folder = config.clip.source.removeprefix("local-dir:")
     files = _stamps(Path(folder)) if folder != config.clip.source else {}
-    return {"clip": _dump(config.clip, "checkpoint_every"), "files": files}
+    return {"clip": config.clip.keyed(), "files": files}
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
@@ -114,8 +106,9 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def _embed_section(config: RunConfig) -> dict[str, Any]:
-    values, base = _dump(config.embed, "batch_size", "workers", "share_captions", "store", "flips"), _base(config)
-    return values | base | ({"flips": config.embed.flips} if base else {})
+    """Only a base has latents, which `flips` mirrors."""
+    values, base = config.embed.keyed(), _base(config)
+    return values | base if base else {name: value for name, value in values.items() if name != "flips"}
 
 
 def _base(config: RunConfig) -> dict[str, Any]:
@@ -128,18 +121,13 @@ def _base(config: RunConfig) -> dict[str, Any]:
 
 
 def _denoiser_section(config: RunConfig) -> dict[str, Any]:
-    network, schedule = _dump(config.denoiser.network), _dump(config.denoiser.schedule)
-    train = _dump(config.denoiser.train, *TRAINING_UNSEEN)
-    values = {"network": network, "schedule": schedule, "target": config.denoiser.parameterization, "train": train}
-    base = _base(config)
-    return {"train": train, "lora": _dump(config.denoiser.lora)} | base if base else values
+    return config.denoiser.keyed() | _base(config)
 
 
 def _classifier_section(config: RunConfig) -> dict[str, Any]:
     """The classifier judges the denoiser's x_t, so it depends on the denoiser's schedule too."""
-    network, schedule = _dump(config.classifier.network), _dump(config.denoiser.schedule)
-    train = _dump(config.classifier.train, *TRAINING_UNSEEN)
-    return {"network": network, "schedule": schedule, "train": train} | _base(config)
+    schedule = config.denoiser.keyed().get("schedule")
+    return config.classifier.keyed() | {"schedule": schedule} | _base(config)
 
 
 STAGES: Final = (
@@ -186,7 +174,7 @@ STAGES: Final = (
         name="evaluate",
         help="Samples with every kind of guidance and judges the pictures.",
         load=_evaluate,
-        sections=lambda config: _dump(config.evaluate, "batch_size", "workers", "bits_rows", "bits_levels"),
+        sections=lambda config: config.evaluate.keyed(),
         inputs=("data", "clip", "embed", "denoiser", "classifier"),
         version=3,
     ),
@@ -194,7 +182,7 @@ STAGES: Final = (
         name="register",
         help="Registers the model version, which gets its alias if it passes the gate.",
         load=_register,
-        sections=lambda config: {"register": _dump(config.register_, "gate"), "store": config.storage.tracking_uri},
+        sections=lambda config: {"register": config.register_.keyed(), "store": config.storage.tracking_uri},
         inputs=("data", "clip", "embed", "denoiser", "classifier", "evaluate"),
         checks=(_check_tracking,),
     ),
@@ -202,7 +190,7 @@ STAGES: Final = (
         name="serve-check",
         help="Serves the registered version and asks for one picture of each kind over HTTP.",
         load=_serve_check,
-        sections=lambda config: _dump(config.serve),
+        sections=lambda config: config.serve.keyed(),
         inputs=("data", "clip", "embed", "denoiser", "classifier", "evaluate", "register"),
         checks=(_check_tracking, check_port),
     ),

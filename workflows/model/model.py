@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from diffusion_core.sampler import SamplerPlan
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import OnStep, sample
 from diffusion_core.types import Data
+from workflows.data.rows import RowType
 from workflows.errors import InvalidRequest
 from workflows.model.codec import Codec, Pixels
 from workflows.model.guidance import GUIDANCE_KINDS, make_plan, parse_guidance, steer
@@ -36,10 +37,6 @@ from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
 from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
-
-_BOUND: Final = 1.0
-_NO_BOUND: Final = 0.0
-"""Vectors are normalised, not bounded."""
 
 
 @final
@@ -119,9 +116,7 @@ class ModelPackage:
             adapt(network, folder, bundles["denoiser"].hash, device)
         classifier = open_classifier(folder, bundles, device)
         sampling = Sampling.load(folder / PIPELINE) if (folder / PIPELINE).is_dir() else None
-        bound = _BOUND if sampling is None else sampling.clip
-        if card.scale is not None:
-            bound = _NO_BOUND
+        bound = card.rows.bound if sampling is None else sampling.clip
         return ModelPackage(
             folder,
             card,
@@ -184,9 +179,9 @@ class ModelPackage:
         return self.denoiser.schedule
 
     @property
-    def picture_shape(self) -> tuple[int, ...]:
-        """Of what is drawn: a picture (c, h, w), or a vector (d,)."""
-        return self.card.shape
+    def rows(self) -> RowType:
+        """The type of what it draws."""
+        return self.card.rows
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -299,25 +294,16 @@ class ModelPackage:
         )
 
     def drawn(self, x: Data) -> Tensor:
-        """Samples as what the model draws, on the CPU: uint8 pixels, or float32 vectors, still normalised."""
-        return self.pictures(x) if self.card.scale is None else x.float().cpu()
-
-    def pictures(self, x: Data) -> Tensor:
-        """Samples as uint8 pixels, on the CPU."""
-        return self.to_images(self.codec.decode(x))
+        """Samples as stored rows, on the CPU: uint8 pixels, or float32 vectors, still normalised."""
+        return self.rows.from_x(self.codec.decode(x))
 
     def previews(self, x0: Data) -> Tensor:
-        """As `pictures`, of rows on their way, quickly."""
-        return self.to_images(self.codec.preview(x0))
+        """As `drawn`, of rows on their way, quickly."""
+        return self.rows.from_x(self.codec.preview(x0))
 
     def _check_guidance(self, guidance: str) -> None:
         if missing := sorted(parse_guidance(guidance) - set(self.guidance)):
             raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
-
-    @staticmethod
-    def to_images(x: Data) -> Tensor:
-        """Data in [-1, 1] as uint8 pixels, on the CPU."""
-        return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
 
 
 def clip_folder(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from diffusion_core.errors import InvalidBundle
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import RunConfig
+from workflows.data.rows import RowType
 from workflows.errors import InvalidConfig
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, PackageCard
 from workflows.package.kinds import register
@@ -99,16 +100,17 @@ def schedule_of(base: Base | None, own: NoiseSchedule) -> NoiseSchedule:
     return own if base is None else base.bundle.schedule
 
 
-def check_pictures(base: Base, shape: tuple[int, ...], where: str) -> None:
-    """Compares the pictures of a base with those of the data.
+def check_rows(base: Base, rows: RowType, where: str) -> None:
+    """Compares what a base draws with the rows of the data.
 
     Raises:
-        InvalidConfig: they differ, or the data are vectors.
+        InvalidConfig: they differ.
     """
-    if len(shape) == 1:
-        raise InvalidConfig(f"denoiser.base draws pictures, {where} holds vectors: leave denoiser.base out")
-    if tuple(base.card.shape) != tuple(shape):
+    drawn = base.card.rows
+    if drawn.name != rows.name:
+        raise InvalidConfig(f"denoiser.base draws {drawn.name}, {where} holds {rows.name}: leave denoiser.base out")
+    if drawn.shape != rows.shape:
         raise InvalidConfig(
-            f"denoiser.base draws pictures of shape {tuple(base.card.shape)}, {where} holds {tuple(shape)}: set "
-            f"data.image_size={base.card.shape[-1]} and data.channels={base.card.shape[0]}"
+            f"denoiser.base draws {drawn.name} of shape {drawn.shape}, {where} holds {rows.shape}: set "
+            f"data.image_size={drawn.shape[-1]} and data.channels={drawn.shape[0]}"
         )

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,10 +24,13 @@ from typing import Any, Final, final
 
 from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
+from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
 from workflows.package.kinds import register
 from workflows.package.lora import ADAPTER
+from workflows.storage.atomic import whole_folder
+from workflows.storage.hashing import file_sha256
 
 FORMAT_VERSION: Final = 1
 """Of `package.json`; others are refused."""
@@ -38,6 +40,8 @@ CLIP: Final = "clip"
 AUTOENCODER: Final = "autoencoder"
 PIPELINE: Final = "pipeline"
 SCORER: Final = "scorer"
+_SHOWN: Final = 3
+"""Columns that a message names."""
 _FOLDERS: Final = (CLIP, AUTOENCODER, PIPELINE, SCORER, ADAPTER)
 # The marker of the stage that made a part, and what trained it, say nothing about the part.
 _NO_PART: Final = shutil.ignore_patterns("artifact.json", "training", ".*")
@@ -87,6 +91,11 @@ class PackageCard:
     scale: VectorScale | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def rows(self) -> RowType:
+        """The type of what it draws."""
+        return rows_of(self.shape, self.scale)
 
     @property
     def hash(self) -> str:
@@ -152,18 +161,13 @@ def assemble(
         InvalidBundle: a part that is broken, or parts that do not belong together.
     """
     parts = {"denoiser": denoiser, "classifier": classifier, CLIP: clip, **(more or {})}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        partial = Path(temporary) / "package"
+    with whole_folder(folder) as partial:
         for name, source in parts.items():
             if source is not None:
                 copy = link_or_copy if link else shutil.copy2
                 shutil.copytree(source, partial / name, ignore=_NO_PART, copy_function=copy)
         whole = replace(card, parts=_hashes(partial, open_bundles(partial)))
         whole.save(partial)
-        if folder.exists():
-            folder.rename(Path(temporary) / "replaced")
-        partial.rename(folder)
     return whole
 
 
@@ -182,15 +186,15 @@ def verify(folder: Path) -> tuple[PackageCard, dict[str, ModelBundle]]:
 
 
 def check_draws_pictures(card: PackageCard, name: str) -> None:
-    """Refuses a model of vectors where pictures are wanted.
+    """Refuses a model of anything else where pictures are wanted.
 
     Raises:
         InvalidConfig: says how to draw with it.
     """
-    if card.scale is not None:
+    if not card.rows.drawable:
         raise InvalidConfig(
-            f"{name} draws vectors of {', '.join(card.scale.columns[:3])}, ... and no pictures: draw with "
-            f"mlflow.pyfunc.load_model(...).predict"
+            f"{name} draws {card.rows.name} of {', '.join([*card.rows.outputs][:_SHOWN])}, ... and no pictures: draw "
+            f"with mlflow.pyfunc.load_model(...).predict"
         )
 
 
@@ -227,10 +231,5 @@ def scorer_folder(folder: Path) -> Path | None:
 def _hashes(folder: Path, bundles: Mapping[str, ModelBundle]) -> dict[str, str]:
     files = sorted(path for name in _FOLDERS for path in (folder / name).rglob("*") if path.is_file())
     return {name: bundle.hash for name, bundle in bundles.items()} | {
-        path.relative_to(folder).as_posix(): _sha256(path) for path in files
+        path.relative_to(folder).as_posix(): file_sha256(path) for path in files
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

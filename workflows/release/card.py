@@ -31,19 +31,14 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         figures: of the evaluation.
         tags: of the version.
     """
-    shape = " x ".join(str(size) for size in card.shape)
-    drawn = f"{shape} pictures" if card.scale is None else f"vectors of {', '.join(card.scale.columns)}"
-    result = (
-        'png = model.predict(table, params={params})["image"][0]'
-        if card.scale is None
-        else "rows = model.predict(table, params={params})"
-    )
+    call = 'model.predict(table, params={"guidance_scale": 2.0, "sampler": "ddim", "seed": 7})'
     rows = [f"| {what} | {figures[key]:.4g} |" for key, what in _FIGURES.items() if key in figures]
     example = next(iter(card.candidate_captions), "")
     lines = [
         f"# {name}",
         "",
-        f"Draws {drawn} of `{card.source}`" + (f" from prompts such as *{example}*." if example else "."),
+        f"Draws {card.rows.description} of `{card.source}`"
+        + (f" from prompts such as *{example}*." if example else "."),
         "The sample grid is `model_card/samples.png` among the run's artifacts.",
         "",
         "| figure | value |",
@@ -54,7 +49,7 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         "import mlflow, pandas",
         f'model = mlflow.pyfunc.load_model("models:/{name}@champion")',
         f'table = pandas.DataFrame({{"prompt": ["{example}"]}})',
-        result.replace("{params}", '{"guidance_scale": 2.0, "sampler": "ddim", "seed": 7}'),
+        card.rows.usage.format(call),
         "```",
         "",
         f"Data {card.data_hash[:16]}, package {card.hash[:16]}, code {tags.get('git_commit', 'unknown')[:16]}.",

@@ -39,12 +39,10 @@ def compare_packages(
         PromotionRefused: one draws other pictures than the data holds, or nothing says what is seen in them, so that
             nothing can be compared.
     """
-    if not dataset.info.attributes or dataset.info.scale is not None:
-        what = "have no labels" if dataset.info.scale is None else "are vectors"
-        raise PromotionRefused(
-            f"the data {what}, and the gate judges pictures of classes: compare the versions' evaluations, and give "
-            f"--force, or set register.gate.enabled=false"
-        )
+    if not dataset.info.rows.drawable:
+        raise _unjudged(f"are {dataset.info.rows.name}")
+    if not dataset.info.attributes:
+        raise _unjudged("have no labels")
     gate = config.register_.gate
     prompts = ask(dataset, gate.num_prompts, gate.seed)
     clip, judge = load_clip(_scorer(champion, challenger)), train_judge(dataset, config.evaluate.seed)
@@ -64,6 +62,13 @@ def compare_packages(
         (images,) = sample_jobs(folder, [job], config.evaluate.batch_size, progress)
         seen.append(_look(Drawn(job, images, judge(images)), clip))
     return compare(gate, seen[0], seen[1], moments(real))
+
+
+def _unjudged(what: str) -> PromotionRefused:
+    return PromotionRefused(
+        f"the data {what}, and the gate judges pictures of classes: compare the versions' evaluations, and give "
+        f"--force, or set register.gate.enabled=false"
+    )
 
 
 def _scorer(*packages: Path) -> Path:

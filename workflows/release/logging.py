@@ -42,8 +42,7 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
     inputs += [ColSpec("string", name, required=False) for name in ("negative_prompt", "label")]
     kinds = {str: "string", float: "double", int: "long"}
     params = [ParamSpec(name, kinds[type(value)], value) for name, value in default_params(card).items()]
-    columns = None if card.scale is None else [ColSpec("double", name) for name in card.scale.columns]
-    outputs = Schema([*(columns or [ColSpec("binary", "image")]), ColSpec("long", "seed")])
+    outputs = Schema([*(ColSpec(kind, name) for name, kind in card.rows.outputs.items()), ColSpec("long", "seed")])
     signature = ModelSignature(Schema(inputs), outputs, ParamSchema(params))
     with mlflow.start_run(run_id=run.run_id):
         logged = mlflow.pyfunc.log_model(

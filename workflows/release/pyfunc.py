@@ -8,16 +8,13 @@ No Ray, no raverse installation and no pickle is needed: the code lies beside th
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 
 from workflows.errors import InvalidRequest
@@ -75,18 +72,7 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         seeds = [int(given["seed"]) + row for row in range(len(model_input))]
         parts = [slice(start, start + BATCH) for start in range(0, len(seeds), BATCH)]
         drawn = torch.cat([_draw(self._package, model_input[rows], seeds[rows], given) for rows in parts])
-        scale = self._package.card.scale
-        if scale is not None:
-            return pd.DataFrame(scale.raw(drawn.numpy()), columns=list(scale.columns)).assign(seed=seeds)
-        return pd.DataFrame({"image": [png(pixels) for pixels in drawn], "seed": seeds})
-
-
-def png(pixels: Tensor) -> bytes:
-    """A picture (c, h, w) of uint8 with one or three channels, as a PNG file."""
-    array = np.asarray(pixels)
-    buffer = io.BytesIO()
-    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+        return pd.DataFrame(self._package.rows.table(drawn.numpy())).assign(seed=seeds)
 
 
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from workflows.errors import MissingArtifact
+from workflows.storage.atomic import write_whole
 
 MARKER: Final = "artifact.json"
 
@@ -35,14 +36,7 @@ class Artifact:
     def commit(self) -> None:
         """Writes the marker: from now on the stage counts as finished."""
         values = asdict(self) | {"folder": None}
-        partial = self.folder / f".{MARKER}.partial"
-        partial.write_text(
-            json.dumps(
-                values,
-                indent=2,
-            )
-        )
-        partial.replace(self.folder / MARKER)
+        write_whole(self.folder / MARKER, json.dumps(values, indent=2))
 
 
 def artifact_key(stage: str, section: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

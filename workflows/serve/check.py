@@ -69,8 +69,9 @@ def check_service(config: RunConfig, inputs: dict[str, Artifact], folder: Path, 
         AddressInUse: the port is taken.
         StageFailed: the service did not start, or did not answer with a picture.
     """
-    if DataInfo.load(inputs["data"].folder).scale is not None:
-        progress.log("the service answers with pictures, and this model draws vectors: it is not asked")
+    rows = DataInfo.load(inputs["data"].folder).rows
+    if not rows.drawable:
+        progress.log(f"the service answers with pictures, and this model draws {rows.name}: it is not asked")
         return {"requests": 0}
     registered = inputs["register"].metrics
     # The service answers this machine only, so that the check needs no key.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from workflows.errors import InvalidData, StorageUnwritable
+from workflows.storage.hashing import stream_sha256
 
 READERS: Final = 8
 """Files that are read at once, where many are."""
@@ -65,15 +65,13 @@ class Place:
         Raises:
             InvalidData: the place cannot be reached or read.
         """
-        digest = hashlib.sha256()
+        filesystem, root = self._opened
         with self.reading(path):
             try:
-                with self.open(path) as file:
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
+                with filesystem.open_input_stream(f"{root}/{path}", compression=None, buffer_size=_CHUNK) as stream:
+                    return stream_sha256(stream)
             except FileNotFoundError:
                 return None
-        return digest.hexdigest()
 
     def sizes(self) -> dict[str, int]:
         """Path and bytes of every file; nothing where there is no such folder.

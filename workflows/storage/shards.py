@@ -1,15 +1,13 @@
 """Parquet shards that are either whole and known, or not there.
 
-A shard is written to a temporary name and renamed, so a killed run leaves no half shard under a final name.
+A shard is written to a temporary name and renamed (`atomic`), so a killed run leaves no half shard under a final name.
 Its footer carries the key of what it was made from, so a later run knows which shards it may keep.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflows.errors import StorageUnwritable
+from workflows.storage.atomic import PartialFile, whole_file
+from workflows.storage.hashing import file_sha256
 
 _KEY: Final = b"raverse.shard_key"
-_PARTIAL: Final = ".partial"
-_CHUNK: Final = 1 << 20
 
 
 @final
@@ -76,10 +74,13 @@ class ShardWriter:
 
     def __init__(self, folder: Path, path: str, schema: pa.Schema, key: str) -> None:
         self._folder, self._path, self._rows = folder, path, 0
-        self._partial = _partial(folder / path)
-        with _writing(folder / path, self._partial):
-            self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = parquet_writer(self._partial, schema.with_metadata({_KEY: key.encode()}))
+        with _writing(folder / path):
+            self._partial = PartialFile(folder / path)
+            try:
+                self._writer = parquet_writer(self._partial.path, schema.with_metadata({_KEY: key.encode()}))
+            except OSError:
+                self._partial.discard()
+                raise
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -87,20 +88,20 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
-        _remove(self._partial)
+        self._partial.discard()
 
     def write(self, table: pa.Table) -> None:
         """Adds rows, as a row group of their own."""
-        with _writing(self._folder / self._path, self._partial):
+        with _writing(self._folder / self._path):
             self._writer.write_table(table.replace_schema_metadata(self._writer.schema.metadata))
         self._rows += table.num_rows
 
     def finish(self) -> Shard:
         """Puts the shard in its place."""
-        with _writing(self._folder / self._path, self._partial):
+        with _writing(self._folder / self._path):
             self._writer.close()
-            shard = Shard(self._path, self._rows, file_sha256(self._partial))
-            self._partial.replace(self._folder / self._path)
+            shard = Shard(self._path, self._rows, file_sha256(self._partial.path))
+            self._partial.commit()
         return shard
 
 
@@ -115,11 +116,8 @@ def copy_shard(folder: Path, shard: Shard, source: Path) -> Shard:
     Raises:
         StorageUnwritable: the folder is full or read-only.
     """
-    partial = _partial(folder / shard.path)
-    with _writing(folder / shard.path, partial):
-        partial.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(folder / shard.path), whole_file(folder / shard.path) as partial:
         shutil.copyfile(source, partial)
-        partial.replace(folder / shard.path)
     return shard
 
 
@@ -137,23 +135,13 @@ def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False, write_page_checksum=True)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
-
-
 @contextlib.contextmanager
-def _writing(path: Path, partial: Path) -> Iterator[None]:
-    """A part of the way from nothing to the file at `path`; where it fails, nothing is left."""
+def _writing(path: Path) -> Iterator[None]:
+    """A part of the way from nothing to the file at `path`."""
     try:
         yield
     except OSError as error:
-        _remove(partial)
         raise StorageUnwritable(f"cannot write {path} ({error}): free space, or set storage.root elsewhere") from None
-
-
-def _remove(partial: Path) -> None:
-    with contextlib.suppress(OSError):
-        partial.unlink(missing_ok=True)
 
 
 def find_shard(folder: Path, path: str, key: str) -> Shard | None:
@@ -174,18 +162,3 @@ def shard_key(metadata: pq.FileMetaData) -> str | None:
     """Of what a shard was made from, as its footer says; None: it does not say."""
     key: bytes | None = (metadata.metadata or {}).get(_KEY)
     return None if key is None else key.decode()
-
-
-def remove_partial(folder: Path) -> None:
-    """Removes what a killed run had not finished writing."""
-    for path in folder.rglob(f"*{_PARTIAL}"):
-        path.unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_core import noise
+from workflows.data.pixels import to_data
 from workflows.errors import InvalidConfig
 
 
@@ -67,7 +68,7 @@ class Autoencoder:
         Returns:
             Mean and standard deviation of the latents, each float32 `(b, z, h', w')`.
         """
-        return self.encode_pictures(images.to(self._device).float() / 127.5 - 1.0)
+        return self.encode_pictures(to_data(images.to(self._device)))
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,10 @@ similarity (A. Radford et al., "Learning Transferable Visual Models From Natural
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import open_clip
 import torch
@@ -22,12 +21,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workflows.data.rows import rows_of
 from workflows.errors import InvalidClip
 from workflows.towers.features import EncodedText, TextEncoder
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.pipeline_text import TEXT_ENCODER, load_text
-
-_DEVIATIONS: Final = 2.0
 
 
 @final
@@ -95,8 +93,8 @@ class PictureFormat:
     def prepare(self, images: Tensor) -> Tensor:
         """Pictures in [-1, 1] as the tower wants them: three channels, its size, normalised.
 
-        The shorter side is resized (bicubic, anti-aliased) and the middle is cut out. Vectors become a square of gray
-        cells, one for each number.
+        What the rows are says what they look like (`RowType.seen`). The shorter side is resized (bicubic, anti-aliased)
+        and the middle is cut out.
 
         Args:
             images: (b, c, h, w) with one or three channels, or normalised vectors (b, d).
@@ -104,8 +102,7 @@ class PictureFormat:
         Raises:
             InvalidClip: pictures of another shape.
         """
-        if images.ndim == 2:
-            images = _cells(images, self.size)
+        images = rows_of(images.shape[1:]).seen(images, self.size)
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise InvalidClip(f"pictures of shape {tuple(images.shape)}, wanted (b, 1 or 3, h, w)")
         pixels = _resize(images.expand(-1, 3, -1, -1), self.size)
@@ -194,13 +191,6 @@ def open_model(source: str, device: str | torch.device = "cpu") -> tuple[Any, An
     except (OSError, RuntimeError, ValueError, TypeError, LookupError, ImportError, SafetensorError) as error:
         raise InvalidClip(f"open_clip cannot load {source!r} ({error}): {hint}") from None
     return model.eval().requires_grad_(False), tokenizer
-
-
-def _cells(vectors: Tensor, size: tuple[int, int]) -> Tensor:
-    """Numbers as cells (b, 1, *size) in [-1, 1]; four deviations from the mean are nearly black or white."""
-    side = math.isqrt(vectors.shape[1] - 1) + 1
-    padded = functional.pad(vectors, (0, side * side - vectors.shape[1]))
-    return functional.interpolate((padded / _DEVIATIONS).tanh().view(-1, 1, side, side), size, mode="nearest")
 
 
 def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

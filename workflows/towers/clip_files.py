@@ -12,7 +12,7 @@ import open_clip
 from safetensors.torch import save
 
 from workflows.errors import InvalidClip
-from workflows.storage.shards import file_sha256
+from workflows.storage.hashing import file_sha256
 from workflows.towers.clip import PictureFormat, TextTower, open_model
 from workflows.towers.identity import ClipIdentity
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Final
 
 import open_clip
@@ -50,11 +49,6 @@ def model_config(config: ClipConfig, image_size: int) -> dict[str, Any]:
 def _num_heads(width: int, head_width: int) -> int:
     """About `width / head_width` heads, as many as divide the width."""
     return math.gcd(width, max(1, width // head_width))
-
-
-def tower_side(config: ClipConfig, shape: Sequence[int]) -> int:
-    """Pixels of a side of what the image tower takes: a picture's own, or a patch for each number of a vector."""
-    return shape[-1] if len(shape) > 1 else config.patch_size * math.isqrt(shape[0] - 1) + config.patch_size
 
 
 def build_model(config: ClipConfig, image_size: int) -> tuple[Any, Any]:

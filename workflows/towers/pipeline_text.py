@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workflows.errors import InvalidCheckpoint, InvalidClip
-from workflows.storage.shards import file_sha256
+from workflows.storage.hashing import file_sha256
 from workflows.towers.features import EncodedText
 from workflows.towers.identity import ClipIdentity
 

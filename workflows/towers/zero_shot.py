@@ -10,7 +10,6 @@ from torch import Tensor
 
 from workflows.data.dataset import Dataset
 from workflows.towers.clip import Clip
-from workflows.towers.pixels import to_x
 
 _BATCH: Final = 512
 
@@ -31,8 +30,8 @@ def zero_shot(clip: Clip, dataset: Dataset, device: torch.device) -> dict[str, f
     """
     info, held_out = dataset.info, dataset.read("held_out")
     candidates = clip.text.encode(info.candidate_captions).pooled
-    pictures = torch.from_numpy(held_out.images)
-    chosen = torch.cat([_closest(clip, rows.to(device), candidates) for rows in pictures.split(_BATCH)]).numpy()
+    parts = torch.from_numpy(held_out.images).split(_BATCH)
+    chosen = torch.cat([_closest(clip, info.rows.to_x(part.to(device)), candidates) for part in parts]).numpy()
     wanted = dataset.combinations(held_out)
     right, known = chosen == wanted, wanted >= 0
     figures = {"zero_shot": float(right[known].mean())} if known.any() else {}
@@ -47,5 +46,5 @@ def zero_shot(clip: Clip, dataset: Dataset, device: torch.device) -> dict[str, f
     return figures
 
 
-def _closest(clip: Clip, pictures: Tensor, candidates: Tensor) -> Tensor:
-    return (clip.image.encode(to_x(pictures)) @ candidates.T).argmax(dim=-1).cpu()
+def _closest(clip: Clip, x: Tensor, candidates: Tensor) -> Tensor:
+    return (clip.image.encode(x) @ candidates.T).argmax(dim=-1).cpu()

@@ -13,7 +13,6 @@ from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
 from workflows.config.schema import TrainConfig
 from workflows.embed.cache import CachedCaptions, EmbeddingCache
-from workflows.embed.latents import to_x0
 from workflows.train.plan import Plan, PlannedRows
 
 
@@ -98,7 +97,7 @@ class BatchReader:
         captions, own = everyone.pick(planned.wordings), planned.rows(share.rows)
         tokens, mask, pooled = self._cache.captions.take(captions[share.rows])
         stored = everyone.images[share.rows].to(self._device)
-        x0 = to_x0(self._cache.latents, stored, self._seed, own.numbers)
+        x0 = self._cache.to_x0(stored, self._seed, own.numbers)
         eps = noise.normal(self._seed, noise.TRAIN_NOISE, own.numbers, x0.shape[1:], self._device)
         level = 1 + (own.level_draws * self._num_levels).long()
         return TrainBatch(

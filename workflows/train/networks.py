@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from diffusion_core.networks import DiTConfig, MLPConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import NetworkConfig as NetworkSection
@@ -10,21 +13,13 @@ from workflows.embed.cache import EmbeddingCache
 
 
 def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkConfig:
-    """A denoiser that reads the cache's tokens and pooled vectors."""
-    token_dim, pooled_dim = cache.captions.tokens.shape[2], cache.captions.pooled.shape[1]
-    if len(cache.shape) == 1:
-        return MLPConfig(
-            cache.shape, width=section.width, depth=section.depth, token_dim=token_dim, pooled_dim=pooled_dim
-        )
-    if section.kind == "unet":
-        return UNetConfig(
-            cache.shape,
-            width=section.width,
-            num_blocks=section.depth,
-            num_heads=section.num_heads,
-            token_dim=token_dim,
-            pooled_dim=pooled_dim,
-        )
+    """A denoiser that reads the cache's tokens and pooled vectors; of a kind that fits the rows."""
+    fitting = cache.rows.networks
+    kind = section.kind if section.kind in fitting else fitting[0]
+    return _DENOISERS[kind](section, cache, cache.captions.tokens.shape[2], cache.captions.pooled.shape[1])
+
+
+def _dit(section: NetworkSection, cache: EmbeddingCache, token_dim: int, pooled_dim: int) -> DiTConfig:
     return DiTConfig(
         cache.shape,
         patch=section.patch_size,
@@ -36,6 +31,29 @@ def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkC
         token_dim=token_dim,
         pooled_dim=pooled_dim,
     )
+
+
+def _unet(section: NetworkSection, cache: EmbeddingCache, token_dim: int, pooled_dim: int) -> UNetConfig:
+    return UNetConfig(
+        cache.shape,
+        width=section.width,
+        num_blocks=section.depth,
+        num_heads=section.num_heads,
+        token_dim=token_dim,
+        pooled_dim=pooled_dim,
+    )
+
+
+def _mlp(section: NetworkSection, cache: EmbeddingCache, token_dim: int, pooled_dim: int) -> MLPConfig:
+    return MLPConfig(cache.shape, width=section.width, depth=section.depth, token_dim=token_dim, pooled_dim=pooled_dim)
+
+
+_DENOISERS: Final[dict[str, Callable[[NetworkSection, EmbeddingCache, int, int], NetworkConfig]]] = {
+    "dit": _dit,
+    "unet": _unet,
+    "mlp": _mlp,
+}
+"""By the names in `RowType.networks`."""
 
 
 def classifier_network(

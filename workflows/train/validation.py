@@ -12,7 +12,6 @@ from diffusion_core import noise
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import NoisyFeatures
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.latents import to_x0
 
 _LEVELS: Final = 8
 _BINS: Final = 10
@@ -58,7 +57,7 @@ def accuracy_by_level(bundle: ModelBundle, cache: EmbeddingCache, meanings: Tens
         return []
     rows = known[:: max(1, len(known) // _SAMPLES)]
     samples, truth = cache.batch("held_out", rows), meanings[rows]
-    x0 = to_x0(cache.latents, samples.images)
+    x0 = cache.to_x0(samples.images)
     eps = noise.normal(0, noise.TRAIN_NOISE, rows, x0.shape[1:])
     measured = []
     for level in (max(1, round(last * i / _LEVELS)) for i in range(_LEVELS + 1)):

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, decode_png, read_rows, write_split
+from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, read_rows, write_split
+from workflows.data.rows import rows_of
 from workflows.errors import InvalidData, MissingArtifact
 
 
@@ -46,7 +47,7 @@ def test_a_split_is_read_as_it_was_written(tmp_path: Path, shape: tuple[int, int
     write_split(split, tmp_path / "train.parquet")
     table = pq.read_table(tmp_path / "train.parquet")
     assert table.schema.equals(SCHEMA)
-    found = decode(table, split.images.shape[1:])
+    found = decode(table, rows_of(split.images.shape[1:]))
     assert found.images.shape == (9, *shape)
     np.testing.assert_array_equal(found.images, split.images)
     np.testing.assert_array_equal(found.sample_ids, split.sample_ids)
@@ -96,11 +97,3 @@ def test_info_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_missing_artifact_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifact, match="raverse data"):
         Dataset.open(tmp_path)
-
-
-def test_a_palette_picture_becomes_three_channels(tmp_path: Path) -> None:
-    from PIL import Image
-
-    colors = np.random.default_rng(0).integers(0, 2, (4, 6, 3), dtype=np.uint8) * 255
-    Image.fromarray(colors).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(decode_png((tmp_path / "palette.png").read_bytes()), colors.transpose(2, 0, 1))

@@ -24,7 +24,7 @@ from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable
 from workflows.runtime.progress import Progress
-from workflows.storage.shards import file_sha256
+from workflows.storage.hashing import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.workflows.data import samples_own as samples
+from workflows.data.intake import PictureIntake
 from workflows.data.own import Rules, clean_captions, use
 from workflows.data.picture import PictureShape
 from workflows.data.sources import SOURCES, detect
@@ -235,7 +236,7 @@ def test_texts_that_are_no_utf8_are_read_and_told(tmp_path: Path) -> None:
         for name, kind in zip("swtl", ("sidecar", "webdataset", "parquet", "parquet"), strict=True)
     ]
     for first, *more in found:
-        usable = use(first, Rules(PictureShape(8), 99))
+        usable = use(first, Rules(PictureIntake(PictureShape(8)), 99))
         assert usable.captions == ("caf?",)
         assert usable.changes == ("what is no Unicode text replaced in a caption",)
         assert [record.captions for record in more] in ([], [("good",)])

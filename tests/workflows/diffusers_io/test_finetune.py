@@ -26,7 +26,6 @@ from workflows.data.stage import build_data
 from workflows.diffusers_io.exporting import export_diffusers, export_lora
 from workflows.diffusers_io.importing import import_pipeline
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.latents import to_x0
 from workflows.embed.plan import plan_shards
 from workflows.errors import InvalidConfig
 from workflows.evaluate.metrics.judge import train_judge
@@ -118,7 +117,7 @@ def test_training_draws_from_the_posterior(latents: EmbeddingCache) -> None:
     assert 0.45 < float(nearer.float().mean()) < 0.55
     spread = drawn[nearer].std(dim=0)
     assert float((spread / deviation - 1).abs().max()) < 0.15
-    assert torch.equal(to_x0(form, stored[:1])[0], mean)
+    assert torch.equal(latents.to_x0(stored[:1])[0], mean)
 
 
 def test_another_autoencoder_or_flips_are_another_cache(base: Base, digits: Dataset, latents: EmbeddingCache) -> None:

@@ -67,7 +67,7 @@ def test_latents(pair: MakePair, schedule: str, sampler: str, steps: int) -> Non
 def test_pictures(pair: MakePair, sampler: str) -> None:
     one = pair("sd leading-offset")
     wanted = of_diffusers(one, sampler, 10, "np", guidance_scale=5.0)
-    found = one.package.pictures(of_package(one, sampler, 10, 5.0)).permute(0, 2, 3, 1).numpy()
+    found = one.package.drawn(of_package(one, sampler, 10, 5.0)).permute(0, 2, 3, 1).numpy()
     assert np.abs(found.astype(int) - (wanted * 255).round().astype(int)).max() <= 1
     assert wanted.std() > 0.1, "a flat picture would prove nothing"
 
@@ -170,7 +170,7 @@ def test_labels(pair: MakePair, scale: float) -> None:
         wanted = one.pipe(labels, guidance_scale=scale, generator=generator, num_inference_steps=10, output_type="np")
     x = torch.randn(2, *package.shape, generator=torch.Generator().manual_seed(5))
     condition = package.condition(2, "classifier_free", labels=labels, guidance_scale=scale)
-    found = package.pictures(package.sample(condition, seeds=[0, 1], plan=package.plan("ddim", 10), start=x))
+    found = package.drawn(package.sample(condition, seeds=[0, 1], plan=package.plan("ddim", 10), start=x))
     drawn = (np.asarray(wanted.images) * 255).round().astype(int)
     assert np.abs(found.permute(0, 2, 3, 1).numpy().astype(int) - drawn).max() <= 1
 

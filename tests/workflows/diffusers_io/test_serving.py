@@ -14,6 +14,7 @@ from torch.nn import functional
 from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
 from tests.workflows.diffusers_io.conftest import Pair
+from workflows.data.pixels import to_data
 from workflows.errors import InvalidRequest
 from workflows.model.latents import fit_preview
 from workflows.model.model import ModelPackage
@@ -30,7 +31,7 @@ MakePair = Callable[[str], Pair]
 
 
 def capabilities_of(package: ModelPackage) -> ModelCapabilities:
-    _, height, width = package.picture_shape
+    _, height, width = package.rows.shape
     kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
     scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
     return ModelCapabilities("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
@@ -99,7 +100,7 @@ def test_an_edit_keeps_the_latents_that_are_known(pair: MakePair) -> None:
     keep[:, :7] = True
     request = EditRequest.model_validate({"prompt": "a dog", "num_inference_steps": 4, "seed": 1})
     (sample,) = finished(package, rows_of(package, request, InitImage(pixels, keep)))
-    x0 = package.codec.encode((torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0)[None])[0]
+    x0 = package.codec.encode(to_data(pixels.transpose(2, 0, 1))[None])[0]
     left = 3.0 * float(1.0 - package.schedule.alpha_bar[1]) ** 0.5
     assert float((sample - x0)[:, :, :3].abs().max()) < left
     assert float((sample - x0)[:, :, 3].abs().max()) > 10 * left, "a square with one open pixel is drawn anew"
@@ -108,7 +109,7 @@ def test_an_edit_keeps_the_latents_that_are_known(pair: MakePair) -> None:
 def test_a_weaker_edit_stays_nearer(pair: MakePair) -> None:
     package = pair("sd leading-offset").package
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    x0 = package.codec.encode((torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0)[None])[0]
+    x0 = package.codec.encode(to_data(pixels.transpose(2, 0, 1))[None])[0]
     far = []
     for strength in (0.2, 1.0):
         values = {"prompt": "a dog", "num_inference_steps": 10, "seed": 1, "strength": strength}
@@ -127,7 +128,7 @@ def test_decoding_is_a_stage_of_its_own(pair: MakePair) -> None:
         return list(await asyncio.gather(decoder.decode(states[:1]), decoder.decode(states[1:])))
 
     found = np.concatenate(asyncio.run(together()))
-    wanted = channels_last(package.pictures(torch.stack(states)))
+    wanted = channels_last(package.drawn(torch.stack(states)))
     assert np.abs(found.astype(int) - wanted.astype(int)).max() <= 1
     assert wanted.std() > 10, "flat pictures would prove nothing"
 

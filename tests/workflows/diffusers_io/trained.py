@@ -19,6 +19,7 @@ from tests.workflows.diffusers_io.pipelines import STABLE, ZERO, tokenizer_files
 from workflows.data.builtin.digits import digits
 from workflows.data.builtin.shapes import shapes
 from workflows.data.dataset import Split
+from workflows.data.pixels import to_data
 
 _BATCH: Final = 16
 _AUTOENCODER_STEPS: Final = 300
@@ -70,7 +71,7 @@ def make_base(folder: Path, subject: Subject) -> Path:
         return folder
     torch.manual_seed(0)
     train = subject.read()
-    pictures = torch.from_numpy(train.images).float() / 127.5 - 1.0
+    pictures = to_data(train.images)
     finished = folder.with_name("autoencoder")
     if not finished.is_dir():
         _autoencoder(pictures, subject).save_pretrained(finished)

@@ -96,7 +96,7 @@ def test_an_inverted_picture_is_drawn_again(package: ModelPackage, picture: Path
 def test_a_zoomed_file_is_read_as_it_was(package: ModelPackage, tmp_path: Path) -> None:
     image = draw(package, DrawRequest(PROMPT)).images
     write_png(tmp_path / "one.png", image)
-    assert torch.equal(package.to_images(read_picture(tmp_path / "one.png", (1, 8, 8))), image[0])
+    assert torch.equal(package.rows.from_x(read_picture(tmp_path / "one.png", (1, 8, 8))), image[0])
 
 
 @pytest.mark.parametrize(

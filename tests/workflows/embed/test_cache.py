@@ -13,6 +13,7 @@ import torch
 
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
+from workflows.data.rows import rows_of
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.images import ImageShardWriter
@@ -30,7 +31,7 @@ def write(inputs: dict[str, Artifact], folder: Path, dtype: str = "float32") -> 
     dataset, towers = Dataset.open(inputs["data"].folder), inputs["clip"].folder
     identity = ClipIdentity.load(towers)
     plan = plan_shards(dataset, identity, EmbedConfig(dtype=dtype, rows_per_shard=50))
-    write_image = ImageShardWriter(dataset.folder, Shelf(folder), dataset.info.shape, plan.encoder)
+    write_image = ImageShardWriter(dataset.folder, Shelf(folder), dataset.info.rows, plan.encoder)
     writer = CaptionShardWriter(towers, Shelf(folder), plan.encoder, dtype, batch_size=16, num_gpus=0)
     written = [writer._write(item) for item in plan.captions]
     assert [row.pop("encoded") for row in written] == [len(item["captions"]) for item in plan.captions]
@@ -142,7 +143,7 @@ def test_an_unfinished_cache_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_shape_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    writer = ImageShardWriter(inputs["data"].folder, Shelf(tmp_path), (3, 8, 8), "encoder")
+    writer = ImageShardWriter(inputs["data"].folder, Shelf(tmp_path), rows_of((3, 8, 8)), "encoder")
     item = {"split": "train", "start": 0, "stop": 5, "path": "train/images/shard-00000.parquet", "key": "key"}
     with pytest.raises(InvalidData, match=r"\(1, 8, 8\) in train/images/shard-00000.parquet, wanted \(3, 8, 8\)"):
         writer(item)

@@ -24,7 +24,7 @@ from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
-from workflows.storage.shards import file_sha256
+from workflows.storage.hashing import file_sha256
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import signal
 from collections.abc import Iterator
@@ -120,6 +121,27 @@ def test_a_failed_stage_is_run_again_in_the_same_folder(counting: Counting, conf
     counting.fail_in = ""
     assert go(counting, config) == ["two", "three"]
     assert (folder / "half").is_file()
+
+
+def test_a_stage_that_cannot_go_on_says_which_setting_of_the_stopped_try_was_another(
+    counting: Counting, config: RunConfig
+) -> None:
+    def told(settings: RunConfig) -> str:
+        log = io.StringIO()
+        with contextlib.suppress(RuntimeError):
+            run_job(settings, Progress(None, log), plan_job(settings, counting.table()), counting.session)
+        return log.getvalue()
+
+    counting.fail_in = "two"
+    assert "unfinished" not in told(config)
+    stopped = plan_job(config, counting.table())[1].folder
+    assert "unfinished" not in told(config), "it goes on in its own folder"
+    other = told(with_(config, "clip.steps=7"))
+    assert f"two: does not go on from the unfinished try in {stopped}: config.steps was 300 and is 7\n" in other
+    counting.fail_in = ""
+    go(counting, config)
+    assert "config.steps was 7 and is 5\n" in told(with_(config, "clip.steps=5")), "a finished try is no stopped one"
+    assert "inputs.one was" in told(with_(config, "data.seed=4", "clip.steps=7"))
 
 
 def test_one_stage_needs_its_inputs(counting: Counting, config: RunConfig) -> None:

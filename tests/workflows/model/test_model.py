@@ -11,6 +11,7 @@ import torch
 
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import check_settings
+from workflows.data.rows import Pictures
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
 
@@ -141,9 +142,9 @@ def test_guidance_by_clip_without_a_prompt_is_refused(package: ModelPackage) -> 
 
 def test_pixels() -> None:
     x = torch.tensor([[[[-1.0, 1.0], [0.0, 5.0]]]])
-    assert ModelPackage.to_images(x).flatten().tolist() == [0, 255, 128, 255]
+    assert Pictures((1, 16, 16)).from_x(x).flatten().tolist() == [0, 255, 128, 255]
     every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-    assert torch.equal(ModelPackage.to_images(every.float() / 127.5 - 1), every)
+    assert torch.equal(Pictures((1, 16, 16)).from_x(every.float() / 127.5 - 1), every)
 
 
 def test_loading_a_model_imports_neither_ray_nor_mlflow() -> None:

@@ -47,6 +47,21 @@ def test_what_is_worse_in_one_figure_is_refused_and_the_reverse_passes(worse: di
     assert passed
 
 
+@pytest.mark.parametrize(
+    ("worse", "metric", "sign"),
+    [({"accuracy": 0.7}, "accuracy", 1), ({"score": 76.0}, "clip_score", 1), ({"shift": 0.4}, "clip_fd", -1)],
+)
+def test_a_shown_gain_is_positive_where_the_challenger_is_better(
+    worse: dict[str, float], metric: str, sign: int
+) -> None:
+    """CLIP-FD is a distance: there less is better."""
+    for champion, challenger, better in ((seen(1), seen(2, **worse), False), (seen(2, **worse), seen(1), True)):
+        lines = {line.metric: line for line in compare(GateConfig(), champion, challenger, REAL).lines}
+        assert (lines[metric].gain > 0) is better
+        assert all(line.low <= line.gain <= line.high for line in lines.values())
+        assert lines[metric].gain == pytest.approx(sign * (lines[metric].challenger - lines[metric].champion))
+
+
 def test_too_few_pictures_cannot_rule_a_loss_out() -> None:
     few = [Seen(one.right[:10], one.scores[:10], one.features[:10]) for one in (seen(1), seen(2))]
     found, passed = verdicts(*few)

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from workflows.errors import StorageUnwritable
-from workflows.storage.shards import Shard, ShardWriter, file_sha256, find_shard, remove_partial, write_shard
+from workflows.storage.atomic import remove_partial
+from workflows.storage.hashing import file_sha256
+from workflows.storage.shards import Shard, ShardWriter, find_shard, write_shard
 
 TABLE = pa.table({"x": [1, 2, 3]})
 

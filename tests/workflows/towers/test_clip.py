@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from tests.workflows.embed.conftest import build_tiny, write_tiny
+from workflows.data.pixels import to_data
 from workflows.errors import InvalidClip
 from workflows.towers.clip import Clip, ImageTower, TextTower, load_clip, open_model
 from workflows.towers.clip_files import import_clip
@@ -70,7 +71,7 @@ def test_pictures_of_the_towers_size_are_encoded_as_open_clip_does(clip: Clip, t
     _, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tiny_folder}")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     expected = bare.encode_image(preprocess(Image.fromarray(pixels))[None], normalize=True)
-    found = clip.image.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
+    found = clip.image.encode(to_data(pixels.transpose(2, 0, 1))[None])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -83,8 +84,8 @@ def test_other_sizes_are_resized_and_cropped_as_open_clip_does(
     smooth = 127 + 100 * np.sin(np.arange(h)[:, None, None] / 3 + np.arange(w)[None, :, None] / 4 + np.arange(3))
     pixels = smooth.round().astype(np.uint8)
     expected = bare.encode_image(preprocess(Image.fromarray(pixels))[None], normalize=True)
-    found = clip.image.encode(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
-    shifted = clip.image.encode(torch.from_numpy(pixels).permute(2, 0, 1).roll(1, -1)[None] / 127.5 - 1)
+    found = clip.image.encode(to_data(pixels.transpose(2, 0, 1))[None])
+    shifted = clip.image.encode(to_data(pixels.transpose(2, 0, 1)).roll(1, -1)[None])
     # Rounding to whole pixel values, which only PIL does, matters little beside a shift by one pixel.
     assert float((found - expected).norm()) < 0.2 * float((shifted - expected).norm())
 

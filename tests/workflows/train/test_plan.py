@@ -69,6 +69,16 @@ def test_the_share_of_hidden_conditions_is_the_wanted_one() -> None:
     assert not Plan(seed=0, num_samples=10, batch_size=1000).batch(0).dropped.any()
 
 
+def test_what_is_hidden_does_not_depend_on_what_else_is_drawn() -> None:
+    """Hidden rows say all wordings and have all levels alike: four deviations of a correlation of 20,000 rows."""
+    rows = Plan(seed=0, num_samples=10, batch_size=20_000, condition_dropout=0.1).batch(0)
+    for other in (rows.wordings, rows.level_draws, rows.samples):
+        both = torch.stack([rows.dropped.double(), other.double()])
+        assert abs(float(torch.corrcoef(both)[0, 1])) < 4 / 20_000**0.5
+    tied = torch.stack([(rows.wordings < rows.wordings.double().quantile(0.1)).double(), rows.wordings.double()])
+    assert abs(float(torch.corrcoef(tied)[0, 1])) > 0.1, "negative control: hidden by the wording's own draw"
+
+
 def test_no_samples_are_refused() -> None:
     with pytest.raises(InvalidData, match="nothing to train on"):
         Plan(seed=0, num_samples=0, batch_size=4)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, final
 
+from workflows.data.intake import Intake, PictureIntake, VectorIntake
 from workflows.data.sources import folder, lance, sidecar, table, vectors, webdataset
 from workflows.data.sources.location import Entry, Location
 from workflows.data.sources.record import Columns, Record
@@ -28,12 +29,14 @@ class Source:
         pieces: cuts the files into pieces of work; raises `InvalidData` for files that are none of this format.
         read: the records of one piece, in order.
         wanted: what it consists of, for messages.
+        intake: what its records hold.
     """
 
     detect: Callable[[Location, list[Entry]], bool]
     pieces: Callable[[Location, Columns], Iterable[Piece]]
     read: Callable[[Location, Piece, Columns], Iterator[Record]]
     wanted: str
+    intake: type[Intake] = PictureIntake
 
 
 SOURCES: Final[dict[str, Source]] = {
@@ -42,7 +45,11 @@ SOURCES: Final[dict[str, Source]] = {
         table.detect_hf, table.pieces, table.read, "Parquet with image: {bytes, path} and a caption column"
     ),
     "vectors": Source(
-        vectors.detect, vectors.pieces, vectors.read, "Parquet with columns of numbers and a caption or a label"
+        vectors.detect,
+        vectors.pieces,
+        vectors.read,
+        "Parquet with columns of numbers and a caption or a label",
+        VectorIntake,
     ),
     "parquet": Source(table.detect, table.pieces, table.read, "Parquet with image bytes and a caption column"),
     "webdataset": Source(webdataset.detect, webdataset.pieces, webdataset.read, "tar files of KEY.jpg and KEY.txt"),

@@ -19,6 +19,7 @@ from typing import Final, final
 import psutil
 
 from workflows.errors import StageFailed
+from workflows.storage.atomic import write_whole
 
 _GENTLE_SECONDS: Final = 30.0
 _SAME_START: Final = 2.0  # the system counts from a boot time that an adjusted clock moves
@@ -100,9 +101,7 @@ class Processes:
         return ended
 
     def _write(self, started: Sequence[Started]) -> None:
-        new = self._file.with_suffix(".new")
-        new.write_text(json.dumps([asdict(one) for one in started], indent=1))
-        new.replace(self._file)
+        write_whole(self._file, json.dumps([asdict(one) for one in started], indent=1))
 
 
 def wait_until(ready: Callable[[], bool], started: Started, seconds: float) -> None:

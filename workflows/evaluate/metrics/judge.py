@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workflows.data.dataset import DataInfo, Dataset, Split
+from workflows.data.pixels import to_data
 
 _LARGEST_SVC: Final = 4096
 _SVC_PENALTY: Final = 10.0
@@ -152,7 +153,7 @@ def _pixels(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _scaled(images: Tensor) -> Tensor:
-    return (images.float() / 127.5 - 1.0).to(memory_format=torch.channels_last)
+    return to_data(images).to(memory_format=torch.channels_last)
 
 
 def _convolutions(shape: tuple[int, int, int], outputs: int) -> nn.Module:

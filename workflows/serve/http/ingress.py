@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from diffusion_core.errors import RaverseError
+from workflows import __version__
 from workflows.serve.http.dispatch import Backend, DeploymentBackend
 from workflows.serve.http.edits import FORM, decode_init_image, form_schema, read_form
 from workflows.serve.http.errors import TOO_LATE, ErrorAnswer, ErrorDetail, error_answer, invalid_fields_answer
@@ -79,7 +80,7 @@ def http_api(backends: Mapping[str, Backend], rules: Rules, metrics: IngressMetr
         rules: the keys and the limits of requests.
         metrics: counts and times every request for pictures.
     """
-    api = FastAPI(title="raverse", docs_url=None, redoc_url=None)
+    api = FastAPI(title="raverse", version=__version__, docs_url=None, redoc_url=None)
     api.add_middleware(Guard, rules=rules)
     api.add_exception_handler(RequestValidationError, _refuse_fields)
     api.add_exception_handler(HTTPException, _refuse_route)

@@ -52,7 +52,7 @@ class Decoder:
             if not batch:
                 continue
             try:
-                images = await asyncio.to_thread(self._package.pictures, torch.stack([sample for sample, _ in batch]))
+                images = await asyncio.to_thread(self._package.drawn, torch.stack([sample for sample, _ in batch]))
             except Exception as error:  # noqa: BLE001 - every waiting request gets it
                 for _, future in batch:
                     if not future.done():

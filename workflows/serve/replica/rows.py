@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_core.condition import Condition
 from diffusion_core.row import Known, Trajectory
 from diffusion_core.sampler import SamplerPlan
+from workflows.data.pixels import to_data
 from workflows.model.guidance import steer
 from workflows.model.model import ModelPackage
 from workflows.serve.engine.queued_request import RowState
@@ -95,7 +96,7 @@ def _start_edit(
     package: ModelPackage, plan: SamplerPlan, condition: Condition, init_image: InitImage, first_step: int, seed: int
 ) -> Trajectory:
     pixels = torch.from_numpy(init_image.pixels).to(package.device).permute(2, 0, 1)
-    x0 = package.codec.encode((pixels.to(torch.float32) / 127.5 - 1.0)[None])[0]
+    x0 = package.codec.encode(to_data(pixels)[None])[0]
     row = Trajectory.start_from(plan, condition, x0, first_step, seed=seed)
     if init_image.keep is None:
         return row

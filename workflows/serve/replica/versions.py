@@ -61,7 +61,7 @@ class LoadedVersion:
             created=self.loaded_at,
             version=capabilities.version,
             sizes=[capabilities.size_text],
-            channels=self.package.picture_shape[0],
+            channels=self.package.rows.shape[0],
             classes=list(capabilities.class_names),
             guidance=capabilities.guidance,
             example_prompts=list(self.package.card.candidate_captions[:_EXAMPLES]),
@@ -206,7 +206,7 @@ def load_version(args: ServeArgs, reference: str) -> LoadedVersion:
 
 def capabilities_of(package: ModelPackage, version: ModelVersion, args: ServeArgs) -> ModelCapabilities:
     """The abilities of a package, within the limits of the service."""
-    _, height, width = package.picture_shape
+    _, height, width = package.rows.shape
     max_steps = min(args.max_steps, package.schedule.num_levels)
     defaults = package.defaults
     scales: dict[Guidance, float] = {

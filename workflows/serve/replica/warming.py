@@ -41,7 +41,7 @@ def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
     for rows, guidance in batches:
         x = package.sample(_example(package, rows, guidance), seeds=list(range(rows)), plan=package.plan("ddim", 1))
         if rows <= MAX_DECODED:
-            package.pictures(x)
+            package.drawn(x)
 
 
 def _example(package: ModelPackage, rows: int, guidance: str) -> Condition:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from PIL.PngImagePlugin import PngInfo
 
+from workflows.data.png import data_url, encode_png
 from workflows.serve.request.schema import GenerationSettings, Image
 
 PROVENANCE_KEY: Final = "raverse"
@@ -49,19 +47,14 @@ def images_of(generated: Generated, response_format: str) -> list[Image]:
     """
     images = []
     for seed, pixels in zip(generated.settings.seeds, generated.pixels, strict=True):
-        file = encode_png(pixels, generated.settings.model_copy(update={"seeds": [seed]}))
-        text = base64.b64encode(file).decode()
+        file = encode_png(pixels, "hwc", text=_provenance(generated.settings, seed))
         if response_format == "url":
-            images.append(Image(url=f"data:image/png;base64,{text}", seed=seed))
+            images.append(Image(url=data_url(file), seed=seed))
         else:
-            images.append(Image(b64_json=text, seed=seed))
+            images.append(Image(b64_json=base64.b64encode(file).decode(), seed=seed))
     return images
 
 
-def encode_png(pixels: NDArray[np.uint8], settings: GenerationSettings) -> bytes:
-    """Encodes one picture `(h, w, c)` of one channel or three as a PNG file that holds its settings."""
-    info = PngInfo()
-    info.add_text(PROVENANCE_KEY, json.dumps(settings.model_dump(exclude={"without_effect"}, exclude_none=True)))
-    file = io.BytesIO()
-    Pillow.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
+def _provenance(settings: GenerationSettings, seed: int) -> dict[str, str]:
+    values = settings.model_dump(exclude={"without_effect"}, exclude_none=True) | {"seeds": [seed]}
+    return {PROVENANCE_KEY: json.dumps(values)}

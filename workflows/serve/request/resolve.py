@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
+from diffusion_core.strength import DEFAULT_STRENGTH, steps_of_strength
 from workflows.errors import InvalidRequest, ModelNotFound
 from workflows.serve.request.capabilities import ModelCapabilities
 from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationSettings, PictureRequest
@@ -42,7 +43,7 @@ class ResolvedRequest:
         """Steps that each row makes; an edit skips the first steps of its plan."""
         if self.settings.strength is None:
             return self.settings.num_inference_steps
-        return max(1, round(self.settings.strength * self.settings.num_inference_steps))
+        return steps_of_strength(self.settings.strength, self.settings.num_inference_steps)
 
 
 def first_seed(request: PictureRequest) -> int:
@@ -187,7 +188,7 @@ def _strength(request: PictureRequest, inpainted: bool) -> float | None:
     """The share of steps that an edit makes; with a mask all of them, since the mask keeps a part of the picture."""
     if not isinstance(request, EditRequest):
         return None
-    return request.strength or (1.0 if inpainted else _STRENGTH)
+    return request.strength or (1.0 if inpainted else DEFAULT_STRENGTH)
 
 
 def _label_index(request: PictureRequest, capabilities: ModelCapabilities) -> int | None:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from diffusion_core.strength import DEFAULT_STRENGTH
+
 Guidance: TypeAlias = Literal["none", "direct", "classifier_free", "classifier", "clip"]
 SamplerName: TypeAlias = Literal["ddim", "ddpm", "dpm_solver"]
 
@@ -102,7 +104,7 @@ class EditRequest(PictureRequest):
         le=1,
         allow_inf_nan=False,
         description="Share of the steps that are made; 1 forgets nearly all of the picture. Default: 1 with a mask, "
-        "else 0.7.",
+        f"else {DEFAULT_STRENGTH}.",
     )
     input_fidelity: Literal["low"] | None = Field(None, description=_NO_EFFECT)
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from workflows.data.dataset import Dataset
 from workflows.errors import InvalidConfig
-from workflows.towers.pixels import to_x
 from workflows.train.batches import Share
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -152,6 +151,7 @@ class ClipBatches:
     ) -> None:
         data = Dataset.open(folder)
         self._split, self._texts = data.read("train"), Texts.read(data, tokenizer)
+        self._rows = data.info.rows
         self._ids = torch.searchsorted(vocabulary, self._texts.ids)
         self._plan = DistinctPlan(self._texts.meanings, batch_size, seed)
         self._parts, self._device = accumulate, device
@@ -173,7 +173,7 @@ class ClipBatches:
         rows = samples.ravel()[share.rows]
         return ClipBatch(
             torch.from_numpy(self._split.sample_ids[rows]),
-            to_x(torch.from_numpy(self._split.images[rows]).to(self._device)),
+            self._rows.to_x(torch.from_numpy(self._split.images[rows]).to(self._device)),
             self._ids[self._texts.pick(rows, wordings.ravel()[share.rows])].to(self._device),
             groups.to(self._device),
             share,

@@ -16,7 +16,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.towers.clip import load_clip
 from workflows.towers.clip_files import import_clip, save_clip
-from workflows.towers.clip_model import build_tokenizer, model_config, tower_side
+from workflows.towers.clip_model import build_tokenizer, model_config
 from workflows.towers.zero_shot import zero_shot
 from workflows.train.clip.batches import DistinctPlan, Texts
 from workflows.train.clip.objective import ClipObjective
@@ -66,7 +66,7 @@ def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) 
     dataset, training = Dataset.open(data.folder), folder / TRAINING
     training.mkdir(exist_ok=True)
     texts = Texts.read(dataset, build_tokenizer(config.clip))
-    objective = ClipObjective(config.clip, tower_side(config.clip, dataset.info.shape), texts.ids.unique())
+    objective = ClipObjective(config.clip, dataset.info.rows.side(config.clip.patch_size), texts.ids.unique())
     loop = loop_config(config.clip, texts)
     with tracked_training(config, "clip", {"data_hash": dataset.info.data_hash}, training, progress):
         trained = fit(objective, loop, data, training, progress)

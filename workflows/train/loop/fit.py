@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from diffusion_core.errors import RaverseError
-from workflows.config.schema import TRAINING_UNSEEN, TrainConfig
+from workflows.config.schema import TrainConfig
 from workflows.errors import StageFailed, StorageUnwritable
 from workflows.runtime.progress import Progress
 from workflows.train.loop.checkpoints import sweep_orphans
@@ -30,10 +30,6 @@ from workflows.train.objectives import Objective
 
 CHECKPOINTS: Final = "checkpoints"
 _NO_SPACE: Final = os.strerror(errno.ENOSPC)
-_MAY_CHANGE: Final = frozenset(
-    {*TRAINING_UNSEEN, "num_workers", "sharding", "shard_size", "activation_checkpointing", "cpu_offload"}
-)
-"""Settings with which a started run may go on."""
 
 
 class Source(Protocol):
@@ -69,6 +65,9 @@ class Trained:
 def fit(objective: Objective, config: TrainConfig, source: Source, folder: Path, progress: Progress) -> Trained:
     """Trains on the workers that the cluster has room for.
 
+    A run that was stopped goes on from its last checkpoint, at any number of workers and in any sharding: its name
+    holds what `TrainConfig.keyed` does.
+
     Args:
         objective: what is trained.
         config: how.
@@ -92,23 +91,41 @@ def fit(objective: Objective, config: TrainConfig, source: Source, folder: Path,
     settings = Settings(objective, config, source.folder, folder / LOSSES_FILE)
     for orphan in sweep_orphans(folder / CHECKPOINTS / cast(str, run.name)):
         progress.log(f"removed {orphan}, which an earlier try left half-written")
-    checkpoint = finished_checkpoint(run, config.steps) or _run(settings, run, progress)
-    with checkpoint.as_directory() as path:
+    with _finished(settings, run, progress).as_directory() as path:
         weights, ema = read_weights(objective, Path(path))
     progress.advance(config.steps)
     num_parameters = sum(value.numel() for value in weights.values())
     return Trained(weights, ema, _metrics(settings, num_parameters, earlier + time.perf_counter() - started))
 
 
-def finished_checkpoint(run: RunConfig, steps: int) -> Checkpoint | None:
-    """The last checkpoint of a run that an earlier try brought to its last step, or None."""
+@final
+@dataclass(frozen=True)
+class Recorded:
+    """A checkpoint that counts, and the optimizer steps before it."""
+
+    checkpoint: Checkpoint
+    step: int
+
+
+def last_checkpoint(run: RunConfig) -> Recorded | None:
+    """Where an earlier try of this run stopped or ended; None if it recorded no checkpoint."""
     folder = Path(cast(str, run.storage_path)) / cast(str, run.name)
     try:
         result = Result.from_path(folder)
     except RuntimeError:
         return None
-    done = result.metrics is not None and result.metrics["step"] == steps
-    return result.checkpoint if done else None
+    if result.metrics is None or result.checkpoint is None:
+        return None
+    return Recorded(result.checkpoint, int(result.metrics["step"]))
+
+
+def _finished(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
+    """The checkpoint of the last step: that of an earlier try, or one that is trained now."""
+    last = last_checkpoint(run)
+    if last is not None and last.step == settings.config.steps:
+        return last.checkpoint
+    progress.log("starts at step 0" if last is None else f"goes on from the checkpoint of step {last.step}")
+    return _run(settings, run, progress)
 
 
 def _run(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
@@ -132,7 +149,7 @@ def fingerprint(objective: Objective, config: TrainConfig, source: Source) -> st
     """A name for everything that determines the result."""
     values = {
         "objective": objective.describe(),
-        "train": config.model_dump(mode="json", exclude=set(_MAY_CHANGE)),
+        "train": config.keyed(),
         "source": source.key,
     }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

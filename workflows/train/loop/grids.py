@@ -14,7 +14,11 @@ from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.sampler import ddim
 from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
+from workflows.data.pixels import to_pixels
+from workflows.data.png import image_of, png_of
+from workflows.data.rows import rows_of
 from workflows.embed.cache import CachedCaptions
+from workflows.storage.atomic import whole_file
 from workflows.train.batches import CachedBatches
 from workflows.train.loop.trainer import Trainer
 from workflows.train.objectives import DenoiserObjective
@@ -27,13 +31,12 @@ _PICTURES, _COLUMNS, _STEPS, _ZOOM = 16, 4, 20, 4
 def draw_grid(trainer: Trainer, folder: Path) -> None:
     """The first worker draws `grids/step-*.png`; all workers call it, and wait. Only for denoisers of pictures."""
     objective = trainer.objective
-    if not isinstance(objective, DenoiserObjective) or len(objective.config.shape) == 1:
+    if not isinstance(objective, DenoiserObjective) or not rows_of(objective.config.shape).drawable:
         return
     network = unwrapped(trainer.network)
     weights = {name: whole(value).cpu() for name, value in trainer.ema.weights(network).items()}
     if trainer.share.rank == 0:
         pictures = draw(objective, weights, cast(CachedBatches, trainer.batches).captions)
-        (folder / GRIDS).mkdir(parents=True, exist_ok=True)
         write_grid(pictures, folder / GRIDS / f"step-{trainer.steps_done:08d}.png")
 
 
@@ -55,9 +58,6 @@ def write_grid(pictures: Tensor, path: Path) -> None:
     """Rows of pictures, enlarged without smoothing; renamed into place, since the driver watches the folder."""
     from PIL import Image
 
-    grid = make_grid((pictures.clamp(-1, 1) + 1) / 2, _COLUMNS)[:3]
-    pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels)
-    partial = path.with_suffix(".partial")
-    image.resize((image.width * _ZOOM, image.height * _ZOOM), Image.Resampling.NEAREST).save(partial, format="PNG")
-    partial.replace(path)
+    image = image_of(make_grid(to_pixels(pictures), _COLUMNS)[:3].numpy())
+    with whole_file(path) as partial:
+        partial.write_bytes(png_of(image.resize((image.width * _ZOOM, image.height * _ZOOM), Image.Resampling.NEAREST)))

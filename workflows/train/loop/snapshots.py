@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffusion_core.ema import reconstruction
 from workflows.errors import MissingArtifact
+from workflows.storage.atomic import whole_file
 from workflows.train.loop.trainer import Trainer
 from workflows.train.parallel import whole
 
@@ -38,15 +39,12 @@ class Snapshot:
 
 def write_snapshots(trainer: Trainer, folder: Path) -> None:
     """Gathers each power-function average; the first worker writes it. Every worker must call it."""
-    target = folder / SNAPSHOTS
     for width, average in trainer.powers.items():
         tensors = {name: whole(value).contiguous().cpu() for name, value in average.averages.items()}
         if trainer.share.rank == 0:
-            target.mkdir(parents=True, exist_ok=True)
-            path = target / f"step-{average.num_updates:08d}-width-{width:g}.safetensors"
-            partial = path.with_suffix(".partial")
-            save_file(tensors, partial)
-            partial.replace(path)
+            name = f"step-{average.num_updates:08d}-width-{width:g}.safetensors"
+            with whole_file(folder / SNAPSHOTS / name) as partial:
+                save_file(tensors, partial)
 
 
 def list_snapshots(folder: Path) -> list[Snapshot]:

@@ -14,10 +14,11 @@ from ray.train.torch import get_device
 from diffusion_core.errors import NonFinite
 from workflows.config.schema import TrainConfig
 from workflows.package.kinds import register
+from workflows.storage.atomic import remove_partial
 from workflows.train.flop import Speed
 from workflows.train.loop.checkpoints import Checkpoints
-from workflows.train.loop.grids import draw_grid
-from workflows.train.loop.snapshots import write_snapshots
+from workflows.train.loop.grids import GRIDS, draw_grid
+from workflows.train.loop.snapshots import SNAPSHOTS, write_snapshots
 from workflows.train.loop.trainer import Trainer
 from workflows.train.losslog import LossLog
 from workflows.train.objectives import Objective
@@ -56,7 +57,7 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
     trainer = Trainer(settings.objective, settings.config, settings.source, get_device())
     checkpoints = Checkpoints(trainer)
     checkpoints.resume()
-    log = LossLog(settings.losses, trainer.steps_done) if trainer.share.rank == 0 else None
+    log = _begun_log(settings.losses, trainer.steps_done) if trainer.share.rank == 0 else None
     flop = settings.objective.flop_per_sample(trainer.batches.num_tokens)
     speed, warned = Speed.measured(flop, trainer.device, trainer.share), False
     while trainer.steps_done < settings.config.steps:
@@ -76,6 +77,13 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
         _draw(trainer, settings.losses.parent)
     checkpoints.close()
     return None
+
+
+def _begun_log(losses: Path, steps_done: int) -> LossLog:
+    """The log of the first worker, after what a killed one had not finished beside it is gone."""
+    for name in (SNAPSHOTS, GRIDS):
+        remove_partial(losses.parent / name)
+    return LossLog(losses, steps_done)
 
 
 def _due(trainer: Trainer, every: int) -> bool:

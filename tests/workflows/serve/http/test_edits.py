@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_core.trajectory import image_to_image, inpaint
+from workflows.data.pixels import to_data
 from workflows.model.model import ModelPackage
 
 PROMPT = "a handwritten one"
@@ -52,7 +53,7 @@ def pixels(response: httpx.Response) -> NDArray[np.int16]:
 
 
 def as_data() -> torch.Tensor:
-    return torch.from_numpy(SOURCE).float()[None, None] / 127.5 - 1
+    return to_data(SOURCE)[None, None]
 
 
 def test_a_picture_is_changed_as_the_core_does_it(edit: Callable[..., httpx.Response], tiny_package: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_picture_is_changed_as_the_core_does_it(edit: Callable[..., httpx.Resp
     package = ModelPackage.load(tiny_package)
     condition, plan = package.condition([PROMPT]), package.plan("ddpm", 10)
     wanted = image_to_image(package.denoiser, plan, condition, as_data(), strength=0.5, seeds=[5])
-    assert np.abs(pixels(response) - package.to_images(wanted)[0, 0].numpy()).max() <= 1
+    assert np.abs(pixels(response) - package.rows.from_x(wanted)[0, 0].numpy()).max() <= 1
     assert response.json()["settings"]["strength"] == 0.5
     assert response.json()["settings"]["inpainted"] is False
 
@@ -77,7 +78,7 @@ def test_what_the_mask_keeps_stays_and_the_rest_is_as_the_core_makes_it(
         package.denoiser, package.plan("ddim", 10), package.condition([PROMPT]), as_data(), keep, seeds=[5]
     )
     found = pixels(response)
-    assert np.abs(found - package.to_images(wanted)[0, 0].numpy()).max() <= 1
+    assert np.abs(found - package.rows.from_x(wanted)[0, 0].numpy()).max() <= 1
     assert np.array_equal(found[:, :4], SOURCE[:, :4])
     assert not np.array_equal(found[:, 4:], SOURCE[:, 4:])
     assert response.json()["settings"]["inpainted"] is True

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
 
+from workflows import __version__
 from workflows.model.model import ModelPackage
 from workflows.serve.replica.replica import Replica
 from workflows.serve.request.pictures import PROVENANCE_KEY
@@ -71,7 +72,7 @@ def test_pictures_are_those_of_the_package(
     condition = package.condition(**asked)
     for seed, found in zip((5, 6), pictures(response), strict=True):
         wanted = package.sample(condition, seeds=[seed], plan=package.plan(sampler_name, 6))
-        assert np.abs(found.astype(int) - package.to_images(wanted)[0, 0].numpy()).max() <= 1
+        assert np.abs(found.astype(int) - package.rows.from_x(wanted)[0, 0].numpy()).max() <= 1
 
 
 def test_each_kind_of_guidance_gives_another_picture(api: FastAPI) -> None:
@@ -199,6 +200,7 @@ def test_an_unknown_route_answers_in_openai_s_shape(api: FastAPI) -> None:
 
 def test_the_openapi_document_names_every_field_and_fault(api: FastAPI) -> None:
     document = call(api, "GET", "/openapi.json").json()
+    assert document["info"]["version"] == __version__
     route = document["paths"]["/v1/images/generations"]["post"]
     assert set(route["responses"]) == {"200", "400", "401", "404", "413", "422", "429", "500", "503", "504"}
     fields = document["components"]["schemas"]["GenerationRequest"]["properties"]

@@ -49,6 +49,22 @@ def test_a_replica_asks_the_encoder_once_per_version_and_text(tiny_package: Path
     assert not torch.equal(first[0].tokens, first[1].tokens)
 
 
+def test_a_text_that_others_push_out_meanwhile_is_answered() -> None:
+    """While one request waits for the encoder, another fills the sampler's memory."""
+
+    class Busy:
+        async def remote(self, model: str, text: str) -> str:
+            if text == "slow":
+                await client.encode(model, [f"text {number}" for number in range(600)])
+            return f"{text}, encoded"
+
+        encode = property(lambda self: self)
+
+    client = TextClient(Busy())  # type: ignore[arg-type]
+    asyncio.run(client.encode("tiny/1", ["known"]))
+    assert asyncio.run(client.encode("tiny/1", ["known", "slow"])) == ["known, encoded", "slow, encoded"]
+
+
 @pytest.fixture
 def counted(tiny_package: Path) -> Any:
     return Counted(load_clip(clip_folder(tiny_package)).text)

@@ -24,7 +24,6 @@ from workflows.train.objectives import ClassifierObjective, DenoiserObjective
 EFFECTIVE = {
     "steps": 13,
     "batch_size": 8,
-    "accumulate": 2,
     "learning_rate": 0.5,
     "weight_decay": 0.5,
     "warmup_steps": 3,
@@ -43,6 +42,7 @@ EFFECTIVE = {
 WITHOUT_EFFECT = {
     "num_workers": 5,
     "sharding": "ddp",
+    "accumulate": 2,
     "checkpoint_every": 1,
     "keep_checkpoints": 9,
     "checkpoint_async": False,
@@ -71,6 +71,17 @@ def test_a_run_bears_a_name_of_what_determines_its_result(
     names.add(fingerprint(classifier, train, cache))
     assert len(names | {name}) == len(EFFECTIVE) + 5
     assert EFFECTIVE.keys() | WITHOUT_EFFECT.keys() == TrainConfig.model_fields.keys()
+
+
+def test_parts_of_a_batch_make_another_classifier_and_no_other_denoiser(
+    config: RunConfig, denoiser: DenoiserObjective, classifier: ClassifierObjective, cache: EmbeddingCache
+) -> None:
+    pairs = ((denoiser, config.denoiser.train), (classifier, config.classifier.train))
+    names = [
+        {fingerprint(objective, train.model_copy(update={"accumulate": n}), cache) for n in (1, 2)}
+        for objective, train in pairs
+    ]
+    assert [len(found) for found in names] == [1, 2]
 
 
 def test_an_error_of_ours_comes_out_of_rays() -> None:

@@ -91,6 +91,15 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         assert whole.figures["loss"] == pytest.approx(parts.figures["loss"], rel=1e-5)
 
 
+def test_accumulated_parts_change_what_a_classifier_learns(
+    ranks: Ranks, classifier: ClassifierObjective, config: RunConfig, cache: EmbeddingCache
+) -> None:
+    """A caption competes with those of its part: so `accumulate` is in the classifier's key."""
+    job = Job(classifier, config.classifier.train, cache.folder, STEPS)
+    whole, parts = (ranks.run(1, changed(job, accumulate=n))[0] for n in (1, 4))
+    assert difference(effective(whole.weights), effective(parts.weights)) > 1e-4
+
+
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(
     ranks: Ranks, job: Job, sharding: str, tmp_path: Path
@@ -161,6 +170,30 @@ def test_a_checkpoint_loads_at_another_world_size_and_sharding(ranks: Ranks, job
     assert ended.samples_seen == whole.samples_seen
     assert difference(effective(whole.weights), effective(ended.weights)) <= 1e-5
     assert difference(effective(whole.ema), effective(ended.ema)) <= 1e-5
+
+
+def test_a_checkpoint_loads_into_every_way_of_sharing_the_work(
+    ranks: Ranks, denoiser: DenoiserObjective, config: RunConfig, cache: EmbeddingCache, tmp_path: Path
+) -> None:
+    """Every field that says how the work is shared changes on the way, and some change back."""
+    ways: list[tuple[int, dict[str, object]]] = [
+        (2, {"sharding": "fsdp", "cpu_offload": True}),
+        (4, {"sharding": "hybrid", "shard_size": 2}),
+        (1, {"sharding": "ddp", "activation_checkpointing": True}),
+        (3, {"sharding": "fsdp", "accumulate": 2}),
+    ]
+    job = Job(denoiser, config.denoiser.train, cache.folder, 2)
+    whole = ranks.run(2, replace(job, steps=2 * len(ways)))[0]
+    before = None
+    for number, (size, values) in enumerate(ways):
+        after = tmp_path / str(number)
+        ended = ranks.run(size, replace(changed(job, **values), load=before, save=after))[0]
+        before = after
+    assert ended.samples_seen == whole.samples_seen
+    assert difference(effective(whole.weights), effective(ended.weights)) <= 1e-5
+    assert difference(effective(whole.ema), effective(ended.ema)) <= 1e-5
+    for width in config.denoiser.train.ema_widths:
+        assert difference(effective(whole.powers[width]), effective(ended.powers[width])) <= 1e-5
 
 
 def test_a_loss_that_is_not_finite_stops_every_worker_before_the_update(

@@ -1,0 +1,175 @@
+"""How a user's records become rows: what each kind of record must hold, and what `raverse data check` says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from workflows.data.picture import Found, PictureShape, prepare
+from workflows.data.png import encode_png, image_of, png_of
+from workflows.data.rows import Pictures, RowType, Vectors
+from workflows.data.scale import VectorScale
+from workflows.errors import InvalidData
+
+if TYPE_CHECKING:
+    from workflows.config.schema import DataConfig
+
+_FAST: Final = 1
+"""Compression of parts, which live as long as an import."""
+
+
+class Intake(Protocol):
+    """What the import and the check ask about the records of a source.
+
+    Attributes:
+        counted: a plural noun for the records' contents.
+        facts: entries of the check's report that say something about them.
+        preset: configuration whose sizes suit a first job on them.
+        options: fields of the `data` section that shape the rows.
+    """
+
+    counted: ClassVar[str]
+    facts: ClassVar[tuple[str, ...]]
+    preset: ClassVar[str]
+    options: ClassVar[tuple[str, ...]]
+
+    @staticmethod
+    def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> Intake:
+        """What a configuration makes of the records of these pieces.
+
+        Raises:
+            InvalidData: pieces that do not fit together.
+        """
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of a row's numbers; none where they have no names."""
+        ...
+
+    @property
+    def least_side(self) -> int:
+        """Pixels of a side, below which a record is counted as small."""
+        ...
+
+    def read(self, data: bytes) -> tuple[NDArray[Any], Found]:
+        """The raw row in a record, and what the record held.
+
+        Raises:
+            InvalidData: why there is none.
+        """
+        ...
+
+    def encode(self, row: NDArray[Any]) -> bytes:
+        """A raw row as a cell of Parquet."""
+        ...
+
+    def rows(self, parts: Iterable[Sequence[bytes]]) -> RowType:
+        """The type of the rows, once the raw cells of the training samples can be measured, part by part."""
+        ...
+
+    def thumbnail(self, row: NDArray[Any], side: int) -> bytes | None:
+        """A raw row as a PNG file with sides of so many pixels; None: it is no picture."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class PictureIntake:
+    """Records are encoded pictures, which become pictures of one shape; see `Intake`."""
+
+    counted: ClassVar[str] = "images"
+    facts: ClassVar[tuple[str, ...]] = (
+        "width",
+        "height",
+        "aspect_ratio",
+        "smaller_than_wanted",
+        "modes",
+        "formats",
+    )
+    preset: ClassVar[str] = "shapes"
+    options: ClassVar[tuple[str, ...]] = ("image_size", "channels")
+
+    shape: PictureShape
+
+    @staticmethod
+    def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> PictureIntake:  # noqa: ARG004 - all are alike
+        """See `Intake.of`."""
+        return PictureIntake(PictureShape(config.image_size, config.channels, config.max_pixels))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Intake.columns`."""
+        return ()
+
+    @property
+    def least_side(self) -> int:
+        """See `Intake.least_side`."""
+        return self.shape.size
+
+    def read(self, data: bytes) -> tuple[NDArray[np.uint8], Found]:
+        """See `Intake.read`."""
+        return prepare(data, self.shape)
+
+    def encode(self, row: NDArray[np.uint8]) -> bytes:
+        """See `Intake.encode`."""
+        return encode_png(row, compression=_FAST)
+
+    def rows(self, parts: Iterable[Sequence[bytes]]) -> Pictures:  # noqa: ARG002 - nothing is measured
+        """See `Intake.rows`."""
+        return Pictures((self.shape.channels, self.shape.size, self.shape.size))
+
+    def thumbnail(self, row: NDArray[np.uint8], side: int) -> bytes:
+        """See `Intake.thumbnail`."""
+        return png_of(image_of(row).resize((side, side), Image.Resampling.NEAREST))
+
+
+@final
+@dataclass(frozen=True)
+class VectorIntake:
+    """Records are named numbers, as little-endian float32; see `Intake`."""
+
+    counted: ClassVar[str] = "rows"
+    facts: ClassVar[tuple[str, ...]] = ("columns",)
+    # Vectors are small: they need no more steps than the digits.
+    preset: ClassVar[str] = "digits"
+    options: ClassVar[tuple[str, ...]] = ()
+
+    columns: tuple[str, ...]
+
+    @staticmethod
+    def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> VectorIntake:  # noqa: ARG004 - pieces say it all
+        """See `Intake.of`; the columns of a piece are those of numbers, then caption and label."""
+        found = {tuple(piece["columns"][:-2]) for piece in pieces}
+        if len(found) > 1:
+            one, other = sorted(found)[:2]
+            raise InvalidData(f"files with columns {', '.join(one)} and {', '.join(other)}: set data.vector_columns")
+        return VectorIntake(found.pop() if found else ())
+
+    @property
+    def least_side(self) -> int:
+        """See `Intake.least_side`."""
+        return 0
+
+    def read(self, data: bytes) -> tuple[NDArray[np.float32], Found]:
+        """See `Intake.read`."""
+        numbers = np.frombuffer(data, "<f4")
+        return numbers, Found(len(numbers), 1, "float32", "vector", 1)
+
+    def encode(self, row: NDArray[np.float32]) -> bytes:
+        """See `Intake.encode`."""
+        return row.tobytes()
+
+    def rows(self, parts: Iterable[Sequence[bytes]]) -> Vectors:
+        """See `Intake.rows`."""
+        numbers = (np.stack([self.read(cell)[0] for cell in cells]) for cells in parts)
+        return Vectors(VectorScale.fit(self.columns, numbers))
+
+    def thumbnail(self, row: NDArray[np.float32], side: int) -> None:  # noqa: ARG002 - there is none
+        """See `Intake.thumbnail`."""
+        return
