@@ -63,16 +63,16 @@ class Replica:
         self._start_background()
         version = await self._versions.choose(request)
         resolved = _resolve(request, version)
-        rows = await self._start_rows(request, resolved, version)
-        progress_of_rows = version.engine.follow(
+        rows = await self._make_rows(request, resolved, version)
+        reports = version.engine.follow(
             rows,
             request_id=request.request_id,
             preview_points=preview_points(request.body, resolved.num_steps),
             checkpoint_seconds=self._args.keep_seconds,
             deadline_seconds=request.body.deadline_seconds or UNBOUNDED,
         )
-        async with aclosing(progress_of_rows):
-            async for progress in progress_of_rows:
+        async with aclosing(reports):
+            async for progress in reports:
                 if progress.preview_due:
                     yield _preview(version, resolved, progress)
                 if not progress.done:
@@ -129,9 +129,10 @@ class Replica:
         for version in self._versions.loaded:
             version.engine.stop()
 
-    async def _start_rows(
+    async def _make_rows(
         self, request: SamplerRequest, resolved: ResolvedRequest, version: LoadedVersion
     ) -> list[RowState]:
+        """Makes the rows of a request, at their start or at the request's checkpoint."""
         texts = await self._texts.encode(version.reference, resolved.texts)
         # The cancellation may arrive before the request.
         if request.request_id in self._cancelled:
