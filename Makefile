@@ -6,15 +6,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What an installation is made from; the last one holds the version.
 DECLARED := pyproject.toml constraints.txt workflows/__init__.py
+PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo install test check static test-slow bench bench-serve bench-gpu figures interop-demo stack
-.PHONY: stack-down clean
+.PHONY: help demo install test check style types suite lowest coverage test-slow bench bench-serve bench-gpu figures
+.PHONY: interop-demo stack stack-down clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install, then run the whole job on the digits"
 	@echo "make test       install, then run every check and every test but the slow ones"
 	@echo "make check      the same, without installing first"
+	@echo "make coverage   the same tests, and a table of the lines that they reach"
+	@echo "make lowest     the same checks with the lowest versions that pyproject.toml allows"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make bench      benchmarks on the processor"
 	@echo "make bench-serve  the service against the alternatives: a table and a plot"
@@ -48,17 +51,33 @@ demo: install
 test: $(VENV)/.installed-dev
 	$(MAKE) check
 
-check: static
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+# mypy runs beside the tests: these wait for Ray now and then.
+check: style
+	$(MAKE) --jobs=2 types suite
 
-static:
+style:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+types:
+	$(BIN)/mypy
+
+suite:
+	$(BIN)/python tests/halves.py
+
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) -m 'not slow and not gpu' --cov
+
+# In an environment of its own; uv chooses the versions.
+lowest:
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet uv
+	build/lowest/bin/uv pip install --python build/lowest --resolution lowest-direct --editable '.[dev]'
+	$(MAKE) check VENV=build/lowest
+
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m 'slow and not gpu'
+	$(PYTEST) -m 'slow and not gpu'
 
 bench: $(VENV)/.installed-dev
 	for script in tests/bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -67,7 +86,7 @@ bench-serve: $(VENV)/.installed-dev
 	$(BIN)/python tests/bench/bench_serve.py
 
 bench-gpu: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m gpu --timeout=1800 -s
+	$(PYTEST) -m gpu --timeout=1800 -s
 
 figures: install
 	for name in digits shapes; do \

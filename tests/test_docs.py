@@ -18,7 +18,7 @@ from workflows.config.load import load_config
 from workflows.serve.settings import ServeArgs
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "deploy/README.md", "deploy/SCALING.md")
+PAGES = ("README.md", "deploy/README.md", "deploy/SCALING.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -57,6 +57,11 @@ def test_commands_of_the_documents_are_real(words: list[str]) -> None:
         assert inner[:3] == ["python", "-m", "workflows.cli"]
         check_configured(parse_raverse(inner[3:]))
         assert (ROOT / rest[rest.index("--runtime-env") + 1]).is_file()
+    elif program == ".venv/bin/python":
+        assert rest[:2] == ["-m", "pytest"]
+        assert (ROOT / rest[-1]).is_dir()
+    elif Path(program).name == "pre-commit":
+        assert rest == ["install"]
     elif program == "serve":
         assert rest[0] == "deploy"
         assert (ROOT / rest[1]).is_file()
@@ -132,6 +137,26 @@ def test_ci_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text()
+
+
+def test_the_workflow_file_calls_the_same_targets() -> None:
+    """On every minor version of Python that has wheels of torch, and once with the lowest versions of everything."""
+    text = (ROOT / ".github" / "workflows" / "check.yml").read_text()
+    job = yaml.safe_load(text)["jobs"]["check"]
+    chosen = [(one["target"], one["python"]) for one in job["strategy"]["matrix"]["include"]]
+    assert [python for target, python in chosen if target == "test"] == ["3.11", "3.12", "3.13"]
+    assert ("lowest", "3.11") in chosen
+    for target, _ in chosen:
+        assert subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True).returncode == 0
+    assert "http" not in text
+    assert "index" not in text
+
+
+def test_pre_commit_has_the_versions_of_the_constraints() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    pinned = {name for hook in repository["hooks"] for name in hook.get("additional_dependencies", ())}
+    assert {name.partition("==")[0] for name in pinned} == {"ruff", "import-linter"}
+    assert pinned <= set((ROOT / "constraints.txt").read_text().splitlines())
 
 
 def test_make_installs_once_in_either_order() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import subprocess
@@ -17,6 +16,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from tests.deploy import kustomize
+from tests.tools import kuberay_schemas, need
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
 from workflows.deploy.kubernetes import Overlay, Preset, render
@@ -85,7 +85,6 @@ def config_map(objects: list[dict[str, Any]], name: str = "raverse-config") -> d
     return found
 
 
-@pytest.mark.skipif("KUBERAY_CRD_DIR" not in os.environ, reason="KUBERAY_CRD_DIR names no folder of KubeRay's CRDs")
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
 def test_ray_objects_fit_the_strict_schemas(place: Path) -> None:
     for kind in RAY_PODS:
@@ -96,7 +95,7 @@ def test_ray_objects_fit_the_strict_schemas(place: Path) -> None:
 
 @cache
 def strict_schema(kind: str) -> jsonschema.Draft202012Validator:
-    file = Path(os.environ["KUBERAY_CRD_DIR"]) / f"ray.io_{kind.lower()}s.yaml"
+    file = kuberay_schemas() / f"ray.io_{kind.lower()}s.yaml"
     definition = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (schema,) = [one["schema"]["openAPIV3Schema"] for one in definition["spec"]["versions"] if one["name"] == "v1"]
     # Not `jsonschema.validate`: it checks the schema itself each time, which takes a minute for one of this size.
@@ -199,10 +198,10 @@ def test_a_patch_without_its_target_is_found(tmp_path: Path) -> None:
         kustomize.build(file.parent)
 
 
-@pytest.mark.skipif(shutil.which("kustomize") is None, reason="no kustomize on the PATH")
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
 def test_kustomize_builds_the_same(place: Path) -> None:
-    done = subprocess.run(["kustomize", "build", str(place)], capture_output=True, text=True, check=True)
+    program = need(shutil.which("kustomize"), "kustomize", "put it on the PATH", in_ci=False)
+    done = subprocess.run([program, "build", str(place)], capture_output=True, text=True, check=True)
     assert sorted(yaml.safe_load_all(done.stdout), key=kustomize.key) == sorted(built(place), key=kustomize.key)
 
 

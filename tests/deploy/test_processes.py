@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.tools import need
 from workflows.deploy.stack import postgres
 from workflows.deploy.stack.postgres import binaries, start_postgres
 from workflows.deploy.stack.processes import Processes, wait_until
@@ -87,20 +88,22 @@ def test_without_postgresql_its_package_is_named(tmp_path: Path, monkeypatch: py
         binaries(path=str(tmp_path))
 
 
-def has_postgres() -> bool:
+def postgres_programs() -> Path:
     try:
-        return binaries().is_dir()
+        found = binaries()
     except PreflightFailed:
-        return False
+        found = None
+    return need(found, "PostgreSQL", "apt-get install postgresql", in_ci=False)
 
 
-@pytest.mark.skipif(not has_postgres(), reason="no PostgreSQL on this machine")
 def test_postgresql_keeps_its_data_and_asks_for_its_password(processes: Processes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
+    programs = postgres_programs()
+
     def query(text: str, password: str = "right") -> subprocess.CompletedProcess[str]:
-        command = [str(binaries() / "psql"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "-tAc", text, "mlflow"]
+        command = [str(programs / "psql"), "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "-tAc", text, "mlflow"]
         return subprocess.run(command, env=os.environ | {"PGPASSWORD": password}, capture_output=True, text=True)
 
     started = start_postgres(processes, port, "right")

@@ -9,14 +9,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-cache_app = typer.Typer(
+caches = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Lists, verifies and prunes the embedding caches."
 )
+verbs = typer.Typer()
+verbs.add_typer(caches, name="cache")
 
 RootOption = Annotated[Path, typer.Option("--root", help="The storage folder, as storage.root.")]
 
 
-@cache_app.command("list")
+@caches.command("list")
 def list_caches(root: RootOption = Path("runs")) -> None:
     """Lists the caches of finished jobs and the encoded captions that all jobs share."""
     from workflows.embed.inventory import inventory
@@ -34,7 +36,7 @@ def list_caches(root: RootOption = Path("runs")) -> None:
             typer.echo(f"{item.name}: its shards are in {item.store}")
 
 
-@cache_app.command("verify")
+@caches.command("verify")
 def verify(root: RootOption = Path("runs")) -> None:
     """Compares every shard with its hash, in object storage too.
 
@@ -49,7 +51,7 @@ def verify(root: RootOption = Path("runs")) -> None:
     raise typer.Exit(1 if found else 0)
 
 
-@cache_app.command("prune")
+@caches.command("prune")
 def prune(
     root: RootOption = Path("runs"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,

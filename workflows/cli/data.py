@@ -1,4 +1,4 @@
-"""`raverse data check`: looks through captioned images before any job runs."""
+"""The verbs of data: the stage `data`, and `data check`, which looks through captioned images before any job runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from workflows.cli.command import run_stage
+from workflows.cli.options import SetOption
 from workflows.config.schema import DataConfig
+from workflows.job.stages import stage
 
-data_app = typer.Typer(add_completion=False)
+verbs = typer.Typer()
+data = typer.Typer(add_completion=False)
+verbs.add_typer(data, name="data")
 
 _MOST_ROWS: Final = 10
 _WIDEST: Final = 60
 _DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.items()}
 
 
-@data_app.command("check")
+@data.callback(invoke_without_command=True, help=stage("data").summary)
+def build(
+    context: typer.Context,
+    config: Annotated[str | None, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Runs the data stage, unless a verb below `data` is given."""
+    if context.invoked_subcommand is None:
+        if config is None:
+            raise typer.BadParameter("missing: give digits, shapes, or a YAML file", param_hint="--config")
+        run_stage("data", config, overrides)
+
+
+@data.command("check")
 def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Folder, file or URL of captioned images.")],
     source: Annotated[str, typer.Option(help="Format, as data.source; auto: found out.")] = "auto",

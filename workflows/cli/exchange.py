@@ -3,76 +3,71 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-OpenCommand = Callable[[str, list[str] | None], AbstractContextManager[Any]]
-StoreOption = Annotated[str, typer.Option("--config", help="Whose store: digits, shapes, or the path of a YAML file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as storage.root=runs.")
-]
+from workflows.cli.command import open_command
+from workflows.cli.options import SetOption, StoreOption
+
+verbs = typer.Typer()
 
 
-def add_to(app: typer.Typer, open_command: OpenCommand) -> None:
-    """Adds the commands to the application."""
+@verbs.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A diffusers pipeline's folder, with safetensors weights.")],
+    name: Annotated[str, typer.Option("--name", help="Of the registered model.")],
+    config: StoreOption = "digits",
+    overrides: SetOption = None,
+) -> None:
+    """Registers a diffusers checkpoint as a model like any other.
 
-    @app.command("import")
-    def import_(
-        path: Annotated[Path, typer.Argument(help="A diffusers pipeline's folder, with safetensors weights.")],
-        name: Annotated[str, typer.Option("--name", help="Of the registered model.")],
-        config: StoreOption = "digits",
-        overrides: SetOption = None,
-    ) -> None:
-        """Registers a diffusers checkpoint as a model like any other.
+    Example: raverse import stable-diffusion-v1-5 --name sd
+    """
+    with open_command(config, overrides) as command:
+        from workflows.diffusers_io.importing import import_pipeline
+        from workflows.release.imported import register_package
 
-        Example: raverse import stable-diffusion-v1-5 --name sd
-        """
-        with open_command(config, overrides) as command:
-            from workflows.diffusers_io.importing import import_pipeline
-            from workflows.release.imported import register_package
+        settings = command.config
+        settings.root_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=settings.root_folder, prefix=".import-") as scratch:
+            package = Path(scratch) / "package"
+            command.progress.log(f"reading {path}")
+            imported = import_pipeline(path, package)
+            for difference in imported.differences:
+                command.progress.log(f"note: {difference}")
+            command.progress.log("registering it")
+            version, alias = register_package(settings, name, package)
+        command.console.print(
+            f"{version.name}@{alias} is version {version.version}, a {imported.card.source} "
+            f'({imported.card.hash[:12]})\nraverse sample "a photograph" --model {version.name}@{alias}',
+            soft_wrap=True,
+            highlight=False,
+        )
 
-            settings = command.config
-            settings.root_folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=settings.root_folder, prefix=".import-") as scratch:
-                package = Path(scratch) / "package"
-                command.progress.log(f"reading {path}")
-                imported = import_pipeline(path, package)
-                for difference in imported.differences:
-                    command.progress.log(f"note: {difference}")
-                command.progress.log("registering it")
-                version, alias = register_package(settings, name, package)
-            command.console.print(
-                f"{version.name}@{alias} is version {version.version}, a {imported.card.source} "
-                f'({imported.card.hash[:12]})\nraverse sample "a photograph" --model {version.name}@{alias}',
-                soft_wrap=True,
-                highlight=False,
-            )
 
-    @app.command("export")
-    def export(
-        model: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION or the folder of a package.")],
-        path: Annotated[Path, typer.Argument(help="The folder or file to write.")],
-        format_: Annotated[
-            str, typer.Option("--format", help="diffusers: a pipeline's folder; lora: the matrices of a LoRA version.")
-        ] = "diffusers",
-        config: StoreOption = "digits",
-        overrides: SetOption = None,
-    ) -> None:
-        """Writes an imported or fine-tuned model as diffusers reads it.
+@verbs.command("export")
+def export(
+    model: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION or the folder of a package.")],
+    path: Annotated[Path, typer.Argument(help="The folder or file to write.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="diffusers: a pipeline's folder; lora: the matrices of a LoRA version.")
+    ] = "diffusers",
+    config: StoreOption = "digits",
+    overrides: SetOption = None,
+) -> None:
+    """Writes an imported or fine-tuned model as diffusers reads it.
 
-        Example: raverse export sd@champion exported --format diffusers
-        """
-        with open_command(config, overrides) as command:
-            from workflows.diffusers_io.exporting import export_diffusers, export_lora
-            from workflows.package.source import find_model
+    Example: raverse export sd@champion exported --format diffusers
+    """
+    with open_command(config, overrides) as command:
+        from workflows.diffusers_io.exporting import export_diffusers, export_lora
+        from workflows.package.source import find_model
 
-            writers = {"diffusers": export_diffusers, "lora": export_lora}
-            if format_ not in writers:
-                raise typer.BadParameter(f"{format_!r}: wanted diffusers or lora", param_hint="--format")
-            source = find_model(command.config, model)
-            writers[format_](source.folder, path.absolute())
-            command.console.print(f"{path}: {source.label}", soft_wrap=True, highlight=False)
+        writers = {"diffusers": export_diffusers, "lora": export_lora}
+        if format_ not in writers:
+            raise typer.BadParameter(f"{format_!r}: wanted diffusers or lora", param_hint="--format")
+        source = find_model(command.config, model)
+        writers[format_](source.folder, path.absolute())
+        command.console.print(f"{path}: {source.label}", soft_wrap=True, highlight=False)

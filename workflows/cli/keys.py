@@ -10,6 +10,10 @@ NameArgument = Annotated[str, typer.Argument(help="Whose key it is; told in the 
 RateOption = Annotated[int | None, typer.Option("--per-minute", min=1, help="Requests a minute that it may send.")]
 
 
+verbs = typer.Typer()
+
+
+@verbs.command("api-key")
 def api_key(name: NameArgument, per_minute: RateOption = None) -> None:
     """Makes an API key of the service: the key on standard error, once, and the line to store on standard output.
 

@@ -6,113 +6,78 @@ Libraries are imported by the commands that need them, so that the command line 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffusion_core.strength import DEFAULT_STRENGTH
+from workflows.cli.command import Command, open_command, run_stage
+from workflows.cli.options import ConfigOption, ModelOption, SamplerOption, SetOption, StoreOption, with_guidance
+from workflows.options.guidance import Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.runtime.preflight import exclusive_storage
 from workflows.runtime.session import ray_session
 
 if TYPE_CHECKING:
     from workflows.release.promote import Promotion
 
-OpenCommand = Callable[[str, list[str] | None], AbstractContextManager[Any]]
-RunStage = Callable[[str, list[str] | None], None]
-
-ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
-StoreOption = Annotated[
-    str, typer.Option("--config", help="Whose store and model: digits, shapes, or the path of a YAML file.")
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as storage.root=runs.")
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="NAME@ALIAS, NAME/VERSION or the folder of a package; default: the registered one."),
-]
+verbs = typer.Typer()
 
 
-def add_to(app: typer.Typer, open_command: OpenCommand, run_evaluate: RunStage) -> None:
-    """Adds the commands to the application.
+@verbs.command()
+@with_guidance
+def sample(
+    *,
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    model: ModelOption = None,
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("sample.png"),
+    num: Annotated[int, typer.Option("--num", "-n", help="Pictures, side by side.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the first picture; picture i has seed + i.")] = 0,
+    sampler: SamplerOption = DEFAULT_SAMPLER,
+    steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
+    eta: Annotated[float, typer.Option(help="Of DDIM, in [0, 1].")] = 0.0,
+    guidance: Callable[[], Guidance],
+    negative: Annotated[str | None, typer.Option("--negative", help="What the picture does not show.")] = None,
+    gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of the steps made from --init, in (0, 1]; default 0.6.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="White where --init is drawn anew, black where it is kept.")] = None,
+    invert: Annotated[Path | None, typer.Option(help="A picture whose DDIM latent is drawn from.")] = None,
+    invert_prompt: Annotated[
+        str | None, typer.Option(help="What --invert shows, where PROMPT asks for something else.")
+    ] = None,
+    zoom: Annotated[int | None, typer.Option(min=1, help="Repeats each pixel; default: to 128 a side.")] = None,
+    config: StoreOption = "digits",
+    overrides: SetOption = None,
+) -> None:
+    """Draws a picture with a registered model or a package.
 
-    Args:
-        app: the application.
-        open_command: gives configuration and output, and tells errors.
-        run_evaluate: the stage of that name.
+    Example: raverse sample "a handwritten seven" --model raverse-digits@champion --seed 7
     """
-    _add_sample(app, open_command)
-    _add_evaluate(app, open_command, run_evaluate)
-    _add_sweep(app, open_command)
-    _add_registry(app, open_command)
+    with open_command(config, overrides) as command:
+        from workflows.draw.request import DrawRequest
+
+        asked = DrawRequest(
+            prompt,
+            num=num,
+            seed=seed,
+            sampler=sampler,
+            steps=steps,
+            eta=eta,
+            guidance=guidance(),
+            negative=negative,
+            init=init,
+            strength=strength,
+            mask=mask,
+            invert=invert,
+            invert_prompt=invert_prompt,
+        )
+        _draw_files(command, asked, model, out, gif, zoom)
 
 
-def _add_sample(app: typer.Typer, open_command: OpenCommand) -> None:
-    @app.command()
-    def sample(
-        prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
-        model: ModelOption = None,
-        out: Annotated[Path, typer.Option("--out", help="PNG file to write.")] = Path("sample.png"),
-        num: Annotated[int, typer.Option("--num", "-n", help="Pictures, side by side.")] = 1,
-        seed: Annotated[int, typer.Option(help="Of the first picture; picture i has seed + i.")] = 0,
-        sampler: Annotated[str, typer.Option(help="ddim, ddpm or dpm_solver.")] = "ddim",
-        steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
-        eta: Annotated[float, typer.Option(help="Of DDIM, in [0, 1].")] = 0.0,
-        guidance: Annotated[
-            str, typer.Option(help="none, direct, classifier_free, classifier, clip; or several joined by +.")
-        ] = "classifier_free",
-        scale: Annotated[float | None, typer.Option(help="Classifier-free scale w. Default: the model's.")] = None,
-        classifier_scale: Annotated[float | None, typer.Option(help="Of classifier guidance.")] = None,
-        clip_scale: Annotated[float | None, typer.Option(help="Of CLIP guidance.")] = None,
-        negative: Annotated[str | None, typer.Option("--negative", help="What the picture does not show.")] = None,
-        gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,
-        init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
-        strength: Annotated[
-            float | None,
-            typer.Option(help=f"Share of the steps made from --init, in (0, 1]; default {DEFAULT_STRENGTH}."),
-        ] = None,
-        mask: Annotated[
-            Path | None, typer.Option(help="White where --init is drawn anew, black where it is kept.")
-        ] = None,
-        invert: Annotated[Path | None, typer.Option(help="A picture whose DDIM latent is drawn from.")] = None,
-        invert_prompt: Annotated[
-            str | None, typer.Option(help="What --invert shows, where PROMPT asks for something else.")
-        ] = None,
-        zoom: Annotated[int | None, typer.Option(min=1, help="Repeats each pixel; default: to 128 a side.")] = None,
-        config: StoreOption = "digits",
-        overrides: SetOption = None,
-    ) -> None:
-        """Draws a picture with a registered model or a package.
-
-        Example: raverse sample "a handwritten seven" --model raverse-digits@champion --seed 7
-        """
-        with open_command(config, overrides) as command:
-            from workflows.draw.request import DrawRequest
-
-            asked = DrawRequest(
-                prompt,
-                num=num,
-                seed=seed,
-                sampler=sampler,
-                steps=steps,
-                eta=eta,
-                guidance=guidance,
-                scale=scale,
-                classifier_scale=classifier_scale,
-                clip_scale=clip_scale,
-                negative=negative,
-                init=init,
-                strength=strength,
-                mask=mask,
-                invert=invert,
-                invert_prompt=invert_prompt,
-            )
-            _draw_files(command, asked, model, out, gif, zoom)
-
-
-def _draw_files(command: Any, asked: Any, model: str | None, out: Path, gif: Path | None, zoom: int | None) -> None:
+def _draw_files(command: Command, asked: Any, model: str | None, out: Path, gif: Path | None, zoom: int | None) -> None:
     import torch
 
     from workflows.draw.drawing import draw
@@ -136,109 +101,108 @@ def _draw_files(command: Any, asked: Any, model: str | None, out: Path, gif: Pat
     )
 
 
-def _add_evaluate(app: typer.Typer, open_command: OpenCommand, run_evaluate: RunStage) -> None:
-    @app.command()
-    def evaluate(config: ConfigOption, model: ModelOption = None, overrides: SetOption = None) -> None:
-        """Without --model: the job's stage. With it: every figure of that model, against the configuration's data.
+@verbs.command()
+def evaluate(config: ConfigOption, model: ModelOption = None, overrides: SetOption = None) -> None:
+    """Without --model: the job's stage. With it: every figure of that model, against the configuration's data.
 
-        Example: raverse evaluate --config digits --model raverse-digits/1
-        """
-        if model is None:
-            run_evaluate(config, overrides)
-            return
-        with open_command(config, overrides) as command, exclusive_storage(command.config):
-            from workflows.data.dataset import Dataset
-            from workflows.evaluate.full import evaluate_model
-            from workflows.package.source import find_model
+    Example: raverse evaluate --config digits --model raverse-digits/1
+    """
+    if model is None:
+        run_stage("evaluate", config, overrides)
+        return
+    with open_command(config, overrides) as command, exclusive_storage(command.config):
+        from workflows.data.dataset import Dataset
+        from workflows.evaluate.full import evaluate_model
+        from workflows.package.source import find_model
 
-            source = find_model(command.config, model)
-            dataset = Dataset.open(data_folder(command.config))
-            with ray_session(command.config):
-                report = evaluate_model(command.config, source, dataset, command.progress)
-            command.console.print(report.text(), soft_wrap=True, highlight=False)
-
-
-def _add_sweep(app: typer.Typer, open_command: OpenCommand) -> None:
-    @app.command()
-    def sweep(config: ConfigOption, model: ModelOption = None, overrides: SetOption = None) -> None:
-        """Measures a model over samplers, steps, eta, guidance scales and spacings; writes CSV and PNG.
-
-        Example: raverse sweep --config digits --model raverse-digits@champion
-        """
-        with open_command(config, overrides) as command, exclusive_storage(command.config):
-            from workflows.data.dataset import Dataset
-            from workflows.package.source import find_model
-            from workflows.sweep.run import run_sweep
-
-            source = find_model(command.config, model)
-            dataset = Dataset.open(data_folder(command.config))
-            with ray_session(command.config):
-                folder = run_sweep(command.config, source, dataset, command.progress)
-            command.console.print(f"sweep: {folder}", soft_wrap=True, highlight=False)
+        source = find_model(command.config, model)
+        dataset = Dataset.open(data_folder(command.config))
+        with ray_session(command.config):
+            report = evaluate_model(command.config, source, dataset, command.progress)
+        command.console.print(report.text(), soft_wrap=True, highlight=False)
 
 
-def _add_registry(app: typer.Typer, open_command: OpenCommand) -> None:
-    @app.command()
-    def promote(
-        model: Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS: the challenger.")],
-        config: ConfigOption,
-        force: Annotated[bool, typer.Option("--force", help="Without the gate; a tag of the version says so.")] = False,
-        overrides: SetOption = None,
-    ) -> None:
-        """Gives a version the champion's alias, if it passes the configuration's gate.
+@verbs.command()
+def sweep(config: ConfigOption, model: ModelOption = None, overrides: SetOption = None) -> None:
+    """Measures a model over samplers, steps, eta, guidance scales and spacings; writes CSV and PNG.
 
-        Example: raverse promote raverse-digits/2 --config digits
-        """
-        with open_command(config, overrides) as command, exclusive_storage(command.config):
-            from workflows.data.dataset import Dataset
-            from workflows.package.reference import find_version
-            from workflows.release.promote import promote as promote_version
-            from workflows.tracking.store import tracking_uri
+    Example: raverse sweep --config digits --model raverse-digits@champion
+    """
+    with open_command(config, overrides) as command, exclusive_storage(command.config):
+        from workflows.data.dataset import Dataset
+        from workflows.package.source import find_model
+        from workflows.sweep.run import run_sweep
 
-            settings = command.config
-            version = find_version(tracking_uri(settings), model)
-            dataset = Dataset.open(data_folder(settings))
-            with ray_session(settings):
-                done = promote_version(settings, version, dataset, command.progress, force=force)
-            _tell_promotion(command, done)
+        source = find_model(command.config, model)
+        dataset = Dataset.open(data_folder(command.config))
+        with ray_session(command.config):
+            folder = run_sweep(command.config, source, dataset, command.progress)
+        command.console.print(f"sweep: {folder}", soft_wrap=True, highlight=False)
 
-    @app.command()
-    def rollback(
-        name: Annotated[str | None, typer.Argument(help="Registered model; default: the configuration's.")] = None,
-        config: StoreOption = "digits",
-        overrides: SetOption = None,
-    ) -> None:
-        """Gives the champion's alias back to the version that held it before.
 
-        Example: raverse rollback raverse-digits
-        """
-        with open_command(config, overrides) as command:
-            from workflows.release.promote import rollback as roll_back
+@verbs.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS: the challenger.")],
+    config: ConfigOption,
+    force: Annotated[bool, typer.Option("--force", help="Without the gate; a tag of the version says so.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Gives a version the champion's alias, if it passes the configuration's gate.
 
-            settings = command.config
-            _tell_promotion(command, roll_back(settings, name or settings.register_.model_name))
+    Example: raverse promote raverse-digits/2 --config digits
+    """
+    with open_command(config, overrides) as command, exclusive_storage(command.config):
+        from workflows.data.dataset import Dataset
+        from workflows.package.reference import find_version
+        from workflows.release.promote import promote as promote_version
+        from workflows.tracking.store import tracking_uri
 
-    @app.command()
-    def models(
-        name: Annotated[str | None, typer.Argument(help="Registered model; default: the configuration's.")] = None,
-        config: StoreOption = "digits",
-        overrides: SetOption = None,
-    ) -> None:
-        """Lists the versions of a model, their aliases, figures and hashes.
+        settings = command.config
+        version = find_version(tracking_uri(settings), model)
+        dataset = Dataset.open(data_folder(settings))
+        with ray_session(settings):
+            done = promote_version(settings, version, dataset, command.progress, force=force)
+        _tell_promotion(command, done)
 
-        Example: raverse models raverse-digits
-        """
-        with open_command(config, overrides) as command:
-            from rich.table import Table
 
-            from workflows.release.promote import list_versions
+@verbs.command()
+def rollback(
+    name: Annotated[str | None, typer.Argument(help="Registered model; default: the configuration's.")] = None,
+    config: StoreOption = "digits",
+    overrides: SetOption = None,
+) -> None:
+    """Gives the champion's alias back to the version that held it before.
 
-            settings = command.config
-            rows = list_versions(settings, name or settings.register_.model_name)
-            table = Table(*rows[0], title=name or settings.register_.model_name)
-            for row in rows:
-                table.add_row(*row.values())
-            command.console.print(table)
+    Example: raverse rollback raverse-digits
+    """
+    with open_command(config, overrides) as command:
+        from workflows.release.promote import rollback as roll_back
+
+        settings = command.config
+        _tell_promotion(command, roll_back(settings, name or settings.register_.model_name))
+
+
+@verbs.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="Registered model; default: the configuration's.")] = None,
+    config: StoreOption = "digits",
+    overrides: SetOption = None,
+) -> None:
+    """Lists the versions of a model, their aliases, figures and hashes.
+
+    Example: raverse models raverse-digits
+    """
+    with open_command(config, overrides) as command:
+        from rich.table import Table
+
+        from workflows.release.promote import list_versions
+
+        settings = command.config
+        rows = list_versions(settings, name or settings.register_.model_name)
+        table = Table(*rows[0], title=name or settings.register_.model_name)
+        for row in rows:
+            table.add_row(*row.values())
+        command.console.print(table)
 
 
 def data_folder(config: Any) -> Path:
@@ -255,7 +219,7 @@ def data_folder(config: Any) -> Path:
     return require_artifact(rows["data"].folder, "data").folder
 
 
-def _tell_promotion(command: Any, done: Promotion) -> None:
+def _tell_promotion(command: Command, done: Promotion) -> None:
     from workflows.errors import PromotionRefused
 
     name, alias = done.version.name, command.config.register_.alias

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +18,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from workflows.config.keys import KeyedWhere, T, Unkeyed
+from workflows.options.fields import guidance_fields, sweep_fields
+from workflows.options.guidance import SETTINGS, Guidance, GuidanceKind, SettingValue
+from workflows.options.samplers import SAMPLERS, SPACINGS, SamplerName, SpacingName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -58,6 +61,10 @@ def _not_reserved(name: str) -> str:
     if name in RESERVED_NAMES:
         raise ValueError(f"{name!r} is kept for the job's own files: choose another name")
     return name
+
+
+GuidanceText = Annotated[str, AfterValidator(lambda name: Guidance.of(name).name)]
+"""A kind of guidance, or several joined by `+`."""
 
 
 class Section(BaseModel):
@@ -343,16 +350,33 @@ class ClassifierConfig(Section):
     train: ClassifierTrainConfig = ClassifierTrainConfig()
 
 
-class EvaluateConfig(Section):
-    """What is sampled and judged."""
+if TYPE_CHECKING:
+    _GuidanceBase = Section
+    _SweepBase = Section
+else:
+    _GuidanceBase, _SweepBase = guidance_fields(Section, "GuidanceFields"), sweep_fields(Section, "SweepFields")
+
+
+class GuidanceSettings(_GuidanceBase):
+    """The settings of guidance, one field for each row of `workflows.options.guidance.SETTINGS`."""
+
+    @property
+    def guidance_settings(self) -> dict[str, SettingValue]:
+        """The settings that are given, by name."""
+        found = {name: getattr(self, name) for name in SETTINGS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def keyed(self) -> dict[str, Any]:
+        """As `Section.keyed`; a setting that is not given is no part of it, so that a new row keeps the old keys."""
+        values = super().keyed()
+        return {name: value for name, value in values.items() if name not in SETTINGS or value is not None}
+
+
+class EvaluateConfig(GuidanceSettings):
+    """The pictures of an evaluation. They and later requests are drawn with its settings of guidance by default."""
 
     num_prompts: PositiveInt = Field(500, description="Pictures for the headline accuracy.")
     num_steps: PositiveInt = Field(50, description="DDIM steps.")
-    guidance_scale: float = Field(
-        2.0, ge=0, description="Classifier-free scale w of the headline (1: plain conditional)."
-    )
-    classifier_scale: float = Field(3.0, ge=0, description="Scale of classifier guidance on the unconditional model.")
-    clip_scale: float = Field(3.0, ge=0, description="Scale of CLIP guidance.")
     gradient_eta: Fraction = Field(1.0, description="Eta of both: fresh noise covers what a gradient spoils.")
     scales: tuple[float, ...] = Field(
         (0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared."
@@ -371,25 +395,29 @@ class EvaluateConfig(Section):
     bits_levels: Unkeyed[PositiveInt] = Field(100, description="Levels of that bound (`--model` only).")
     seed: int = Field(0, description="Seed of prompts and pictures.")
 
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Self:
+        headline = Guidance.of("classifier_free")
+        for scale in (self.guidance_settings["guidance_scale"], *self.scales):
+            headline.with_settings(**(self.guidance_settings | {"guidance_scale": scale}))
+        return self
 
-class SweepConfig(Section):
+
+class SweepConfig(_SweepBase):
     """What `raverse sweep` measures; every point draws the same prompts and seeds."""
 
     num_pictures: PositiveInt = Field(200, description="Pictures per point.")
     steps: tuple[PositiveInt, ...] = Field((5, 10, 20, 50, 100), description="Steps of the table steps x eta.")
     etas: tuple[Fraction, ...] = Field((0.0, 0.2, 0.5, 1.0), description="Etas of that table.")
-    guidance_scales: tuple[float, ...] = Field(
-        (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0), description="Classifier-free scales."
-    )
-    classifier_scales: tuple[float, ...] = Field((0.0, 1.0, 4.0, 16.0, 64.0, 256.0), description="Classifier scales.")
-    clip_scales: tuple[float, ...] = Field((0.0, 1.0, 4.0, 16.0, 64.0, 256.0), description="CLIP scales.")
     gradient_eta: Fraction = Field(1.0, description="Eta of classifier and CLIP guidance.")
-    samplers: tuple[Literal["ddim", "ddpm", "dpm_solver"], ...] = Field(
-        ("ddim", "ddpm", "dpm_solver"), description="Samplers of the table of spacings."
-    )
-    spacings: tuple[Literal["trailing", "leading", "linspace", "quadratic"], ...] = Field(
-        ("trailing", "leading", "linspace", "quadratic"), description="Spacings of that table."
-    )
+
+    def scales(self, kind: GuidanceKind) -> tuple[float, ...]:
+        """The scales that are measured of a kind of guidance."""
+        found: tuple[float, ...] = getattr(self, f"{kind.scale}s")
+        return found
+
+    samplers: tuple[SamplerName, ...] = Field(tuple(SAMPLERS), description="Samplers of the table of spacings.")
+    spacings: tuple[SpacingName, ...] = Field(SPACINGS, description="Spacings of that table.")
     schedules: tuple[Literal["linear", "cosine", "scaled_linear", "sigmoid"], ...] = Field(
         (), description="Noise schedules to compare; each trains a model of its own."
     )
@@ -405,7 +433,7 @@ class GateConfig(Section):
         "not_worse", description="not_worse: no figure may be worse; better: and one must be better."
     )
     num_prompts: PositiveInt = Field(300, description="Pictures that each of the two versions draws.")
-    guidance: str = Field("direct", description="Kind of guidance with which both draw, at their own scales.")
+    guidance: GuidanceText = Field("direct", description="Guidance with which both draw, at their own scales.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Of the bootstrap intervals.")
     resamples: PositiveInt = Field(500, description="Bootstrap resamples.")
     max_accuracy_drop: float = Field(0.05, ge=0, description="Drop of accuracy that must be ruled out.")

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, Final
 
 from workflows.data.sources import SOURCES
+from workflows.runtime.templates import template
 
 _WIDEST: Final = 120
 _SIZES: Final = ("width", "height", "aspect_ratio", "smaller_than_wanted")
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 0.5rem 0 1.5rem } td, th { padding: 0.15rem 1rem 0.15rem 0; text-align: left;
-vertical-align: top } td.n { text-align: right } tr:nth-child(even) { background: #f7f7f7 }
-.grid { display: flex; flex-wrap: wrap; gap: 1rem }
-figure { margin: 0; width: 110px; font-size: 12px; overflow-wrap: anywhere }
-figcaption { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden }
-img { image-rendering: pixelated }
-pre { background: #f4f4f4; padding: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere } .bad { color: #b3261e }
-"""
+_UNUSABLE: Final = "Cannot be used"
 
 
 def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, usable: bool) -> str:
@@ -30,19 +21,18 @@ def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, 
         thumbnails: `caption` and `image` (a data URL) each.
         usable: whether the job would accept these data.
     """
-    parts = {title: _table(title, values) for title, values in tables(report).items()}
-    parts["Cannot be used"] += _examples(report["unusable_examples"])
-    said = escape(verdict(report, usable=usable))
-    figures = "".join(
-        f'<figure><img src="{escape(item["image"])}" alt=""><figcaption>{escape(item["caption"])}</figcaption></figure>'
-        for item in thumbnails
-    )
-    seen = f'<h2>As the model would see them</h2><div class="grid">{figures}</div>' if figures else ""
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report["path"])}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(report['path'])}</h1><p class={'good' if usable else 'bad'}>{said}</p>"
-        f"{''.join(parts.values())}{seen}"
-        f"<h2>Next</h2><pre>{escape(report['next'])}</pre></html>\n"
+    return template("workflows.data", "check.html").render(
+        path=report["path"],
+        usable=usable,
+        verdict=verdict(report, usable=usable),
+        tables={
+            title: [(_short(str(name)), value) for name, value in values.items()]
+            for title, values in tables(report).items()
+        },
+        unusable=_UNUSABLE,
+        examples=report["unusable_examples"],
+        thumbnails=thumbnails,
+        next=report["next"],
     )
 
 
@@ -73,7 +63,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {
         "Overview": overview,
         "Columns of numbers": {name: _range(span) for name, span in facts.get("columns", {}).items()},
-        "Cannot be used": report["unusable"],
+        _UNUSABLE: report["unusable"],
         "Used with a change": report["changed"],
         "Modes": facts.get("modes", {}),
         "File formats": facts.get("formats", {}),
@@ -82,25 +72,8 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     }
 
 
-def _table(title: str, values: Mapping[str, Any]) -> str:
-    if not values:
-        return ""
-    rows = "".join(
-        f"<tr><td>{escape(_short(str(name)))}</td><td class=n>{escape(str(value))}</td></tr>"
-        for name, value in values.items()
-    )
-    return f"<h2>{escape(title)}</h2><table>{rows}</table>"
-
-
 def _short(text: str) -> str:
     return text if len(text) <= _WIDEST else f"{text[:_WIDEST]} ..."
-
-
-def _examples(broken: Sequence[Mapping[str, str]]) -> str:
-    if not broken:
-        return ""
-    rows = "".join(f"<tr><td>{escape(row['name'])}</td><td>{escape(row['reason'])}</td></tr>" for row in broken)
-    return f"<table><tr><th>for example</th><th>reason</th></tr>{rows}</table>"
 
 
 def _worded(value: Any) -> Any:

@@ -55,7 +55,7 @@ def image_of(pixels: NDArray[np.uint8], layout: Layout = "chw") -> Image.Image:
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
     """A Pillow image of mode L or RGB as uint8 pixels `(c, h, w)`, in memory of their own."""
     pixels: NDArray[Any] = np.array(image, np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels[None] if image.mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def data_url(png: bytes) -> str:

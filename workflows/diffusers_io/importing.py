@@ -23,6 +23,7 @@ from diffusion_core.bundle import ModelBundle, link_or_copy
 from diffusion_core.errors import InvalidBundle
 from workflows.diffusers_io.folder import INDEX, PipelineFolder, open_pipeline
 from workflows.errors import InvalidCheckpoint, InvalidConfig
+from workflows.options.guidance import SCALE_NAMES
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, Defaults, PackageCard, assemble
 from workflows.package.kinds import register
 from workflows.package.network_config import DiffusersConfig, packed
@@ -257,4 +258,4 @@ def _class_names(source: PipelineFolder, config: Mapping[str, Any]) -> tuple[str
 
 def _defaults(source: PipelineFolder) -> Defaults:
     scale = _GUIDANCE if source.reads_text else _LABEL_GUIDANCE if source.network == "transformer" else 1.0
-    return Defaults(num_steps=50, guidance_scale=scale, classifier_scale=0.0, clip_scale=0.0)
+    return Defaults(50, dict.fromkeys(SCALE_NAMES, 0.0) | {"guidance_scale": scale})

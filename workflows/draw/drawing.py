@@ -101,10 +101,7 @@ def _given(package: ModelPackage, path: Path, param: str, count: int) -> Data:
 
 def _condition(package: ModelPackage, request: DrawRequest, prompt: str) -> Condition:
     return package.condition(
-        request.num if request.guidance == "none" else [prompt] * request.num,
+        request.num if request.guidance.kinds == ("none",) else [prompt] * request.num,
         request.guidance,
         negative_prompts=None if request.negative is None else [request.negative] * request.num,
-        guidance_scale=request.scale,
-        classifier_scale=request.classifier_scale,
-        clip_scale=request.clip_scale,
     )

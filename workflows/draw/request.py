@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Final, final
 
 from workflows.errors import InvalidRequest
+from workflows.options.guidance import DEFAULT_GUIDANCE, Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 
 MOST_PICTURES: Final = 256
 
@@ -14,19 +16,16 @@ MOST_PICTURES: Final = 256
 @final
 @dataclass(frozen=True)
 class DrawRequest:
-    """Pictures to draw; a scale or number of steps that is None is the package's own.
+    """Pictures to draw; settings that are left open are the package's own.
 
     Attributes:
         prompt: what they show.
         num: pictures; picture i has seed `seed + i`.
         seed: of the first.
-        sampler: `ddim`, `ddpm` or `dpm_solver`.
+        sampler: its name.
         steps: of the sampler.
         eta: of DDIM.
-        guidance: a kind, or several joined by `+`.
-        scale: of classifier-free guidance.
-        classifier_scale: of the noisy classifier.
-        clip_scale: of CLIP.
+        guidance: kinds and settings.
         negative: what they do not show.
         init: a picture to start from.
         strength: share of the steps made from `init`; None: `DEFAULT_STRENGTH`.
@@ -38,13 +37,10 @@ class DrawRequest:
     prompt: str
     num: int = 1
     seed: int = 0
-    sampler: str = "ddim"
+    sampler: str = DEFAULT_SAMPLER
     steps: int | None = None
     eta: float = 0.0
-    guidance: str = "classifier_free"
-    scale: float | None = None
-    classifier_scale: float | None = None
-    clip_scale: float | None = None
+    guidance: Guidance = DEFAULT_GUIDANCE
     negative: str | None = None
     init: Path | None = None
     strength: float | None = None

@@ -22,6 +22,7 @@ from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.pixels import to_data
 from workflows.errors import InvalidData
+from workflows.evaluate.jobs import HEADLINE
 from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
 from workflows.evaluate.metrics.judge import judge_accuracy, train_judge
@@ -31,6 +32,7 @@ from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import Guidance
 from workflows.package.files import check_draws_pictures
 from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
@@ -77,8 +79,7 @@ def evaluate_model(config: RunConfig, source: ModelSource, dataset: Dataset, pro
     asked = config.evaluate
     job = SampleJob(
         ask(dataset, asked.num_prompts, asked.seed),
-        "classifier_free",
-        guidance_scale=asked.guidance_scale,
+        Guidance.of(HEADLINE).over(asked.guidance_settings),
         num_steps=asked.num_steps,
     )
     started = time.monotonic()

@@ -31,7 +31,7 @@ def assemble_package(config: RunConfig, inputs: dict[str, Artifact], folder: Pat
         candidate_captions=info.candidate_captions,
         data_hash=info.data_hash,
         scale=info.scale,
-        defaults=Defaults(asked.num_steps, asked.guidance_scale, asked.classifier_scale, asked.clip_scale),
+        defaults=Defaults(asked.num_steps, asked.guidance_settings),
     )
     parts = inputs["denoiser"].folder
     classifier, base = inputs["classifier"].folder / "bundle", base_of(config)

@@ -20,6 +20,8 @@ from ray.data import TaskPoolStrategy
 
 from diffusion_core.errors import NonFinite
 from workflows.evaluate.prompts import Prompts
+from workflows.options.guidance import Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.package.files import PackageCard
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
@@ -35,11 +37,8 @@ class SampleJob:
 
     Attributes:
         prompts: one row per picture.
-        guidance: a kind, as `workflows.model.guidance` knows them.
+        guidance: kinds and settings; what it leaves open are the package's own.
         by_label: the classifier is asked for the class instead of the prompt.
-        guidance_scale: of `classifier_free`.
-        classifier_scale: of `classifier`.
-        clip_scale: of `clip`.
         sampler: its name.
         num_steps: of the sampler.
         eta: of DDIM.
@@ -47,12 +46,9 @@ class SampleJob:
     """
 
     prompts: Prompts
-    guidance: str
+    guidance: Guidance
     by_label: bool = False
-    guidance_scale: float = 1.0
-    classifier_scale: float = 0.0
-    clip_scale: float = 0.0
-    sampler: str = "ddim"
+    sampler: str = DEFAULT_SAMPLER
     num_steps: int = 50
     eta: float = 0.0
     spacing: str | None = None
@@ -124,12 +120,9 @@ def _draw(model: ModelPackage, job: SampleJob) -> NDArray[Any]:
 
     prompts = job.prompts
     condition = model.condition(
-        len(prompts) if job.guidance == "none" or job.by_label else prompts.texts,
+        len(prompts) if job.guidance.kinds == ("none",) or job.by_label else prompts.texts,
         job.guidance,
         labels=prompts.labels if job.by_label else None,
-        guidance_scale=job.guidance_scale,
-        classifier_scale=job.classifier_scale,
-        clip_scale=job.clip_scale,
     )
     plan = model.plan(job.sampler, job.num_steps, job.eta, job.spacing)
     x = model.sample(condition, seeds=prompts.seeds, plan=plan)

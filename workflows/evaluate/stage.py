@@ -11,7 +11,7 @@ import ray
 
 from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
-from workflows.evaluate.jobs import TITLES, compared_scales, grid, offered, plan_jobs
+from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs, titles
 from workflows.evaluate.measure import Drawn, measure
 from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.packaging import assemble_package
@@ -71,7 +71,7 @@ def evaluate_pictures(
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
     judge: Judge = ray.get(training)
     drawn = {name: Drawn(job, part, judge(part)) for (name, job), part in zip(jobs.items(), images, strict=True)}
-    kinds = {name: found for name, found in drawn.items() if name in TITLES}
+    kinds = {name: found for name, found in drawn.items() if name in titles(asked)}
     scales = compared_scales(asked, drawn)
     figures = measure(kinds, scales, dataset, load_clip(clip_folder), judge)
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
@@ -100,9 +100,7 @@ def _draw_pictures(asked: EvaluateConfig, folder: Path, kinds: dict[str, Drawn],
         float(w): (share, figures["diversity_at_scale"][w]) for w, share in figures["accuracy_at_scale"].items()
     }
     by_kind = {
-        TITLES[name].format(**asked.model_dump()).replace("\n", " "): found.accuracy
-        for name, found in kinds.items()
-        if name != "none"
+        titles(asked)[name].replace("\n", " "): found.accuracy for name, found in kinds.items() if name != "none"
     }
     shares = figures["unconditional_shares"]
     draw_curves(folder / "curves.png", at_scale, by_kind, shares, figures["diversity_real"])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset
-from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs
+from workflows.evaluate.jobs import HEADLINE, compared_scales, grid, offered, plan_jobs, titles
 from workflows.evaluate.measure import Drawn, image_vectors, spread
 from workflows.evaluate.metrics.scores import clip_score, diversity
 from workflows.evaluate.pictures import draw_grid
@@ -24,8 +24,6 @@ from workflows.evaluate.sampling import sample_jobs
 from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 from workflows.towers.clip import Clip, load_clip
-
-_LEFT_OUT: Final = "classifier_label"
 
 
 def evaluate_unlabelled(
@@ -45,8 +43,7 @@ def evaluate_unlabelled(
         `clip_score_real` and `retrieval_real` of held-out pictures, `clip_score_KIND`, `clip_score_at_scale`,
         `diversity_at_scale`, and `judged`: false.
     """
-    jobs = plan_jobs(asked, ask_captions(dataset, asked.num_prompts, asked.seed))
-    jobs.pop(_LEFT_OUT)
+    jobs = plan_jobs(asked, ask_captions(dataset, asked.num_prompts, asked.seed), labelled=False)
     jobs = offered(jobs, folder / PACKAGE)
     progress.log("no labels: pictures are scored by CLIP, not judged")
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
@@ -56,9 +53,9 @@ def evaluate_unlabelled(
         for (name, job), part in zip(jobs.items(), images, strict=True)
     }
     scales = compared_scales(asked, drawn)
-    score, retrieval = _fit(drawn["classifier_free"].images, drawn["classifier_free"].job.prompts.texts, clip)
+    score, retrieval = _fit(drawn[HEADLINE].images, drawn[HEADLINE].job.prompts.texts, clip)
     figures: dict[str, Any] = {"clip_score": score, "retrieval": retrieval} | _real(dataset, clip, len(images[0]))
-    for kind in (kind for kind in ("direct", "clip", "classifier_prompt") if kind in drawn):
+    for kind in (kind for kind in titles(asked) if kind in drawn and kind not in (HEADLINE, "none")):
         figures[f"clip_score_{kind}"] = _fit(drawn[kind].images, drawn[kind].job.prompts.texts, clip)[0]
     figures["clip_score_at_scale"] = {
         f"{w:g}": _fit(found.images, found.job.prompts.texts, clip)[0] for w, found in scales.items()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -23,8 +22,9 @@ from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.rows import Vectors
 from workflows.data.scale import VectorScale
+from workflows.evaluate.jobs import HEADLINE, jobs_by_kind
 from workflows.evaluate.prompts import Prompts
-from workflows.evaluate.sampling import SampleJob, sample_jobs
+from workflows.evaluate.sampling import sample_jobs
 from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 
@@ -56,11 +56,13 @@ def evaluate_vectors(
     scale = cast(Vectors, dataset.info.rows).scale
     held_out = dataset.read("held_out", asked.num_prompts)
     train = dataset.read("train")
-    jobs = _jobs(asked, ask_rows(held_out, asked.num_prompts, asked.seed), labelled=bool(dataset.info.class_names))
+    prompts = ask_rows(held_out, asked.num_prompts, asked.seed)
+    fewer = prompts.first(asked.num_prompts_per_gradient)
+    jobs = jobs_by_kind(asked, prompts, prompts, fewer, labelled=bool(dataset.info.class_names))
     drawn = dict(zip(jobs, sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress), strict=True))
     chosen = train.rows(np.random.default_rng(asked.seed).permutation(len(train))[: len(held_out)])
-    headline = drawn["classifier_free"]
-    texts = jobs["classifier_free"].prompts.texts
+    headline = drawn[HEADLINE]
+    texts = jobs[HEADLINE].prompts.texts
     figures: dict[str, Any] = {
         "energy_distance": _distance(headline, held_out.images),
         "energy_distance_real": _distance(chosen.images, held_out.images),
@@ -85,29 +87,6 @@ def ask_rows(held_out: Split, count: int, seed: int) -> Prompts:
         tuple(first + row for row in range(count)),
         np.zeros(count, np.bool_),
     )
-
-
-def _jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool) -> dict[str, SampleJob]:
-    """Every kind of guidance; those that cost a gradient take fewer rows."""
-    fewer, steps = prompts.first(asked.num_prompts_per_gradient), asked.num_steps
-    guided = SampleJob(
-        fewer,
-        "clip",
-        num_steps=steps,
-        classifier_scale=asked.classifier_scale,
-        clip_scale=asked.clip_scale,
-        eta=asked.gradient_eta,
-    )
-    jobs = {
-        "classifier_free": SampleJob(prompts, "classifier_free", num_steps=steps, guidance_scale=asked.guidance_scale),
-        "clip": guided,
-        "classifier_prompt": replace(guided, guidance="classifier"),
-        "direct": SampleJob(prompts, "direct", num_steps=steps),
-        "none": SampleJob(prompts, "none", num_steps=steps),
-    }
-    if labelled:
-        jobs["classifier_label"] = replace(guided, guidance="classifier", by_label=True)
-    return jobs
 
 
 def _distance(rows: NDArray[Any], other: NDArray[Any]) -> float:

@@ -49,6 +49,11 @@ class Stage:
     checks: tuple[Callable[[RunConfig], None], ...] = ()
     version: int = 1
 
+    @property
+    def summary(self) -> str:
+        """What it does and which artifacts it reads, for help texts."""
+        return f"{self.help} Reads: {', '.join(self.inputs) or 'nothing'}."
+
 
 @final
 @dataclass(frozen=True)

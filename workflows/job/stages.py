@@ -195,3 +195,8 @@ STAGES: Final = (
         checks=(_check_tracking, check_port),
     ),
 )
+
+
+def stage(name: str) -> Stage:
+    """The stage of this name."""
+    return next(row for row in STAGES if row.name == name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from workflows.runtime.artifact import MARKER
+from workflows.storage.atomic import write_whole
 
 NOTE: Final = ".settings.json"
 _SHOWN: Final = 5
@@ -19,9 +20,7 @@ _SHOWN: Final = 5
 
 def note_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Keeps what the key of a stage holds, in the folder of the stage."""
-    partial = folder / f"{NOTE}.partial"
-    partial.write_text(json.dumps(settings, indent=2))
-    partial.replace(folder / NOTE)
+    write_whole(folder / NOTE, json.dumps(settings, indent=2))
 
 
 def explain_start(folder: Path, settings: Mapping[str, Any]) -> str | None:

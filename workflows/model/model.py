@@ -32,10 +32,12 @@ from diffusion_core.types import Data
 from workflows.data.rows import RowType
 from workflows.errors import InvalidRequest
 from workflows.model.codec import Codec, Pixels
-from workflows.model.guidance import GUIDANCE_KINDS, make_plan, parse_guidance, steer
+from workflows.model.guidance import steer
 from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
-from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.options.guidance import Guidance, Need, SettingValue, offered_kinds
+from workflows.options.samplers import DEFAULT_SAMPLER, SPACINGS, make_plan
+from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
 
 
@@ -72,22 +74,7 @@ class ModelPackage:
         self.shape = card.shape if shape is None else shape
         self.codec: Codec = Pixels() if codec is None else codec
         self.sampling = sampling
-        reads = clip is not None or self.sees_labels
-        offered = {
-            "none": True,
-            "direct": reads,
-            "classifier_free": reads,
-            "classifier": classifier is not None,
-            "clip": clip is not None and clip.image_tower is not None,
-        }
-        self.guidance = tuple(kind for kind in GUIDANCE_KINDS if offered[kind])
-
-    @staticmethod
-    def assemble(
-        folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path | None, clip: Path | None
-    ) -> PackageCard:
-        """Makes a package on disk: see `workflows.package.files.assemble`."""
-        return assemble(folder, card, denoiser=denoiser, classifier=classifier, clip=clip)
+        self.guidance = offered_kinds(self._parts())
 
     @staticmethod
     def load(
@@ -201,49 +188,44 @@ class ModelPackage:
     def condition(
         self,
         prompts: Sequence[str] | int,
-        guidance: str = "classifier_free",
+        guidance: Guidance | str = "classifier_free",
         *,
         labels: Sequence[int] | None = None,
         negative_prompts: Sequence[str] | None = None,
-        guidance_scale: float | Sequence[float] | None = None,
-        classifier_scale: float | Sequence[float] | None = None,
-        clip_scale: float | Sequence[float] | None = None,
+        **settings: SettingValue | None,
     ) -> Condition:
         """Says what each row shows and how it is steered there.
 
         Args:
             prompts: one per row; or the number of rows, where no prompt is needed.
-            guidance: a kind, or several joined by `+`.
+            guidance: kinds and settings; or a kind, or several joined by `+`. The package's own settings fill in what
+                is left open.
             labels: class of each row, for `classifier`: then the classifier is asked for the class, not the prompt;
                 for a model that is conditioned on labels, what each row shows.
             negative_prompts: one per row, for `classifier_free`.
-            guidance_scale: classifier-free scale; default: the package's (so for the other scales).
-            classifier_scale: of the noisy classifier.
-            clip_scale: of CLIP.
+            **settings: of guidance that is given by name, as in `workflows.options.guidance.SETTINGS`.
 
         Raises:
-            InvalidRequest: an unknown kind, or one that lacks what it needs.
+            InvalidRequest: an unknown kind or setting, or one that lacks what it needs; names the field.
         """
-        self._check_guidance(guidance)
+        chosen = Guidance.of(guidance, **settings) if isinstance(guidance, str) else guidance.with_settings(**settings)
+        if missing := sorted(set(chosen.kinds) - set(self.guidance)):
+            raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
         texts = None if isinstance(prompts, int) else self.clip.text.encode(prompts)
         negatives = None if negative_prompts is None else self.clip.text.encode(negative_prompts)
-        defaults = self.defaults
         return steer(
-            guidance,
+            chosen.over(self.defaults.guidance),
             prompts if isinstance(prompts, int) else len(prompts),
             text=texts,
             labels=labels,
             negative=negatives,
-            guidance_scale=defaults.guidance_scale if guidance_scale is None else guidance_scale,
-            classifier_scale=defaults.classifier_scale if classifier_scale is None else classifier_scale,
-            clip_scale=defaults.clip_scale if clip_scale is None else clip_scale,
             num_classes=len(self.class_names),
             sees_labels=self.sees_labels,
         ).to(self.device)
 
     def plan(
         self,
-        sampler: str = "ddim",
+        sampler: str = DEFAULT_SAMPLER,
         num_steps: int | None = None,
         eta: float = 0.0,
         spacing: str | None = None,
@@ -251,7 +233,7 @@ class ModelPackage:
         """A sampler's table: see `make_plan`; of an imported checkpoint, as its own scheduler would step.
 
         Args:
-            sampler: `ddim`, `ddpm` or `dpm_solver`.
+            sampler: a name of `workflows.options.samplers.SAMPLERS`.
             num_steps: default: the package's.
             eta: of DDIM.
             spacing: default: `trailing`, or the checkpoint's own.
@@ -259,7 +241,7 @@ class ModelPackage:
         steps = self.defaults.num_steps if num_steps is None else num_steps
         if self.sampling is not None:
             return self.sampling.plan(self.schedule, sampler, steps, eta, spacing)
-        return make_plan(self.schedule, sampler, steps, eta, spacing or "trailing")
+        return make_plan(self.schedule, sampler, steps, eta, spacing or SPACINGS[0])
 
     def sample(
         self,
@@ -301,9 +283,14 @@ class ModelPackage:
         """As `drawn`, of rows on their way, quickly."""
         return self.rows.from_x(self.codec.preview(x0))
 
-    def _check_guidance(self, guidance: str) -> None:
-        if missing := sorted(parse_guidance(guidance) - set(self.guidance)):
-            raise InvalidRequest(f"this model offers no {missing[0]}: give {', '.join(self.guidance)}", "guidance")
+    def _parts(self) -> list[Need]:
+        """The parts that kinds of guidance need."""
+        found: list[Need] = [] if self.conditions == "nothing" else ["condition"]
+        if self._classifier is not None:
+            found.append("classifier")
+        if self._clip is not None and self._clip.image_tower is not None:
+            found.append("image_tower")
+        return found
 
 
 def clip_folder(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 from diffusion_core.errors import InvalidPlan
 from diffusion_core.sampler import SamplerPlan, Variance, ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
-from workflows.errors import InvalidRequest
+from workflows.options.samplers import checked_sampler, checked_spacing
 
 Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 SAMPLING_FILE: Final = "sampling.json"
@@ -90,7 +90,7 @@ class Sampling:
 
         Args:
             schedule: of the denoiser.
-            sampler: `ddim`, `ddpm` or `dpm_solver`.
+            sampler: a name of `workflows.options.samplers.SAMPLERS`.
             num_steps: steps.
             eta: of DDIM.
             spacing: instead of the checkpoint's own.
@@ -99,22 +99,19 @@ class Sampling:
             InvalidRequest: an unknown sampler or spacing, or an eta for one that has none.
             InvalidPlan: steps that this spacing cannot make.
         """
-        if sampler not in ("ddim", "ddpm", "dpm_solver"):
-            raise InvalidRequest(f"unknown sampler {sampler!r}: give one of ddim, ddpm, dpm_solver", "sampler")
-        if eta != 0.0 and sampler != "ddim":
-            raise InvalidRequest(f"eta = {eta} has no effect with {sampler}: leave it out, or take ddim", "eta")
-        visits: Visits = getattr(self, sampler)
+        chosen = checked_sampler(sampler, eta)
+        # A sampler that diffusers does not have visits the times of DDIM.
+        visits: Visits = getattr(self, sampler, self.ddim)
         if spacing is not None:
-            if spacing not in get_args(Spacing):
-                raise InvalidRequest(
-                    f"unknown spacing {spacing!r}: give one of {', '.join(get_args(Spacing))}", "spacing"
-                )
-            visits = replace(visits, spacing=cast(Spacing, spacing))
+            visits = replace(visits, spacing=cast(Spacing, checked_spacing(spacing, get_args(Spacing))))
         if not 1 <= num_steps <= self.num_times:
             raise InvalidPlan(f"found {num_steps} steps, this checkpoint makes 1..{self.num_times}")
         if sampler == "dpm_solver":
             return self._multistep(schedule, visits, num_steps)
-        return self._one_step(schedule, visits, num_steps, None if sampler == "ddpm" else eta)
+        if sampler in ("ddim", "ddpm"):
+            return self._one_step(schedule, visits, num_steps, None if sampler == "ddpm" else eta)
+        times = self._checked(_times(visits, self.num_times, num_steps), visits)
+        return chosen.plan(schedule, self._levels(times, exact=True), eta)
 
     def _one_step(self, schedule: NoiseSchedule, visits: Visits, num_steps: int, eta: float | None) -> SamplerPlan:
         times = self._checked(_times(visits, self.num_times, num_steps), visits)

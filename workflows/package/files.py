@@ -27,6 +27,7 @@ from diffusion_core.errors import InvalidBundle
 from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidConfig
+from workflows.options.guidance import DEFAULT_SCALES, SETTINGS
 from workflows.package.kinds import register
 from workflows.package.lora import ADAPTER
 from workflows.storage.atomic import whole_folder
@@ -54,15 +55,27 @@ class Defaults:
 
     Attributes:
         num_steps: sampler steps.
-        guidance_scale: classifier-free scale w; 1 is plain conditional.
-        classifier_scale: of the noisy classifier's gradient.
-        clip_scale: of CLIP's gradient.
+        guidance: settings of guidance by name, see `workflows.options.guidance.SETTINGS`.
     """
 
     num_steps: int = 50
-    guidance_scale: float = 2.0
-    classifier_scale: float = 3.0
-    clip_scale: float = 3.0
+    guidance: Mapping[str, Any] = field(default_factory=lambda: DEFAULT_SCALES)
+
+    def describe(self) -> dict[str, Any]:
+        """As it is written in `package.json`: all numbers side by side."""
+        return {"num_steps": self.num_steps, **self.guidance}
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Defaults:
+        """The inverse of `describe`; settings that the file does not hold keep the table's defaults.
+
+        Raises:
+            InvalidBundle: a setting that this program does not know.
+        """
+        settings = {name: value for name, value in values.items() if name != "num_steps"}
+        if unknown := sorted(settings.keys() - SETTINGS.keys()):
+            raise InvalidBundle(f"the package has a default of {unknown[0]!r}, which no guidance reads: update raverse")
+        return Defaults(values["num_steps"], settings)
 
 
 @final
@@ -100,11 +113,14 @@ class PackageCard:
     @property
     def hash(self) -> str:
         """SHA-256 over the card, and so over every part."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._values(), sort_keys=True).encode()).hexdigest()
+
+    def _values(self) -> dict[str, Any]:
+        return asdict(self) | {"defaults": self.defaults.describe()}
 
     def save(self, folder: Path) -> None:
         """Writes `package.json`."""
-        (folder / CARD_FILE).write_text(json.dumps(asdict(self) | {"hash": self.hash}, indent=2, sort_keys=True))
+        (folder / CARD_FILE).write_text(json.dumps(self._values() | {"hash": self.hash}, indent=2, sort_keys=True))
 
     @staticmethod
     def load(folder: Path) -> PackageCard:
@@ -126,7 +142,7 @@ class PackageCard:
         if set(values) != {part.name for part in fields(PackageCard)}:
             raise InvalidBundle(f"{path} lacks fields or has unknown ones: register the model again")
         lists = {name: tuple(values[name]) for name in ("shape", "class_names", "candidate_captions")}
-        parts = {"defaults": Defaults(**values["defaults"]), "scale": VectorScale.of(values["scale"])}
+        parts = {"defaults": Defaults.of(values["defaults"]), "scale": VectorScale.of(values["scale"])}
         card = PackageCard(**(values | lists | parts))
         if card.hash != claimed:
             raise InvalidBundle(f"{path} was changed after it was written: its hash is not {claimed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from workflows.options.guidance import Guidance
 from workflows.package.files import PackageCard
 
 _FIGURES: Final = {
@@ -53,6 +54,11 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         "```",
         "",
         f"Data {card.data_hash[:16]}, package {card.hash[:16]}, code {tags.get('git_commit', 'unknown')[:16]}.",
-        f"Defaults: {card.defaults.num_steps} DDIM steps, classifier-free scale {card.defaults.guidance_scale:g}.",
+        f"Defaults: {card.defaults.num_steps} DDIM steps, {_guidance(card)}.",
     ]
     return "\n".join(lines)[:_LONGEST]
+
+
+def _guidance(card: PackageCard) -> str:
+    guidance = Guidance.of("classifier_free").over(card.defaults.guidance)
+    return f"classifier-free scale {guidance.scale:g}"

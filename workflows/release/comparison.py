@@ -14,6 +14,7 @@ from workflows.evaluate.metrics.fidelity import moments
 from workflows.evaluate.metrics.judge import train_judge
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
+from workflows.options.guidance import Guidance
 from workflows.package.files import PackageCard, scorer_folder, verify
 from workflows.release.gate import Comparison, Seen, compare
 from workflows.runtime.progress import Progress
@@ -53,10 +54,7 @@ def compare_packages(
         _check_shape(card, dataset)
         job = SampleJob(
             prompts,
-            gate.guidance,
-            guidance_scale=card.defaults.guidance_scale,
-            classifier_scale=card.defaults.classifier_scale,
-            clip_scale=card.defaults.clip_scale,
+            Guidance.of(gate.guidance).over(card.defaults.guidance),
             num_steps=config.evaluate.num_steps,
         )
         (images,) = sample_jobs(folder, [job], config.evaluate.batch_size, progress)

@@ -22,6 +22,7 @@ _LIBRARIES: Final = (
     "safetensors",
     "jaxtyping",
 )
+_PARAM_TYPES: Final = {str: "string", float: "double", int: "long", bool: "boolean", list: "double"}
 _INTEROP: Final = ("diffusers", "transformers")
 
 
@@ -40,8 +41,10 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
 
     inputs = [ColSpec("string", "prompt")]
     inputs += [ColSpec("string", name, required=False) for name in ("negative_prompt", "label")]
-    kinds = {str: "string", float: "double", int: "long"}
-    params = [ParamSpec(name, kinds[type(value)], value) for name, value in default_params(card).items()]
+    params = [
+        ParamSpec(name, _PARAM_TYPES[type(value)], value, shape=(-1,) if isinstance(value, list) else None)
+        for name, value in default_params(card).items()
+    ]
     outputs = Schema([*(ColSpec(kind, name) for name, kind in card.rows.outputs.items()), ColSpec("long", "seed")])
     signature = ModelSignature(Schema(inputs), outputs, ParamSchema(params))
     with mlflow.start_run(run_id=run.run_id):

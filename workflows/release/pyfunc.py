@@ -19,6 +19,8 @@ from torch import Tensor
 
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import DEFAULT_GUIDANCE, DEFAULT_SCALES, SETTINGS, Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.package.files import PackageCard
 
 BATCH: Final = 64
@@ -26,15 +28,19 @@ BATCH: Final = 64
 
 
 def default_params(card: PackageCard) -> dict[str, Any]:
-    """What `predict(params=...)` may say, with the values that it otherwise takes."""
-    defaults, conditional = card.defaults, bool(card.candidate_captions or card.class_names)
+    """The parameters of `predict(params=...)`, with the values that they otherwise take.
+
+    Intervals are lists of two numbers. Settings that the guidance does not read have no effect, since MLflow passes
+    every parameter on.
+    """
+    conditional = bool(card.candidate_captions or card.class_names)
+    settings = {name: setting.neutral for name, setting in SETTINGS.items()} | dict(DEFAULT_SCALES)
+    settings |= {name: SETTINGS[name].checked(value) for name, value in card.defaults.guidance.items()}
     return {
-        "guidance": "classifier_free" if conditional else "none",
-        "guidance_scale": float(defaults.guidance_scale),
-        "classifier_scale": float(defaults.classifier_scale),
-        "clip_scale": float(defaults.clip_scale),
-        "sampler": "ddim",
-        "num_inference_steps": defaults.num_steps,
+        "guidance": DEFAULT_GUIDANCE.name if conditional else "none",
+        **{name: SETTINGS[name].plain(value) for name, value in settings.items()},
+        "sampler": DEFAULT_SAMPLER,
+        "num_inference_steps": card.defaults.num_steps,
         "eta": 0.0,
         "seed": 0,
     }
@@ -76,15 +82,13 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:
-    guidance = given["guidance"]
+    guidance = Guidance.of(given["guidance"]).with_settings(**{name: given[name] for name in SETTINGS})
+    unprompted = guidance.kinds == ("none",) or not package.reads_text
     condition = package.condition(
-        len(rows) if guidance == "none" or not package.reads_text else [str(prompt) for prompt in rows["prompt"]],
+        len(rows) if unprompted else [str(prompt) for prompt in rows["prompt"]],
         guidance,
         labels=_labels(package, rows),
         negative_prompts=_texts(rows, "negative_prompt"),
-        guidance_scale=given["guidance_scale"],
-        classifier_scale=given["classifier_scale"],
-        clip_scale=given["clip_scale"],
     )
     plan = package.plan(given["sampler"], given["num_inference_steps"], given["eta"])
     return package.drawn(package.sample(condition, seeds=seeds, plan=plan))

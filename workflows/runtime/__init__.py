@@ -1,1 +1,1 @@
-"""What every job needs while it runs: the Ray session, stage artifacts, progress, checks before the start, errors."""
+"""What every job needs while it runs: the Ray session, stage artifacts, progress, early checks, errors, HTML pages."""

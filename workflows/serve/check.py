@@ -17,6 +17,8 @@ import httpx
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import DataInfo
 from workflows.errors import StageFailed
+from workflows.options.guidance import KINDS
+from workflows.options.samplers import SAMPLERS
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.serve.app import build
@@ -24,8 +26,6 @@ from workflows.serve.host import hosted
 from workflows.serve.settings import ServeArgs
 
 APP_NAME: Final = "raverse-check"
-# DDIM needs few steps; DDPM on fewer than this shows too little of the data's spread.
-_STEPS: Final = {"ddpm": 50, "ddim": 20}
 _SEED: Final = 7
 _TIMEOUT_SECONDS: Final = 120.0
 
@@ -102,17 +102,13 @@ def requests_for(card: dict[str, Any]) -> dict[str, dict[str, Any]]:
         card: an entry of `GET /v1/models`.
     """
     prompt, classes = card["example_prompts"][-1], card["classes"]
-    num_steps = {sampler: min(steps, card["max_steps"]) for sampler, steps in _STEPS.items()}
-    kinds: dict[str, dict[str, Any]] = {
-        "unconditional": {"prompt": "", "guidance": "none"},
-        "direct": {"prompt": prompt, "guidance": "direct"},
-        "classifier-free": {"prompt": prompt, "guidance": "classifier_free"},
-        "classifier-by-prompt": {"prompt": prompt, "guidance": "classifier"},
-        "clip": {"prompt": prompt, "guidance": "clip"},
-    }
-    if classes:
-        kinds["classifier-by-class"] = {"prompt": "", "guidance": "classifier", "label": classes[-1]}
-    kinds = {kind: fields for kind, fields in kinds.items() if fields["guidance"] in card["guidance"]}
+    num_steps = {name: min(row.check_steps, card["max_steps"]) for name, row in SAMPLERS.items() if row.check_steps}
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind in (KINDS[name] for name in card["guidance"]):
+        name, words = kind.title.lower(), "" if kind.needs == "nothing" else prompt
+        kinds[f"{name}-by-prompt" if kind.takes_label else name] = {"prompt": words, "guidance": kind.name}
+        if kind.takes_label and classes:
+            kinds[f"{name}-by-class"] = {"prompt": "", "guidance": kind.name, "label": classes[-1]}
     return {
         f"{kind}-{sampler}": fields | {"sampler": sampler, "num_inference_steps": steps, "seed": _SEED}
         for kind, fields in kinds.items()

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import torch
 
@@ -31,12 +31,11 @@ from workflows.evaluate.metrics.scores import clip_score
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import SCALED, Guidance
 from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
 from workflows.sweep.plots import draw_guidance, draw_spacings, draw_steps_eta
 from workflows.sweep.schedules import train_schedules
-
-_KINDS: Final = ("classifier_free", "classifier", "clip")
 
 
 @final
@@ -95,36 +94,28 @@ def plan_prompts(asked: SweepConfig, dataset: Dataset) -> Prompts:
 
 def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
     """Every table's points. Scale 0 is the unconditional model, and classifier-free scale 1 the plain conditional."""
-    plain = SampleJob(prompts, "direct", num_steps=asked.num_steps)
-    scales = {
-        "classifier_free": asked.guidance_scales,
-        "classifier": asked.classifier_scales,
-        "clip": asked.clip_scales,
-    }
-    etas = {"classifier_free": 0.0, "classifier": asked.gradient_eta, "clip": asked.gradient_eta}
+    plain = SampleJob(prompts, Guidance.of("direct"), num_steps=asked.num_steps)
     steps_eta = [
         Point({"steps": steps, "eta": eta}, replace(plain, num_steps=steps, eta=eta))
         for steps in asked.steps
         for eta in asked.etas
     ]
     guidance = [
-        Point({"guidance": kind, "scale": scale, "eta": etas[kind]}, _guided(plain, kind, scale, etas[kind]))
-        for kind in _KINDS
-        for scale in scales[kind]
+        Point({"guidance": job.guidance.name, "scale": job.guidance.scale, "eta": job.eta}, job)
+        for kind in SCALED
+        for job in (
+            replace(plain, guidance=Guidance.of(kind.name).at(scale), eta=asked.gradient_eta if kind.gradient else 0.0)
+            for scale in asked.scales(kind)
+        )
     ]
     spacings = [
         Point({"sampler": sampler, "spacing": spacing}, replace(plain, sampler=sampler, spacing=spacing))
         for sampler in asked.samplers
         for spacing in asked.spacings
     ]
-    unconditional = Point({"guidance": "none", "scale": 0.0, "eta": 0.0}, replace(plain, guidance="none"))
+    unconditional = Point({"guidance": "none", "scale": 0.0, "eta": 0.0}, replace(plain, guidance=Guidance.of("none")))
     direct = Point({"guidance": "direct", "scale": 1.0, "eta": 0.0}, plain)
     return {"steps_eta": steps_eta, "guidance": [unconditional, direct, *guidance], "spacings": spacings}
-
-
-def _guided(plain: SampleJob, kind: str, scale: float, eta: float) -> SampleJob:
-    """Every scale is set, and each kind reads its own."""
-    return replace(plain, guidance=kind, guidance_scale=scale, classifier_scale=scale, clip_scale=scale, eta=eta)
 
 
 def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -138,7 +129,7 @@ def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         }
     }
     accuracy: dict[str, float] = {}
-    for kind in _KINDS:
+    for kind in (kind.name for kind in SCALED):
         curve = [row for row in rows["guidance"] if row["guidance"] == kind]
         best = min(curve, key=lambda row: float(row["clip_fd"]))
         place = sorted(row["scale"] for row in curve).index(best["scale"])

@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from workflows.cli import app as cli
+from workflows.cli import command, job
 from workflows.job.stages import STAGES
 from workflows.runtime import preflight
 
@@ -63,9 +64,9 @@ def test_help_names_every_stage_and_imports_nothing_heavy(tmp_path: Path) -> Non
 def test_commands_and_options_are_the_golden_ones() -> None:
     group = typer.main.get_command(cli.app)
     lines = []
-    for name, command in sorted(vars(group)["commands"].items()):
-        below = {f"{name} {key}": value for key, value in sorted(getattr(command, "commands", {}).items())}
-        for key, value in ({name: command} | below).items():
+    for name, verb in sorted(vars(group)["commands"].items()):
+        below = {f"{name} {key}": value for key, value in sorted(getattr(verb, "commands", {}).items())}
+        for key, value in ({name: verb} | below).items():
             options = sorted(option for parameter in value.params for option in parameter.opts)
             lines.append(" ".join((key, *options)))
     assert "\n".join(lines) + "\n" == (GOLDEN / "commands.txt").read_text()
@@ -188,7 +189,7 @@ def test_unexpected_error_says_where_the_traceback_is(tmp_path: Path, monkeypatc
     def broken(*arguments: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cli, "run_job", broken)
+    monkeypatch.setattr(job, "run_job", broken)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli.app, ["run", "--config", "digits"])
     assert result.exit_code == 1
@@ -205,6 +206,6 @@ def test_full_disk_still_keeps_the_traceback(tmp_path: Path, monkeypatch: pytest
     try:
         raise ZeroDivisionError("a bug")
     except ZeroDivisionError:
-        target = cli._write_traceback(tmp_path / "run")
+        target = command._write_traceback(tmp_path / "run")
     assert "a bug" in target.read_text()
     target.unlink()

@@ -30,6 +30,7 @@ from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.job.pipeline import plan_job
 from workflows.job.stages import STAGES
+from workflows.options.guidance import Guidance
 from workflows.package.files import PackageCard
 from workflows.package.source import find_model
 
@@ -92,10 +93,10 @@ def report(root: Path, file: Path, subject: Subject) -> None:
     judge, prompts = train_judge(dataset, 0), unseen(dataset, subject)
     base, tuned = (find_model(config, reference).folder for reference in (f"{NAME}/1", f"{NAME}@champion"))
     assert PackageCard.load(base).parts["denoiser"] == PackageCard.load(tuned).parts["denoiser"], "the base is touched"
-    job = SampleJob(prompts, "classifier_free", guidance_scale=_SCALE, num_steps=_STEPS)
+    job = SampleJob(prompts, Guidance.of("classifier_free", guidance_scale=_SCALE), num_steps=_STEPS)
     before, after = (judged(job, draw(str(folder), job), judge) for folder in (base, tuned))
     shown = prompts.first(_SHOWN)
-    small = SampleJob(shown, "classifier_free", guidance_scale=_SCALE, num_steps=_STEPS)
+    small = SampleJob(shown, Guidance.of("classifier_free", guidance_scale=_SCALE), num_steps=_STEPS)
     outside = judged(small, of_diffusers(root / "exported", tuned, shown), judge)
     same = int(np.abs(outside.images.astype(int) - after.images[:_SHOWN].astype(int)).max())
     figures = {

@@ -31,6 +31,7 @@ from workflows.errors import InvalidConfig
 from workflows.evaluate.metrics.judge import train_judge
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import Guidance
 from workflows.package.base import Base, base_of
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
 from workflows.package.lora import Adapter, Lora, adapter_parameters
@@ -328,7 +329,7 @@ def test_lora_learns_what_the_base_never_saw(
     tuned = packaged(base, tmp_path / "tuned")
     assert ModelBundle.load(tuned / "denoiser").hash == base.bundle.hash
     prompts, judge = unseen(dataset, subject), train_judge(dataset, 0)
-    asked = SampleJob(prompts, "classifier_free", guidance_scale=3.0, num_steps=10)
+    asked = SampleJob(prompts, Guidance.of("classifier_free", guidance_scale=3.0), num_steps=10)
     before, after = (judged(asked, draw(str(folder), asked), judge).accuracy for folder in (base.folder, tuned))
     print(f"the judge's accuracy on digits that the base never saw: base {before:.3f}, tuned {after:.3f}")
     assert after > before + 0.2

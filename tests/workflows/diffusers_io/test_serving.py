@@ -31,7 +31,7 @@ MakePair = Callable[[str], Pair]
 
 
 def capabilities_of(package: ModelPackage) -> ModelCapabilities:
-    _, height, width = package.rows.shape
+    _, height, width = package.picture_shape
     kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
     scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
     return ModelCapabilities("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
@@ -100,7 +100,7 @@ def test_an_edit_keeps_the_latents_that_are_known(pair: MakePair) -> None:
     keep[:, :7] = True
     request = EditRequest.model_validate({"prompt": "a dog", "num_inference_steps": 4, "seed": 1})
     (sample,) = finished(package, rows_of(package, request, InitImage(pixels, keep)))
-    x0 = package.codec.encode(to_data(pixels.transpose(2, 0, 1))[None])[0]
+    x0 = package.codec.encode((torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1.0)[None])[0]
     left = 3.0 * float(1.0 - package.schedule.alpha_bar[1]) ** 0.5
     assert float((sample - x0)[:, :, :3].abs().max()) < left
     assert float((sample - x0)[:, :, 3].abs().max()) > 10 * left, "a square with one open pixel is drawn anew"

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.workflows.options.examples import EXAMPLES
 from workflows.cli import app as cli
 from workflows.draw.drawing import draw
 from workflows.draw.files import read_picture, write_png
 from workflows.draw.request import DrawRequest
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import SETTINGS, Guidance
 
 PROMPT = "a handwritten seven"
 
@@ -58,8 +60,9 @@ def test_picture_i_is_the_picture_of_its_seed(package: ModelPackage) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"sampler": "ddpm"}, {"steps": 2}, {"eta": 1.0}, {"guidance": "direct"}, {"scale": 7.0}, {"negative": "the two"},
-     {"guidance": "none"}, {"guidance": "clip", "clip_scale": 9.0}],
+    [{"sampler": "ddpm"}, {"steps": 2}, {"eta": 1.0}, {"guidance": Guidance.of("direct")}, {"negative": "the two"},
+     {"guidance": Guidance.of("classifier_free", guidance_scale=7.0)}, {"guidance": Guidance.of("none")},
+     {"guidance": Guidance.of("clip", clip_scale=9.0)}],
 )  # fmt: skip
 def test_every_option_has_an_effect(package: ModelPackage, change: dict[str, Any]) -> None:
     plain = draw(package, DrawRequest(PROMPT, steps=4)).images
@@ -87,9 +90,9 @@ def test_strength_says_how_much_of_the_picture_stays(package: ModelPackage, pict
 
 def test_an_inverted_picture_is_drawn_again(package: ModelPackage, picture: Path) -> None:
     given = np.asarray(Image.open(picture)).astype(float)
-    request = DrawRequest(PROMPT, invert=picture, guidance="direct", steps=50)
+    request = DrawRequest(PROMPT, invert=picture, guidance=Guidance.of("direct"), steps=50)
     again = draw(package, request).images[0, 0].numpy()
-    other = draw(package, DrawRequest(PROMPT, guidance="direct", steps=50)).images[0, 0].numpy()
+    other = draw(package, DrawRequest(PROMPT, guidance=Guidance.of("direct"), steps=50)).images[0, 0].numpy()
     assert np.abs(again - given).mean() < 0.2 * np.abs(other - given).mean()
 
 
@@ -138,3 +141,21 @@ def test_bad_input_is_one_sentence(tiny_package: Path, tmp_path: Path, arguments
     assert result.exit_code == 1
     assert said in result.output
     assert result.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_setting_of_guidance_is_an_option(tiny_package: Path, tmp_path: Path, name: str) -> None:
+    words = {setting: _words(value) for setting, value in EXAMPLES[name].items()}
+    files = []
+    for chosen in ({"guidance_scale"}, words.keys()):
+        files.append(tmp_path / f"{len(chosen)}.png")
+        options = [word for setting in chosen for word in (SETTINGS[setting].command_option, *words[setting])]
+        done = run("--model", str(tiny_package), "--steps", "4", "--out", str(files[-1]), *options, folder=tmp_path)
+        assert done.exit_code == 0, done.output
+    assert files[0].read_bytes() != files[1].read_bytes()
+
+
+def _words(value: Any) -> list[str]:
+    if value is True:
+        return []
+    return [str(part) for part in value] if isinstance(value, list) else [str(value)]

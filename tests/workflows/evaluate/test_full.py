@@ -18,6 +18,7 @@ from workflows.errors import InvalidData, TrackingUnreachable
 from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
+from workflows.options.guidance import Guidance
 from workflows.package.source import ModelSource, find_model
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
@@ -75,7 +76,10 @@ def test_figures_are_complete_and_the_same_twice(
 def test_one_worker_and_two_draw_the_same(
     ray_session: None, config: RunConfig, source: ModelSource, dataset: Dataset
 ) -> None:
-    jobs = [SampleJob(ask(dataset, 40, seed), "classifier_free", guidance_scale=2.0, num_steps=2) for seed in (0, 1)]
+    jobs = [
+        SampleJob(ask(dataset, 40, seed), Guidance.of("classifier_free", guidance_scale=2.0), num_steps=2)
+        for seed in (0, 1)
+    ]
     one, two = (sample_jobs(source.folder, jobs, 8, Progress.silent(), workers) for workers in (1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
     assert not np.array_equal(*one)

@@ -19,6 +19,7 @@ from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, draw, sample_jobs
 from workflows.evaluate.stage import evaluate
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import Guidance
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 
@@ -110,7 +111,7 @@ def test_workers_draw_what_one_process_draws(
     for job, images in zip(jobs, together, strict=True):
         alone = [draw(str(package), job.part(start, start + 8)) for start in range(0, len(job.prompts), 8)]
         assert np.array_equal(images, np.concatenate(alone))
-    other = draw(str(package), SampleJob(ask(dataset, 20, seed=2), "direct", num_steps=3))
+    other = draw(str(package), SampleJob(ask(dataset, 20, seed=2), Guidance.of("direct"), num_steps=3))
     assert not np.array_equal(together[4][:20], other), "another seed must draw other pictures"
 
 
@@ -129,7 +130,7 @@ def test_scale_0_is_unconditional_and_scale_1_direct(
     prompts = jobs["direct"].prompts
     assert Counter(prompts.combinations.tolist()) == dict.fromkeys(range(10), 2)
     for scale, found in scales.items():
-        wanted = draw(package, SampleJob(prompts, "classifier_free", guidance_scale=scale, num_steps=3))
+        wanted = draw(package, SampleJob(prompts, Guidance.of("classifier_free", guidance_scale=scale), num_steps=3))
         assert np.abs(found.images.astype(int) - wanted).max() <= 1, f"scale {scale}"
         assert found.job.prompts.seeds == prompts.seeds
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from tests.workflows.conftest import tiny_card
+from tests.workflows.options.examples import EXAMPLES
 from workflows.config.load import config_keys, load_config
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import Planned, Stage, plan_job
@@ -30,7 +31,8 @@ ONE_VALUE = "one value"
 FREE = [
     f"{part}.train.{item}" for part in ("denoiser", "classifier") for item in ("ema_widths=[0.05,0.1]", "sharding=fsdp")
 ]
-"""Other widths or shardings leave `snapshot_every` or `cpu_offload` no choice."""
+FREE += ["evaluate.guidance_scale=0.5", "evaluate.scales=[0,1]"]
+"""Other values leave `snapshot_every`, `cpu_offload` or `cfg_plus_plus` no choice."""
 
 
 def leaves() -> list[str]:
@@ -98,6 +100,8 @@ def _candidates(config: RunConfig, key: str, folder: Path) -> list[Any]:
         "clip.source": [f"local-dir:{folder}"],
         "denoiser.base": [str(folder / "other-base")],
         "sweep.schedules": [("linear",)],
+        "register.gate.guidance": ["classifier_free"],
+        **{f"evaluate.{name}": [values[name]] for name, values in EXAMPLES.items()},
     }
     value, annotation = _find(config, key)
     if key in known or get_origin(annotation) is Literal:

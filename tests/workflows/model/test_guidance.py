@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffusion_core.condition import Condition
 from diffusion_core.errors import InvalidLevels
 from diffusion_core.sampler import ddim, ddpm, dpm_solver
 from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.spacing import trailing
 from workflows.errors import InvalidRequest
-from workflows.model.guidance import make_plan, parse_guidance, steer
+from workflows.model.guidance import steer
+from workflows.options.guidance import Guidance
+from workflows.options.samplers import make_plan
 from workflows.towers.features import EncodedText
 
 SCALES = {"guidance_scale": 2.0, "classifier_scale": 3.0, "clip_scale": 4.0}
@@ -35,7 +38,7 @@ def text(num_rows: int = 2, seed: int = 0) -> EncodedText:
     ],
 )
 def test_each_kind(guidance: str, present: bool, scales: tuple[float, float, float]) -> None:
-    condition = steer(guidance, 2, text=text(), **SCALES)
+    condition = steer(Guidance.of(guidance).over(SCALES), 2, text=text())
     assert condition.present.tolist() == [present, present]
     assert condition.pooled is not None, "a gradient needs the target, hidden or not"
     # A kind that is not asked for is not named, and 0 is what its wrapper takes then.
@@ -44,25 +47,26 @@ def test_each_kind(guidance: str, present: bool, scales: tuple[float, float, flo
 
 
 def test_unconditional_rows_hold_no_target() -> None:
-    condition = steer("none", 3, text=text(3), **SCALES)
+    condition = steer(Guidance.of("none").over(SCALES), 3, text=text(3))
     assert (condition.num_rows, condition.pooled, condition.tokens) == (3, None, None)
     assert not condition.present.any()
 
 
 def test_scales_per_row() -> None:
-    condition = steer("classifier_free", 2, text=text(), guidance_scale=[1.5, 0.0])
+    rows = [steer(Guidance.of("classifier_free", guidance_scale=w), 1, text=text(1)) for w in (1.5, 0.0)]
+    condition = Condition.cat(rows)
     assert condition.setting("guidance_scale", 9.0).tolist() == [1.5, 0.0]
 
 
 def test_labels_without_text() -> None:
-    condition = steer("classifier", 2, labels=[4, -1], classifier_scale=3.0, num_classes=10)
+    condition = steer(Guidance.of("classifier", classifier_scale=3.0), 2, labels=[4, -1], num_classes=10)
     assert condition.label is not None
     assert condition.label.tolist() == [4, -1]
     assert not condition.present.any()
 
 
 def test_negative_prompts_are_seen() -> None:
-    condition = steer("classifier_free", 2, text=text(), negative=text(seed=1), guidance_scale=2.0)
+    condition = steer(Guidance.of("classifier_free", guidance_scale=2.0), 2, text=text(), negative=text(seed=1))
     assert condition.negative is not None
     assert condition.negative.present.all()
     assert torch.equal(condition.negative.pooled, text(seed=1).pooled)  # type: ignore[arg-type]
@@ -86,12 +90,12 @@ def test_negative_prompts_are_seen() -> None:
 )
 def test_what_does_not_fit_names_the_field(guidance: str, kwargs: dict, param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        steer(guidance, 2, **kwargs)
+        steer(Guidance.of(guidance), 2, **kwargs)
     assert caught.value.param == param
 
 
 def test_kinds_may_come_in_any_order() -> None:
-    assert parse_guidance("clip+direct") == parse_guidance("direct+clip") == {"clip", "direct"}
+    assert Guidance.of("clip+direct") == Guidance.of("direct+clip") == Guidance(("direct", "clip"))
 
 
 def test_plans_are_those_of_the_core() -> None:

@@ -129,7 +129,7 @@ def test_x0_is_kept_in_range_by_default(package: ModelPackage) -> None:
 
 def test_defaults_of_the_card_are_used(package: ModelPackage) -> None:
     condition = package.condition(PROMPTS)
-    assert condition.setting("guidance_scale", 0.0).tolist() == [package.defaults.guidance_scale] * 3
+    assert condition.setting("guidance_scale", 0.0).tolist() == [package.defaults.guidance["guidance_scale"]] * 3
     assert package.plan().num_steps == package.defaults.num_steps == 4
     check_settings(package.denoiser, condition)
 

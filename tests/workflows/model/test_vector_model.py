@@ -19,12 +19,14 @@ from workflows.errors import InvalidConfig, PromotionRefused
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.evaluate.vectors import ask_rows, draw_samples
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import Guidance
 from workflows.package.files import Defaults, PackageCard, assemble, check_draws_pictures
 from workflows.release.comparison import compare_packages
 from workflows.runtime.progress import Progress
 from workflows.towers.clip import load_clip
 
 SCALE = VectorScale(("a", "b", "c"), (10.0, 0.0, -3.0), (2.0, 1.0, 0.5))
+SCALES = {"guidance_scale": 2.0, "classifier_scale": 1.0, "clip_scale": 1.0}
 CAPTIONS = ("a red one", "a blue one")
 
 
@@ -62,7 +64,7 @@ def test_the_card_keeps_its_scale(package: Path) -> None:
 def test_every_kind_of_guidance_draws_vectors(package: Path, kind: str) -> None:
     prompts = ask_rows(held_out(), 8, seed=1)
     assert prompts.texts[6:] == prompts.texts[:2]
-    job = SampleJob(prompts, kind, num_steps=4, guidance_scale=2.0, classifier_scale=1.0, clip_scale=1.0)
+    job = SampleJob(prompts, Guidance.of(kind).over(SCALES), num_steps=4)
     drawn = draw(str(package), job)
     assert (drawn.shape, drawn.dtype) == ((8, 3), np.float32)
     assert np.isfinite(drawn).all()

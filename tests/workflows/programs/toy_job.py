@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workflows.cli import app as cli
+from workflows.cli import command, job
 from workflows.config.schema import RunConfig
 from workflows.job.pipeline import Stage
 from workflows.runtime.artifact import Artifact
@@ -73,7 +74,7 @@ def train(config: RunConfig, inputs: Inputs, folder: Path, progress: Progress) -
 def main() -> None:
     kind = sys.argv.pop(1)
     last = globals()[kind]
-    cli.STAGES = (
+    job.STAGES = command.STAGES = (
         Stage("first", "First.", lambda: first, lambda config: {"seed": config.data.seed}),
         Stage("last", "Last.", lambda: last, lambda config: {"kind": kind}, ("first",)),
     )

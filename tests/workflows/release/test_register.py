@@ -19,13 +19,15 @@ import pytest
 from PIL import Image
 
 from diffusion_core.errors import InvalidBundle
+from tests.workflows.options.examples import EXAMPLES
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
 from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
 from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
-from workflows.release.register import find_version, register_model, resolve
+from workflows.package.reference import find_version, resolve
+from workflows.release.register import register_model
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.tracking.store import open_client, tracking_uri
@@ -193,7 +195,11 @@ def test_an_unreachable_store_keeps_the_package(inputs: dict[str, Artifact], tmp
     assert ModelPackage.load(inputs["evaluate"].folder / "package").shape == (1, 8, 8)
 
 
-PROGRAM = """
+PROGRAM = (
+    f"""
+EXAMPLES = {EXAMPLES!r}
+"""
+    """
 import io, sys
 import mlflow, pandas
 from PIL import Image
@@ -210,6 +216,9 @@ assert Image.open(io.BytesIO(first["image"][1])).size == (8, 8)
 alone = model.predict(table[1:], params=asked | {"seed": 8})
 assert alone["image"][0] == first["image"][1]
 assert model.predict(table, params=asked | {"guidance_scale": 9.0})["image"][0] != first["image"][0]
+for name, given in EXAMPLES.items():
+    plain = model.predict(table[:1], params=asked | {"guidance_scale": given["guidance_scale"]})["image"][0]
+    assert model.predict(table[:1], params=asked | given)["image"][0] != plain, name
 labelled = table.assign(label=["seven", "two"])
 by_label = model.predict(labelled, params={"guidance": "classifier", "num_inference_steps": 2})
 assert len(by_label) == 2
@@ -224,6 +233,7 @@ for columns, params in (
         print(type(error).__name__)
 print([name for name in ("ray",) if name in sys.modules])
 """
+)
 
 
 def test_pyfunc_works_without_raverse_ray_and_pickle(config: RunConfig, first: dict[str, str], tmp_path: Path) -> None:
@@ -311,6 +321,11 @@ def test_the_signature_lists_every_parameter(config: RunConfig, first: dict[str,
         "guidance_scale": 2.0,
         "classifier_scale": config.evaluate.classifier_scale,
         "clip_scale": config.evaluate.clip_scale,
+        "guidance_interval": [0.0, 1e9],
+        "guidance_rescale": 0.0,
+        "apg_eta": 1.0,
+        "apg_norm": 1e9,
+        "cfg_plus_plus": False,
         "sampler": "ddim",
         "num_inference_steps": 3,
         "eta": 0.0,

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from typing import Final, final
 
 from diffusion_core.condition import Condition
+from workflows.options.guidance import extra_evaluations
 
 _SMOOTHING: Final = 0.1
-# A forward and a backward pass of the judge: small for the noisy classifier, all of CLIP's towers for clean CLIP.
-_CLASSIFIER: Final = 1.0
-_CLIP: Final = 2.0
 
 
 def evaluations(condition: Condition) -> float:
@@ -23,10 +21,7 @@ def evaluations(condition: Condition) -> float:
     Args:
         condition: one row.
     """
-    doubled = 1.0 if float(condition.setting("guidance_scale", 1.0)[0]) != 1.0 else 0.0
-    classifier = _CLASSIFIER if float(condition.setting("classifier_scale", 0.0)[0]) != 0.0 else 0.0
-    clip = _CLIP if float(condition.setting("clip_scale", 0.0)[0]) != 0.0 else 0.0
-    return 1.0 + doubled + classifier + clip
+    return 1.0 + extra_evaluations(lambda name, default: float(condition.setting(name, default)[0]))
 
 
 @final
@@ -42,11 +37,6 @@ class StepTimes:
     def __init__(self, buckets: Sequence[int]) -> None:
         self._buckets = tuple(buckets)
         self._seconds: dict[int, float] = {}
-
-    @property
-    def known(self) -> dict[int, float]:
-        """Seconds of a step by bucket, for the buckets measured so far."""
-        return dict(self._seconds)
 
     def bucket(self, count: float) -> int:
         """The bucket of a step of `count` evaluations."""

@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from workflows.errors import InvalidRequest
+from workflows.options.guidance import SETTINGS
 from workflows.serve.request.messages import InitImage
 from workflows.serve.request.schema import EditRequest, ModelCard
 
@@ -109,6 +110,9 @@ def _read_texts(texts: dict[str, str]) -> EditRequest:
         given["label"] = int(label)  # type: ignore[assignment]
     if (level := given.get("output_compression", "")).isdecimal():
         given["output_compression"] = int(level)  # type: ignore[assignment]
+    for name, setting in SETTINGS.items():
+        if setting.form == "interval" and name in given:
+            given[name] = given[name].replace(",", " ").split()  # type: ignore[assignment]
     try:
         return EditRequest.model_validate(given)
     except ValidationError as error:

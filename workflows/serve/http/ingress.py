@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -25,7 +24,7 @@ from workflows.serve.http.errors import TOO_LATE, ErrorAnswer, ErrorDetail, erro
 from workflows.serve.http.guard import Guard, Rules
 from workflows.serve.http.keys import KeyRing, load_keys
 from workflows.serve.http.metrics import IngressMetrics
-from workflows.serve.http.pages import content_policy, reference_page
+from workflows.serve.http.pages import content_policy, prompt_page, reference_page
 from workflows.serve.http.router import ModelRouter
 from workflows.serve.request.schema import (
     GenerationAnswer,
@@ -127,7 +126,7 @@ def _add_model_routes(api: FastAPI, router: ModelRouter) -> None:
 
 
 def _add_pages(api: FastAPI) -> None:
-    page = (resources.files("workflows.serve.http") / "page.html").read_text()
+    page = prompt_page()
 
     @api.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:

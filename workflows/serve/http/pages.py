@@ -1,4 +1,4 @@
-"""The reference page of the HTTP interface, which needs no script and no other site."""
+"""The pages that the service shows: prompts to try, and the reference; neither needs another site."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator
-from html import escape
 from typing import Any, Final
 
+from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, SETTINGS, GuidanceKind
+from workflows.options.samplers import SAMPLERS
+from workflows.runtime.templates import template
+
 _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
-_STYLE: Final = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b1b1f;background:#fff}
-@media(prefers-color-scheme:dark){body{color:#e8e6ef;background:#141318}td,th{border-color:#3b3946}}
-h2{font-size:1.1rem;margin-top:2rem}code{font-family:ui-monospace,monospace}
-table{border-collapse:collapse;width:100%;display:block;overflow-x:auto}
-td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top}
-"""
 
 
 def content_policy(page: str) -> str:
@@ -32,41 +28,46 @@ def content_policy(page: str) -> str:
     )
 
 
+def prompt_page() -> str:
+    """The page to try prompts; its choices are those of the tables of guidance and samplers."""
+    return template("workflows.serve.http", "page.html").render(
+        kinds={kind.name: _choice(kind) for kind in KINDS.values()},
+        settings=[SETTINGS[name] for name in FURTHER_NAMES],
+        samplers=list(SAMPLERS.values()),
+        default_guidance=DEFAULT_GUIDANCE.name,
+    )
+
+
 def reference_page(document: dict[str, Any]) -> str:
-    """Renders the OpenAPI document as an HTML page."""
-    title = escape(document["info"]["title"])
+    """The OpenAPI document as a page to read."""
     schemas = document["components"]["schemas"]
-    routes = "".join(
-        _route(method, path, route, schemas)
+    routes = [
+        {
+            "method": method.upper(),
+            "path": path,
+            "fields": list(_fields(route, schemas)),
+            "responses": route["responses"],
+        }
         for path, kinds in document["paths"].items()
         for method, route in kinds.items()
-    )
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{title}: reference</title><style>{_STYLE}</style><h1>{title}: reference</h1>"
-        f"<p>As a document for machines: <a href='openapi.json'>openapi.json</a>.</p>{routes}</html>"
-    )
+    ]
+    page = template("workflows.serve.http", "reference.html")
+    return page.render(title=document["info"]["title"], routes=routes)
 
 
-def _route(method: str, path: str, route: dict[str, Any], schemas: dict[str, Any]) -> str:
-    answers = "".join(
-        f"<tr><td>{escape(status)}<td>{escape(answer['description'])}" for status, answer in route["responses"].items()
-    )
-    fields = "".join(_fields(route, schemas))
-    table = f"<table><tr><th>field<th>type<th>meaning{fields}</table>" if fields else ""
-    return f"<h2><code>{method.upper()} {escape(path)}</code></h2>{table}<table><tr><th>status<th>when{answers}</table>"
+def _choice(kind: GuidanceKind) -> dict[str, Any]:
+    names = ("title", "needs", "scale", "takes_label", "takes_negative", "reads")
+    return {name: getattr(kind, name) for name in names}
 
 
-def _fields(route: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
+def _fields(route: dict[str, Any], schemas: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, type and meaning of each field of a route's body."""
     for body in route.get("requestBody", {}).get("content", {}).values():
         schema = body["schema"]
         for part in [schema, *schema.get("allOf", [])]:
             known = schemas[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
             for name, field in known.get("properties", {}).items():
-                yield (
-                    f"<tr><td><code>{escape(name)}</code><td>{escape(_type(field))}"
-                    f"<td>{escape(field.get('description', ''))}"
-                )
+                yield name, _type(field), field.get("description", "")
 
 
 def _type(field: dict[str, Any]) -> str:

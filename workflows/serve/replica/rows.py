@@ -51,14 +51,11 @@ def make_condition(package: ModelPackage, resolved: ResolvedRequest, texts: Sequ
     """Makes the condition that all rows of a request share, as one row."""
     settings = resolved.settings
     return steer(
-        settings.guidance,
+        resolved.guidance,
         1,
         text=texts[0] if settings.prompt else None,
         labels=None if resolved.label is None else [resolved.label],
         negative=texts[1] if settings.negative_prompt else None,
-        guidance_scale=settings.guidance_scale,
-        classifier_scale=settings.guidance_scale,
-        clip_scale=settings.guidance_scale,
         sees_labels=package.sees_labels,
     ).to(package.device)
 

@@ -21,7 +21,7 @@ from workflows.serve.replica.decoding import Decoder
 from workflows.serve.replica.warming import buckets_of, device_of, padding_of, warm
 from workflows.serve.request.capabilities import ModelCapabilities
 from workflows.serve.request.messages import CHALLENGER, SamplerRequest
-from workflows.serve.request.schema import Guidance, ModelCard
+from workflows.serve.request.schema import ModelCard
 from workflows.serve.settings import ServeArgs
 
 _LOG: Final = logging.getLogger("ray.serve")
@@ -63,7 +63,7 @@ class LoadedVersion:
             sizes=[capabilities.size_text],
             channels=self.package.rows.shape[0],
             classes=list(capabilities.class_names),
-            guidance=capabilities.guidance,
+            guidance=list(capabilities.guidance),
             example_prompts=list(self.package.card.candidate_captions[:_EXAMPLES]),
             default_steps=capabilities.default_steps,
             max_steps=capabilities.max_steps,
@@ -208,18 +208,13 @@ def capabilities_of(package: ModelPackage, version: ModelVersion, args: ServeArg
     """The abilities of a package, within the limits of the service."""
     _, height, width = package.rows.shape
     max_steps = min(args.max_steps, package.schedule.num_levels)
-    defaults = package.defaults
-    scales: dict[Guidance, float] = {
-        "classifier_free": defaults.guidance_scale,
-        "classifier": defaults.classifier_scale,
-        "clip": defaults.clip_scale,
-    }
     return ModelCapabilities(
         model=version.name,
         version=version.version,
         size=(width, height),
         class_names=package.class_names,
-        scales={kind: scale for kind, scale in scales.items() if kind in package.guidance},
+        guidance=package.guidance,
+        guidance_settings=package.defaults.guidance,
         default_steps=min(args.num_steps, max_steps),
         max_steps=max_steps,
         conditions=package.conditions,

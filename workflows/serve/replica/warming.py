@@ -9,6 +9,7 @@ import torch
 
 from diffusion_core.condition import Condition
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import KINDS
 
 MAX_DECODED: Final = 8
 """Samples in one batch of the decoder."""
@@ -37,9 +38,9 @@ def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
     """Makes the network compute every batch size and every kind of guidance once."""
     plain = "none" if package.conditions == "nothing" else "direct"
     batches = [(rows, plain) for rows in buckets]
-    batches += [(1, kind) for kind in ("classifier_free", "classifier", "clip") if kind in package.guidance]
+    batches += [(1, kind) for kind in package.guidance if KINDS[kind].scale is not None]
     for rows, guidance in batches:
-        x = package.sample(_example(package, rows, guidance), seeds=list(range(rows)), plan=package.plan("ddim", 1))
+        x = package.sample(_example(package, rows, guidance), seeds=list(range(rows)), plan=package.plan(num_steps=1))
         if rows <= MAX_DECODED:
             package.drawn(x)
 

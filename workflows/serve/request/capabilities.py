@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, final
-
-from workflows.serve.request.schema import Guidance
+from typing import Any, Literal, TypeAlias, final
 
 Conditions: TypeAlias = Literal["text", "label", "nothing"]
 
@@ -20,8 +19,8 @@ class ModelCapabilities:
         version: its number in the registry.
         size: width and height of its pictures, in pixels.
         class_names: values of `label`, in the order of their indices.
-        scales: default `guidance_scale` by kind of guidance; it holds the kinds that have a scale and that the model
-            offers.
+        guidance: the kinds of guidance that a request may name.
+        guidance_settings: default of each setting of guidance, by name.
         default_steps: default of `num_inference_steps`.
         max_steps: largest `num_inference_steps`.
         conditions: the input of its denoiser: `text`, `label` (in place of a prompt) or `nothing`.
@@ -31,15 +30,11 @@ class ModelCapabilities:
     version: str
     size: tuple[int, int]
     class_names: tuple[str, ...]
-    scales: dict[Guidance, float]
+    guidance: tuple[str, ...]
+    guidance_settings: Mapping[str, Any]
     default_steps: int
     max_steps: int
     conditions: Conditions = "text"
-
-    @property
-    def guidance(self) -> list[Guidance]:
-        """All kinds of guidance that a request may name."""
-        return ["none", *(["direct"] if self.conditions != "nothing" else []), *self.scales]  # type: ignore[list-item]
 
     @property
     def size_text(self) -> str:

@@ -12,12 +12,19 @@ from typing import Final, final
 
 from diffusion_core.strength import DEFAULT_STRENGTH, steps_of_strength
 from workflows.errors import InvalidRequest, ModelNotFound
+from workflows.options.guidance import KINDS, Guidance
+from workflows.options.samplers import SAMPLERS
 from workflows.serve.request.capabilities import ModelCapabilities
-from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationSettings, PictureRequest
+from workflows.serve.request.schema import (
+    LARGEST_SEED,
+    EditRequest,
+    GenerationSettings,
+    PictureRequest,
+    further_settings,
+)
 
 # A random seed of the service is exact in every JSON reader, also in a reader that knows doubles only.
 _SEED_BITS: Final = 48
-_STRENGTH: Final = 0.7
 
 
 @final
@@ -32,6 +39,11 @@ class ResolvedRequest:
 
     settings: GenerationSettings
     label: int | None
+
+    @property
+    def guidance(self) -> Guidance:
+        """The kinds and settings of the guidance."""
+        return Guidance.of(self.settings.guidance, **further_settings(self.settings)).at(self.settings.guidance_scale)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -87,6 +99,7 @@ def resolve(request: PictureRequest, capabilities: ModelCapabilities, *, inpaint
     if faults:
         raise InvalidRequest("; ".join(f"{name}: {text}" for name, text in faults), faults[0][0])
     label = _label_index(request, capabilities)
+    guidance = _guidance(request, capabilities)
     settings = GenerationSettings(
         model=capabilities.model,
         version=capabilities.version,
@@ -94,15 +107,16 @@ def resolve(request: PictureRequest, capabilities: ModelCapabilities, *, inpaint
         size=capabilities.size_text,
         sampler=request.sampler,
         num_inference_steps=request.num_inference_steps or capabilities.default_steps,
-        eta=(request.eta or 0.0) if request.sampler == "ddim" else None,
-        guidance=request.guidance,
-        guidance_scale=_scale(request, capabilities),
+        eta=(request.eta or 0.0) if SAMPLERS[request.sampler].takes_eta else None,
+        guidance=guidance.name,
+        guidance_scale=guidance.scale if request.guidance_scale is None else request.guidance_scale,
         prompt=request.prompt.strip(),
         negative_prompt=(request.negative_prompt or "").strip() or None,
         label=None if label is None else capabilities.class_names[label],
         strength=_strength(request, inpainted),
         inpainted=inpainted if isinstance(request, EditRequest) else None,
         without_effect=list(request.without_effect),
+        **guidance.further(),
     )
     return ResolvedRequest(settings, label)
 
@@ -116,10 +130,11 @@ def _faults(request: PictureRequest, capabilities: ModelCapabilities) -> Iterato
         yield "guidance", f"this model offers {', '.join(capabilities.guidance)} (found {request.guidance!r})"
     if request.guidance_scale is not None and _has_no_scale(request):
         yield "guidance_scale", f"has no effect with guidance {request.guidance!r}: leave it out"
+    yield from _guidance_faults(request, capabilities)
     yield from _label_faults(request, capabilities)
     if request.num_inference_steps is not None and request.num_inference_steps > capabilities.max_steps:
         yield "num_inference_steps", f"at most {capabilities.max_steps} (found {request.num_inference_steps})"
-    if request.eta is not None and request.sampler != "ddim":
+    if request.eta is not None and not SAMPLERS[request.sampler].takes_eta:
         yield "eta", f"has no effect with sampler {request.sampler!r}: leave it out, or take `ddim`"
     if request.seed is not None and request.seed + request.n - 1 > LARGEST_SEED:
         yield "seed", f"seed + n - 1 must be at most {LARGEST_SEED}"
@@ -127,18 +142,18 @@ def _faults(request: PictureRequest, capabilities: ModelCapabilities) -> Iterato
 
 
 def _text_faults(request: PictureRequest, capabilities: ModelCapabilities) -> Iterator[tuple[str, str]]:
-    has_prompt = bool(request.prompt.strip())
+    has_prompt, kind = bool(request.prompt.strip()), KINDS[request.guidance]
     if capabilities.conditions != "text":
         yield from _textless_faults(request, capabilities)
-    elif request.guidance == "none" and has_prompt:
+    elif kind.needs == "nothing" and has_prompt:
         yield "prompt", "has no effect with guidance 'none': leave it empty, or take another guidance"
-    elif request.guidance == "classifier" and has_prompt and request.label is not None:
+    elif kind.takes_label and has_prompt and request.label is not None:
         yield "prompt", "the classifier is steered by `label` or by the prompt: leave one out"
-    elif request.guidance == "classifier" and not has_prompt and request.label is None:
+    elif kind.takes_label and not has_prompt and request.label is None:
         yield "prompt", "the classifier needs a prompt or a `label`"
-    elif request.guidance not in ("none", "classifier") and not has_prompt:
+    elif kind.needs != "nothing" and not kind.takes_label and not has_prompt:
         yield "prompt", f"guidance {request.guidance!r} needs one; an unconditional picture is guidance 'none'"
-    if (request.negative_prompt or "").strip() and request.guidance != "classifier_free":
+    if (request.negative_prompt or "").strip() and not kind.takes_negative:
         yield "negative_prompt", f"has no effect with guidance {request.guidance!r}: leave it out, or take another"
 
 
@@ -147,7 +162,7 @@ def _textless_faults(request: PictureRequest, capabilities: ModelCapabilities) -
         yield "prompt", "this model reads no text: leave it empty"
     if (request.negative_prompt or "").strip():
         yield "negative_prompt", "this model reads no text: leave it out"
-    if capabilities.conditions == "label" and request.guidance != "none" and request.label is None:
+    if capabilities.conditions == "label" and KINDS[request.guidance].needs != "nothing" and request.label is None:
         yield "label", f"guidance {request.guidance!r} needs one; an unconditional picture is guidance 'none'"
 
 
@@ -164,8 +179,9 @@ def _label_faults(request: PictureRequest, capabilities: ModelCapabilities) -> I
     label, count = request.label, len(capabilities.class_names)
     if label is None:
         return
-    is_condition = capabilities.conditions == "label" and request.guidance != "none"
-    if request.guidance != "classifier" and not is_condition:
+    kind = KINDS[request.guidance]
+    is_condition = capabilities.conditions == "label" and kind.needs != "nothing"
+    if not kind.takes_label and not is_condition:
         yield "label", f"has no effect with guidance {request.guidance!r}: leave it out, or take 'classifier'"
     elif isinstance(label, int) and label >= count:
         yield "label", f"this model has {count} classes, 0 to {count - 1} (found {label})"
@@ -174,14 +190,25 @@ def _label_faults(request: PictureRequest, capabilities: ModelCapabilities) -> I
 
 
 def _has_no_scale(request: PictureRequest) -> bool:
-    return request.guidance == "none" or (request.guidance == "direct" and request.guidance_scale != 1.0)
+    """Whether the guidance has no scale; `direct` accepts 1, which is the scale that an answer shows."""
+    kind = KINDS[request.guidance]
+    return kind.scale is None and not (kind.sees_prompt and request.guidance_scale == 1.0)
 
 
-def _scale(request: PictureRequest, capabilities: ModelCapabilities) -> float:
-    """The scale of the request, or the model's default; `direct` has the scale 1, and `none` the scale 0."""
+def _guidance(request: PictureRequest, capabilities: ModelCapabilities) -> Guidance:
+    """The guidance of the request; the model's defaults fill in what it leaves open."""
+    chosen = Guidance.of(request.guidance, **further_settings(request))
     if request.guidance_scale is not None:
-        return request.guidance_scale
-    return capabilities.scales.get(request.guidance, 1.0 if request.guidance == "direct" else 0.0)
+        chosen = chosen.at(request.guidance_scale)
+    return chosen.over(capabilities.guidance_settings)
+
+
+def _guidance_faults(request: PictureRequest, capabilities: ModelCapabilities) -> Iterator[tuple[str, str]]:
+    try:
+        _guidance(request, capabilities)
+    except InvalidRequest as error:
+        param = error.param or "guidance"
+        yield param, str(error).removeprefix(f"{param}: ")
 
 
 def _strength(request: PictureRequest, inpainted: bool) -> float | None:

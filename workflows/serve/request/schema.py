@@ -6,14 +6,14 @@ is refused by name. `null` means absent. Docstrings and descriptions here are th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_core.strength import DEFAULT_STRENGTH
-
-Guidance: TypeAlias = Literal["none", "direct", "classifier_free", "classifier", "clip"]
-SamplerName: TypeAlias = Literal["ddim", "ddpm", "dpm_solver"]
+from workflows.options.fields import guidance_fields
+from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, KindName
+from workflows.options.samplers import DEFAULT_SAMPLER, SamplerName
 
 LARGEST_SEED: Final = 2**64 - 1
 MOST_PARTIAL_IMAGES: Final = 3
@@ -22,9 +22,7 @@ _NO_EFFECT: Final = "Accepted for compatibility; it has no effect."
 Label: TypeAlias = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0)]
 
 
-class PictureRequest(BaseModel):
-    """The fields that both routes of pictures share."""
-
+class _PictureFields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     prompt: str = Field(max_length=4000, description="What to draw; empty for `none`, and with `label`.")
@@ -40,17 +38,15 @@ class PictureRequest(BaseModel):
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="`url`: a `data:` URL.")
 
     negative_prompt: str | None = Field(None, max_length=4000, description="What to avoid (`classifier_free`).")
-    guidance: Guidance = Field(
-        "classifier_free",
-        description="`none`: unconditional; `direct`: the prompt as it was trained; `classifier_free`: extrapolated "
-        "away from no prompt or the negative one; `classifier`: the unconditional model steered by a noisy-image "
-        "classifier, towards `label` or the prompt; `clip`: steered by CLIP.",
+    guidance: KindName = Field(
+        DEFAULT_GUIDANCE.name,
+        description="; ".join(f"`{kind.name}`: {kind.description}" for kind in KINDS.values()) + ".",
     )
     guidance_scale: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="Strength; for `classifier_free`, 1 is `direct`."
     )
     label: Label | None = Field(None, description="A class by name or index (`classifier`).")
-    sampler: SamplerName = Field("ddim", description="How to step.")
+    sampler: SamplerName = Field(DEFAULT_SAMPLER, description="How to step.")
     num_inference_steps: int | None = Field(None, ge=1, description="Steps; default and limit: the service's.")
     eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="Noise of `ddim`: 0 none, 1 as DDPM.")
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first picture, the next has seed + 1, ..")
@@ -87,6 +83,38 @@ class PictureRequest(BaseModel):
         return tuple(name for name in names if getattr(self, name) is not None)
 
 
+class _SettingsFields(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: str
+    seeds: list[int]
+    size: str
+    sampler: SamplerName
+    num_inference_steps: int
+    eta: float | None = Field(None, description="Of `ddim` only.")
+    guidance: KindName
+    guidance_scale: float
+    prompt: str
+    negative_prompt: str | None = None
+    label: str | None = None
+    strength: float | None = Field(None, description="Of edits only: the share of the steps that was made.")
+    inpainted: bool | None = Field(None, description="Of edits only: whether a mask said what to keep.")
+    without_effect: list[str] = Field(default=[], description="Given fields that changed nothing.")
+
+
+if TYPE_CHECKING:
+    _RequestBase = _PictureFields
+    _SettingsBase = _SettingsFields
+else:
+    _RequestBase = guidance_fields(_PictureFields, "PictureRequestFields", scales=False)
+    _SettingsBase = guidance_fields(_SettingsFields, "GenerationSettingsFields", scales=False)
+
+
+class PictureRequest(_RequestBase):
+    """The fields that both routes of pictures share; the last are those of `workflows.options.guidance.SETTINGS`."""
+
+
 @final
 class GenerationRequest(PictureRequest):
     """The body of `POST /v1/images/generations`."""
@@ -119,26 +147,14 @@ class Image(BaseModel):
 
 
 @final
-class GenerationSettings(BaseModel):
+class GenerationSettings(_SettingsBase):
     """All that determines the pictures, defaults included."""
 
-    model_config = ConfigDict(frozen=True)
 
-    model: str
-    version: str
-    seeds: list[int]
-    size: str
-    sampler: SamplerName
-    num_inference_steps: int
-    eta: float | None = Field(None, description="Of `ddim` only.")
-    guidance: Guidance
-    guidance_scale: float
-    prompt: str
-    negative_prompt: str | None = None
-    label: str | None = None
-    strength: float | None = Field(None, description="Of edits only: the share of the steps that was made.")
-    inpainted: bool | None = Field(None, description="Of edits only: whether a mask said what to keep.")
-    without_effect: list[str] = Field(default=[], description="Given fields that changed nothing.")
+def further_settings(fields: PictureRequest | GenerationSettings) -> dict[str, Any]:
+    """The settings of guidance that a request or an answer holds beside `guidance_scale`, by name."""
+    found = {name: getattr(fields, name) for name in FURTHER_NAMES}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @final
@@ -162,7 +178,7 @@ class ModelCard(BaseModel):
     sizes: list[str]
     channels: int = Field(description="1: gray, 3: colour.")
     classes: list[str] = Field(description="Values of `label`, in the order of their indices.")
-    guidance: list[Guidance]
+    guidance: list[KindName]
     example_prompts: list[str]
     default_steps: int
     max_steps: int

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.workflows.options.examples import EXAMPLES
 from workflows import __version__
 from workflows.model.model import ModelPackage
 from workflows.serve.replica.replica import Replica
@@ -86,6 +87,20 @@ def test_each_kind_of_guidance_gives_another_picture(api: FastAPI) -> None:
     ]
     found = {pictures(post(api, seed=5, **fields))[0].tobytes() for fields in kinds}
     assert len(found) == len(kinds)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_setting_of_guidance_changes_the_picture(api: FastAPI, tiny_package: Path, name: str) -> None:
+    scale = EXAMPLES[name]["guidance_scale"]
+    plain = pictures(post(api, seed=5, num_inference_steps=6, guidance_scale=scale))[0]
+    response = post(api, seed=5, num_inference_steps=6, **EXAMPLES[name])
+    package = ModelPackage.load(tiny_package)
+    condition = package.condition([PROMPT], **EXAMPLES[name])
+    wanted = package.rows.from_x(package.sample(condition, seeds=[5], plan=package.plan("ddim", 6)))
+    found = pictures(response)[0]
+    assert not np.array_equal(found, plain)
+    assert np.abs(found.astype(int) - wanted[0, 0].numpy()).max() <= 1
+    assert response.json()["settings"][name] == EXAMPLES[name][name]
 
 
 def test_the_answer_names_version_seed_and_settings(api: FastAPI) -> None:

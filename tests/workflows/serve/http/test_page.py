@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from tests.workflows.serve.http.browser import PROGRAM, Tab, opened
-from workflows.serve.http import ingress
-from workflows.serve.http.pages import content_policy
+from tests.workflows.options.examples import EXAMPLES
+from tests.workflows.serve.http.browser import Tab, opened
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium")
-
-PAGE = (Path(ingress.__file__).parent / "page.html").read_text()
 CONTROL = 2
 
 
@@ -92,6 +90,32 @@ def test_scales_are_compared_side_by_side_with_one_seed(tab: Tab) -> None:
     assert tab.run("new Set([...document.querySelectorAll('#now img')].map((one) => one.src)).size") == 3
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_settings_in_the_fold_change_the_picture_and_come_back(tab: Tab, name: str) -> None:
+    given = EXAMPLES[name]
+    tab.run("at('advanced').open = true")
+    write(tab, prompt="a handwritten one", steps="6", seed="7", scale=str(given["guidance_scale"]))
+    tab.run("at('draw').click()")
+    tab.until(DONE)
+    plain = tab.run("document.querySelector('#now img').src")
+    values = [json.dumps(value).removesuffix(".0") for value in np.atleast_1d(given[name]).tolist()]
+    fields = f"document.querySelectorAll('[data-setting={name}] :is(input, select)')"
+    tab.run(f"{values!r}.forEach((value, place) => {{ {fields}[place].value = value; }})")
+    tab.run("at('draw').click()")
+    tab.until(f"{DONE} && document.querySelector('#now img').src !== {plain!r}")
+    assert name.replace("_", " ") in tab.run("at('details').innerText")
+    tab.run(f"{fields}.forEach((field) => {{ field.value = ''; }})")
+    tab.run("[...at('details').querySelectorAll('button')].at(-1).click()")
+    assert tab.run(f"[...{fields}].map((field) => field.value)") == values
+
+
+def test_the_fold_shows_what_the_guidance_reads(tab: Tab) -> None:
+    shown = "[...document.querySelectorAll('[data-setting]:not(.hidden)')].map((field) => field.dataset.setting)"
+    assert tab.run(shown) == list(EXAMPLES)
+    write(tab, guidance="clip")
+    assert tab.run(shown) == []
+
+
 def test_the_keyboard_is_enough(tab: Tab) -> None:
     tab.run("at('prompt').focus()")
     tab.send("Input.insertText", text="a handwritten one")
@@ -144,14 +168,3 @@ def test_the_reference_is_read_offline(tab: Tab, url: str) -> None:
     tab.until("document.readyState === 'complete' && document.title.includes('reference')")
     text = tab.run("document.body.innerText")
     assert "/v1/images/edits" in text and "negative_prompt" in text and "strength" in text
-
-
-def test_the_page_asks_no_other_site() -> None:
-    assert re.findall(r"https?://", PAGE) == []
-    assert re.findall(r"\bsrc=|<link (?!rel=\"icon\")|@import", PAGE) == []
-
-
-def test_the_policy_allows_the_page_s_own_script_only() -> None:
-    policy = content_policy(PAGE)
-    assert policy != content_policy(PAGE.replace("at(", "at ("))
-    assert "unsafe-inline" not in policy

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from tests.workflows.options.examples import EXAMPLES
 from workflows.errors import InvalidRequest, ModelNotFound
+from workflows.options.guidance import KINDS, SETTINGS, offered_kinds
 from workflows.serve.request.capabilities import ModelCapabilities
 from workflows.serve.request.resolve import ResolvedRequest, resolve
 from workflows.serve.request.schema import LARGEST_SEED, GenerationRequest
@@ -14,7 +19,8 @@ CAPABILITIES = ModelCapabilities(
     version="3",
     size=(8, 6),
     class_names=("zero", "one", "two"),
-    scales={"classifier_free": 2.0, "classifier": 3.0, "clip": 4.0},
+    guidance=tuple(KINDS),
+    guidance_settings={"guidance_scale": 2.0, "classifier_scale": 3.0, "clip_scale": 4.0},
     default_steps=50,
     max_steps=200,
 )
@@ -103,7 +109,7 @@ def test_all_contradictions_are_told() -> None:
 
 
 def test_guidance_that_the_model_lacks_is_refused() -> None:
-    plain = ModelCapabilities("digits", "3", (8, 8), (), {"classifier_free": 2.0}, 50, 200)
+    plain = ModelCapabilities("digits", "3", (8, 8), (), offered_kinds(["condition"]), {}, 50, 200)
     with pytest.raises(InvalidRequest, match="offers none, direct, classifier_free") as caught:
         resolve(GenerationRequest(prompt="a one", guidance="clip"), plain)
     assert caught.value.param == "guidance"
@@ -117,3 +123,37 @@ def test_the_served_model_may_be_named(name: str) -> None:
 def test_another_model_is_not_found() -> None:
     with pytest.raises(ModelNotFound, match="ask for 'digits'"):
         resolved(model="dall-e-3")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_setting_of_guidance_is_kept_and_can_be_sent_back(name: str) -> None:
+    first = resolved(**EXAMPLES[name])
+    answered = first.settings.model_dump(exclude_none=True)
+    value = SETTINGS[name].checked(EXAMPLES[name][name])
+    assert first.guidance.settings[name] == value
+    again = resolved(**{field: answered[field] for field in EXAMPLES[name]})
+    assert again.guidance == first.guidance
+
+
+def test_settings_of_the_model_hold_where_a_request_says_nothing() -> None:
+    capabilities = replace(CAPABILITIES, guidance_settings={"guidance_scale": 3.0, "guidance_rescale": 0.7})
+    request = GenerationRequest(prompt="a one")
+    assert resolve(request, capabilities).settings.guidance_rescale == 0.7
+    off = GenerationRequest.model_validate({"prompt": "a one", "guidance_rescale": 0.0})
+    assert resolve(off, capabilities).settings.guidance_rescale == 0.0
+    assert resolve(GenerationRequest(prompt="a one", guidance="clip"), capabilities).settings.guidance_rescale is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"guidance": "clip", "apg_eta": 0.0}, "apg_eta", "apg_eta: it has no effect with guidance 'clip'"),
+        ({"guidance_interval": [3.0, 1.0]}, "guidance_interval", "wanted the smaller number first"),
+        ({"cfg_plus_plus": True}, "guidance_scale", r"found 2, wanted a number in \[0, 1\] with cfg_plus_plus"),
+        ({"cfg_plus_plus": True, "guidance_scale": 1.5}, "guidance_scale", "found 1.5"),
+    ],
+)
+def test_settings_that_do_not_fit_name_the_field(fields: dict[str, Any], param: str, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        resolved(**fields)
+    assert caught.value.param == param

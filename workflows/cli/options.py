@@ -1,0 +1,64 @@
+"""Options that several verbs share, and those that are made from the tables of guidance and samplers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any, Final
+
+import typer
+
+from workflows.options.guidance import KINDS, SETTINGS, Guidance, Setting
+from workflows.options.samplers import SAMPLERS
+
+ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
+StoreOption = Annotated[
+    str, typer.Option("--config", help="Whose store and model: digits, shapes, or the path of a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as storage.root=runs.")
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="NAME@ALIAS, NAME/VERSION or the folder of a package; default: the registered one."),
+]
+RegisteredOption = Annotated[
+    str | None, typer.Option("--model", help="NAME@ALIAS or NAME/VERSION; default: what the configuration registers.")
+]
+_TYPES: Final[dict[str, Any]] = {"number": float, "flag": bool, "interval": tuple[float, float]}
+SamplerOption = Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")]
+_GUIDANCE: Final = typer.Option("--guidance", help=f"One of {', '.join(KINDS)}; or several joined by +.")
+
+
+def with_guidance(verb: Callable[..., None]) -> Callable[..., None]:
+    """Gives a verb an option for the kind of guidance and one for each setting.
+
+    Args:
+        verb: takes the `Guidance` as its argument `guidance`.
+
+    Returns:
+        The verb with its own options, then those of the table.
+    """
+
+    @wraps(verb)
+    def command(*, guidance: str, **given: Any) -> None:
+        settings = {name: given.pop(name) for name in SETTINGS}
+        verb(guidance=lambda: Guidance.of(guidance, **settings), **given)
+
+    own = inspect.signature(verb, eval_str=True).parameters.values()
+    made = [_parameter("guidance", Annotated[str, _GUIDANCE], "classifier_free")]
+    made += [_parameter(setting.name, _option(setting), None) for setting in SETTINGS.values()]
+    parameters = [parameter for parameter in own if parameter.name != "guidance"] + made
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+def _option(setting: Setting) -> Any:
+    option = typer.Option(setting.command_option, help=f"{setting.description} Default: the model's.")
+    return Annotated[_TYPES[setting.form] | None, option]
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
