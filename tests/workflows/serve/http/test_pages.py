@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+from workflows.options.guidance import KINDS
+from workflows.options.samplers import SAMPLERS
 from workflows.serve.http import pages
 from workflows.serve.http.pages import content_policy, prompt_page, reference_page
 
@@ -30,6 +33,17 @@ def test_style_and_script_go_through_the_template_unread() -> None:
         assert f"{{% raw -%}}\n<{kind}>{text}</{kind}>\n{{% endraw %}}" in SOURCE
         assert f"<{kind}>{text}</{kind}>" in PAGE
     assert not re.search(r"{[%#{]", PAGE)
+
+
+def test_the_page_holds_the_tables_of_choices_as_data() -> None:
+    (text,) = re.findall(r'<script type="application/json" id="tables">(.*?)</script>', PAGE)
+    tables = json.loads(text)
+    assert tables["guidance"] in tables["kinds"]
+    assert {name: tuple(kind["reads"]) for name, kind in tables["kinds"].items()} == {
+        kind.name: kind.reads for kind in KINDS.values()
+    }
+    for sampler in SAMPLERS.values():
+        assert f'<option value="{sampler.name}">{sampler.title}</option>' in PAGE
 
 
 def test_the_reference_escapes_what_the_document_says() -> None:
