@@ -19,7 +19,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.trajectory import run
 from tests.workflows.conftest import tiny_card, write_tiny_classifier, write_tiny_clip
 from tests.workflows.serve.conftest import MODEL, free_port, make_config, register_package
-from workflows.model.model import ModelPackage
+from workflows.package.files import assemble
 from workflows.serve.http.ingress import Ingress
 from workflows.serve.replica.replica import Replica
 from workflows.serve.replica.rows import preview_pixels, start_rows
@@ -48,7 +48,7 @@ def write_package(folder: Path) -> Path:
     )
     write_tiny_classifier(folder / "classifier", num_levels=1000)
     parts = {"denoiser": folder / "denoiser", "classifier": folder / "classifier"}
-    ModelPackage.assemble(folder / "package", tiny_card(), clip=write_tiny_clip(folder / "clip"), **parts)
+    assemble(folder / "package", tiny_card(), clip=write_tiny_clip(folder / "clip"), **parts)
     return folder / "package"
 
 

@@ -16,8 +16,7 @@ from tests.workflows.storage.bucket import Bucket, serve_bucket, serve_refusals
 from workflows.config.load import load_config
 from workflows.config.schema import ClipConfig
 from workflows.data.stage import build_data
-from workflows.model.model import ModelPackage
-from workflows.package.files import Defaults, PackageCard
+from workflows.package.files import Defaults, PackageCard, assemble
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.towers.clip_files import save_clip
@@ -78,7 +77,7 @@ def write_tiny_package(folder: Path, *, seed: int = 0, spread: float = 0.1) -> P
     clip = write_tiny_clip(parts / "clip")
     write_tiny_denoiser(parts / "denoiser", seed=seed, spread=spread)
     write_tiny_classifier(parts / "classifier", seed=seed)
-    ModelPackage.assemble(
+    assemble(
         folder / "package",
         tiny_card(),
         denoiser=parts / "denoiser",

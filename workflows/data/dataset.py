@@ -116,16 +116,6 @@ class DataInfo:
         indices = np.unravel_index(combination, sizes)
         return tuple(allowed[int(i)] for allowed, i in zip(self.attributes.values(), indices, strict=True))
 
-    def caption_for(self, *values: str) -> str:
-        """The canonical caption of a combination, such as `caption_for("seven")`.
-
-        Raises:
-            InvalidData: not one value per attribute, or a value that the attribute does not have.
-        """
-        if len(values) != len(self.attributes):
-            raise InvalidData(f"{len(values)} values {values}, wanted one for each of {', '.join(self.attributes)}")
-        return self.candidate_captions[self.combination(values)]
-
     def num_samples(self, split: SplitName) -> int:
         """Samples of a split."""
         return self.num_train if split == "train" else self.num_held_out

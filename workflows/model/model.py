@@ -37,7 +37,7 @@ from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
 from workflows.options.guidance import Guidance, Need, SettingValue, offered_kinds
 from workflows.options.samplers import DEFAULT_SAMPLER, SPACINGS, make_plan
-from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, assemble, scorer_folder, verify
+from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
 
 
@@ -75,13 +75,6 @@ class ModelPackage:
         self.codec: Codec = Pixels() if codec is None else codec
         self.sampling = sampling
         self.guidance = offered_kinds(self._parts())
-
-    @staticmethod
-    def assemble(
-        folder: Path, card: PackageCard, *, denoiser: Path, classifier: Path | None, clip: Path | None
-    ) -> PackageCard:
-        """Makes a package on disk: see `workflows.package.files.assemble`."""
-        return assemble(folder, card, denoiser=denoiser, classifier=classifier, clip=clip)
 
     @staticmethod
     def load(

@@ -1,8 +1,8 @@
 """The MLflow model registry: from a finished job to a version under an alias.
 
 `register_model` is the stage: it logs the run and the model, makes a version, and promotes it: the first version
-gets the alias, later ones through the gate of `workflows.release`. `resolve`
-goes the other way, from a reference to the folder of a package (see `workflows.package.reference`).
+gets the alias, later ones through the gate of `workflows.release`. `workflows.package.reference` goes the other way,
+from a reference to the folder of a package.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.package.files import PackageCard, verify
-from workflows.package.reference import PACKAGE, ModelVersion, ResolvedModel, find_version, resolve
+from workflows.package.reference import PACKAGE, ModelVersion
 from workflows.release.card import model_card
 from workflows.release.logging import log_package
 from workflows.release.promote import CHALLENGER, Promotion, promote
@@ -23,8 +23,6 @@ from workflows.runtime.git import git_commit
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import TrackedRun, config_key, job_run_file, tracked_run
 from workflows.tracking.store import reaching
-
-__all__ = ["ModelVersion", "ResolvedModel", "find_version", "promote", "register_model", "resolve"]
 
 _CURVES: Final = (("clip", "training"), ("denoiser", ""), ("classifier", ""))
 """Stages that train, and where in their folders the curves are; a CLIP that was loaded has none."""

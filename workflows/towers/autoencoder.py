@@ -11,7 +11,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from diffusion_core import noise
 from workflows.data.pixels import to_data
 from workflows.errors import InvalidConfig
 
@@ -81,8 +80,3 @@ class Autoencoder:
         """Pictures in about [-1, 1] `(b, c, h, w)`."""
         found: Tensor = self._model.decode(latents.to(self._device).float() / self._scale + self._shift).sample
         return found
-
-
-def draw_latents(mean: Tensor, std: Tensor, seed: int, stream: int, numbers: Tensor) -> Tensor:
-    """`mean + std z`: a training example's latents, a pure function of the row's number."""
-    return mean + std * noise.normal(seed, stream, numbers, mean.shape[1:], mean.device)

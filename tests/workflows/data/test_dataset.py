@@ -79,14 +79,12 @@ def test_combinations_count_through_all_values() -> None:
     info = make_info()
     for index, caption in enumerate(info.candidate_captions):
         assert info.combination(info.values_of(index)) == index
-        assert info.caption_for(*info.values_of(index)) == caption
+        assert " ".join(info.values_of(index)) == caption
 
 
 def test_a_value_that_does_not_occur_is_named() -> None:
     with pytest.raises(InvalidData, match="size 'huge' does not occur in test: give one of small, large"):
-        make_info().caption_for("red", "huge")
-    with pytest.raises(InvalidData, match="1 values"):
-        make_info().caption_for("red")
+        make_info().combination(("red", "huge"))
 
 
 def test_info_is_read_as_it_was_written(tmp_path: Path) -> None:

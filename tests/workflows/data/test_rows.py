@@ -32,8 +32,7 @@ SCALE = VectorScale(("a", "b"), (10.0, 0.0), (2.0, 0.5))
 # Pixels with two axes are a gray picture.
 KINDS_TOLD_APART = re.compile(
     r"(info|card)\.scale\b.* None|len\([\w.]*shape\) *[=<>!]|(?<!pixels\.)ndim *[=!]= *[12]\b"
-    r"|[=!]= *[\"'](vectors|pictures)[\"']"
-    r"|isinstance\(.*\b(Pictures|Vectors)\b|dtype *[=!]= *(torch|np)\.uint8"
+    r"|[=!]= *[\"'](vectors|pictures)[\"']|isinstance\(.*\b(Pictures|Vectors)\b|dtype *[=!]= *(torch|np)\.uint8"
 )
 
 

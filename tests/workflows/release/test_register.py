@@ -26,7 +26,8 @@ from workflows.errors import ModelNotFound, TrackingUnreachable
 from workflows.evaluate.packaging import assemble_package
 from workflows.model.model import ModelPackage
 from workflows.package.files import PackageCard
-from workflows.release.register import find_version, register_model, resolve
+from workflows.package.reference import find_version, resolve
+from workflows.release.register import register_model
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.tracking.store import open_client, tracking_uri

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from workflows.errors import InvalidConfig
-from workflows.towers.autoencoder import Autoencoder, draw_latents
+from workflows.towers.autoencoder import Autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,6 @@ def test_pictures_become_scaled_latents_and_come_back(folder: Path) -> None:
         assert torch.allclose(mean, posterior.mean * 0.5, atol=1e-6)
         assert torch.allclose(std, posterior.std * 0.5, atol=1e-6)
         assert torch.allclose(ours.decode(mean), theirs.decode(posterior.mean).sample, atol=1e-5)
-
-
-def test_drawn_latents_depend_on_the_row_alone() -> None:
-    mean, std = torch.zeros(3, 4, 8, 8), torch.full((3, 4, 8, 8), 2.0)
-    drawn = draw_latents(mean, std, 0, 18, torch.tensor([5, 6, 7]))
-    assert torch.equal(drawn[1:2], draw_latents(mean[:1], std[:1], 0, 18, torch.tensor([6])))
-    assert float(drawn.std()) == pytest.approx(2.0, rel=0.1)
 
 
 def test_a_folder_without_an_autoencoder_is_named(tmp_path: Path) -> None:

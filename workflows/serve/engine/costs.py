@@ -38,11 +38,6 @@ class StepTimes:
         self._buckets = tuple(buckets)
         self._seconds: dict[int, float] = {}
 
-    @property
-    def known(self) -> dict[int, float]:
-        """Seconds of a step by bucket, for the buckets measured so far."""
-        return dict(self._seconds)
-
     def bucket(self, count: float) -> int:
         """The bucket of a step of `count` evaluations."""
         return next((bucket for bucket in self._buckets if bucket >= count), self._buckets[-1])

@@ -31,10 +31,10 @@ def content_policy(page: str) -> str:
 def prompt_page() -> str:
     """The page to try prompts; its choices are those of the tables of guidance and samplers."""
     return template("workflows.serve.http", "page.html").render(
-        # Data, not code: the browser runs no script of another type, so the policy needs no hash of it.
-        tables={"kinds": {kind.name: _choice(kind) for kind in KINDS.values()}, "guidance": DEFAULT_GUIDANCE.name},
+        kinds={kind.name: _choice(kind) for kind in KINDS.values()},
         settings=[SETTINGS[name] for name in FURTHER_NAMES],
         samplers=list(SAMPLERS.values()),
+        default_guidance=DEFAULT_GUIDANCE.name,
     )
 
 
