@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,11 @@ def test_what_does_not_fit_together_names_the_field(fields: dict[str, Any], para
         (["--strength", "0.5"], "give --init IMAGE"),
     ],
 )
-def test_bad_input_is_one_sentence(tiny_package: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_sentence(
+    tiny_package: Path, empty_store: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "root").mkdir()
+    shutil.copy(empty_store, tmp_path / "root")
     chosen = arguments if arguments[0] == "--model" else ["--model", str(tiny_package), *arguments]
     result = run(*chosen, folder=tmp_path)
     assert result.exit_code == 1
