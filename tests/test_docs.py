@@ -18,7 +18,14 @@ from workflows.config.load import load_config
 from workflows.serve.settings import ServeArgs
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "deploy/README.md", "deploy/SCALING.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md")
+PAGES = (
+    "README.md",
+    "workflows/README.md",
+    "deploy/README.md",
+    "deploy/SCALING.md",
+    ".github/CONTRIBUTING.md",
+    ".github/SECURITY.md",
+)
 
 
 def blocks(page: str, language: str) -> list[str]:
