@@ -3,8 +3,8 @@
 `SETTINGS` lists the numbers that guidance reads, `KINDS` the kinds. A `Guidance` holds some kinds and the settings that
 these kinds read; only `Guidance.core_settings` opens it, for the wrappers of `diffusion_core.guidance`.
 
-A new setting is a row of `SETTINGS`, named in the row of its kind, and the code in the wrapper that reads it. A new kind
-is a row of `KINDS`, a wrapper of `diffusion_core.guidance`, and its place in `workflows.model.parts.guided`.
+A new setting is a row of `SETTINGS`, named in the row of its kind, and the code in the wrapper that reads it.
+A new kind is a row of `KINDS`, a wrapper of `diffusion_core.guidance`, and its place in `workflows.model.parts.guided`.
 """
 
 from __future__ import annotations
