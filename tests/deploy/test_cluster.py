@@ -21,15 +21,18 @@ import pytest
 import yaml
 from PIL import Image
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-for-tests"
 TINY = {
     "clip.steps": 20,
+    "clip.num_workers": 1,
     "denoiser.train.steps": 10,
+    "denoiser.train.num_workers": 1,
     "classifier.train.steps": 10,
+    "classifier.train.num_workers": 1,
     "evaluate.num_prompts": 10,
     "evaluate.num_prompts_per_scale": 10,
     "evaluate.num_steps": 2,

@@ -21,6 +21,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.towers.clip_files import save_clip
 from workflows.towers.clip_model import build_model, model_config
+from workflows.tracking.store import open_client
 
 SHAPE = (1, 8, 8)
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -112,6 +113,14 @@ def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifa
         (root / name / "losses.csv").write_text("step,loss,rate\n1,2.0,0.1\n2,1.5,\n")
         Image.new("L", (8, 8)).save(root / name / "losses.png")
     return artifacts
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without a run, to be copied under a storage folder as `mlflow.db`: making one takes seconds."""
+    root = tmp_path_factory.mktemp("store")
+    open_client(f"sqlite:///{root / 'mlflow.db'}").search_experiments()
+    return root / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

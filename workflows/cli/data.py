@@ -14,6 +14,7 @@ from workflows.cli.command import run_stage
 from workflows.cli.options import SetOption
 from workflows.config.schema import DataConfig
 from workflows.job.stages import stage
+from workflows.options.sources import AUTO, FORMATS
 
 verbs = typer.Typer()
 data = typer.Typer(add_completion=False)
@@ -40,7 +41,7 @@ def build(
 @data.command("check")
 def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="Folder, file or URL of captioned images.")],
-    source: Annotated[str, typer.Option(help="Format, as data.source; auto: found out.")] = "auto",
+    source: Annotated[str, typer.Option(help="Format, as data.source; auto: found out.")] = AUTO,
     image_column: Annotated[str | None, typer.Option(help="As data.image_column.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="As data.caption_column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="As data.label_column.")] = None,
@@ -90,10 +91,8 @@ def check(
 
 
 def _known(source: str) -> str:
-    from workflows.data.sources import SOURCES
-
-    if source != "auto" and source not in SOURCES:
-        raise typer.BadParameter(f"{source!r}: give auto or one of {', '.join(SOURCES)}", param_hint="--source")
+    if source not in (AUTO, *FORMATS):
+        raise typer.BadParameter(f"{source!r}: give {AUTO} or one of {', '.join(FORMATS)}", param_hint="--source")
     return source
 
 

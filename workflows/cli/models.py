@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.cli.command import Command, open_command, run_stage
 from workflows.cli.options import ConfigOption, ModelOption, SamplerOption, SetOption, StoreOption, with_guidance
 from workflows.options.guidance import Guidance
@@ -41,7 +42,8 @@ def sample(
     gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,
     init: Annotated[Path | None, typer.Option(help="A picture to start from.")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Share of the steps made from --init, in (0, 1]; default 0.6.")
+        float | None,
+        typer.Option(help=f"Share of the steps made from --init, in (0, 1]; default {DEFAULT_STRENGTH}."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="White where --init is drawn anew, black where it is kept.")] = None,
     invert: Annotated[Path | None, typer.Option(help="A picture whose DDIM latent is drawn from.")] = None,

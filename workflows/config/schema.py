@@ -20,7 +20,9 @@ from pydantic_core import PydanticCustomError
 from workflows.config.keys import KeyedWhere, T, Unkeyed
 from workflows.options.fields import guidance_fields, sweep_fields
 from workflows.options.guidance import SETTINGS, Guidance, GuidanceKind, SettingValue
+from workflows.options.networks import NetworkName
 from workflows.options.samplers import SAMPLERS, SPACINGS, SamplerName, SpacingName
+from workflows.options.sources import BUILT_IN_DATA, SourceName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -53,7 +55,6 @@ def _without_password(url: str) -> str:
 
 
 StorePath = Annotated[DataPath, AfterValidator(_without_password)]
-BUILT_IN_DATA: Final = ("digits", "shapes")
 RESERVED_NAMES: Final = ("artifacts", "mlartifacts", "mlflow.db")
 
 
@@ -91,9 +92,9 @@ _Shapes = Annotated[T, KeyedWhere(lambda data: data.source == "shapes")]
 class DataConfig(Section):
     """Which captioned images to build or read, and how they are split."""
 
-    source: Literal[
-        "digits", "shapes", "auto", "folder", "sidecar", "webdataset", "parquet", "hf_parquet", "lance", "vectors"
-    ] = Field(description="A built-in data set, or the format of your own at `path` (auto: found out).")
+    source: SourceName = Field(
+        description="A built-in data set, or the format of your own at `path` (auto: found out)."
+    )
     path: _OwnData[DataPath | None] = Field(None, description="Folder, file or URL of your own captioned images.")
     image_column: _OwnData[str | None] = Field(
         None, description="Column or key of images or file names; default: the usual."
@@ -213,7 +214,7 @@ class ScheduleConfig(Section):
 class NetworkConfig(Section):
     """The size of a transformer; channels and text width come from the data and the CLIP."""
 
-    kind: Literal["dit", "unet"] = Field("dit", description="Architecture; for vectors it is always an MLP.")
+    kind: NetworkName = Field("dit", description="Architecture; for vectors it is always an MLP.")
     patch_size: PositiveInt = Field(2, description="Pixels per patch side.")
     stem: Literal["linear", "convolution"] = Field(
         "linear", description="How patches become vectors; convolutions want patches of 2, 4, 8, ... pixels."

@@ -12,8 +12,8 @@ type, and compares neither shapes nor scales. A third type of row, such as seque
     1. a class in this module with all that `RowType` lists, and a line in `rows_of`; where the shape alone does not
        tell it from the others, also a field in `data.json`, `package.json` and `manifest.json`;
     2. an `Intake` (`workflows.data.intake`), and a source whose records it reads (`workflows.data.sources`);
-    3. a network for it (`workflows.train.networks`) and an evaluation (`workflows.evaluate.stage`), each an entry of a
-       table.
+    3. a network for it (`workflows.options.networks`) and an evaluation (`workflows.evaluate.stage`), each an entry of
+       a table.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class RowType(Protocol):
 
     Attributes:
         name: in messages, and in the tables that hold what differs from type to type.
-        networks: denoisers that fit, by the name that `denoiser.network.kind` takes; the first one is the default.
         bound: of |x0| while sampling; 0: there is none.
         drawable: whether a row is a picture, which the service, the gate and the grids of a training run show.
         usage: a line of Python that keeps what `predict` returns, with a place for the call.
@@ -51,7 +50,6 @@ class RowType(Protocol):
     """
 
     name: ClassVar[str]
-    networks: ClassVar[tuple[str, ...]]
     bound: ClassVar[float]
     drawable: ClassVar[bool]
     usage: ClassVar[str]
@@ -112,7 +110,6 @@ class Pictures:
     """Rows are pictures of one shape (c, h, w), with one or three channels; see `RowType`."""
 
     name: ClassVar[str] = "pictures"
-    networks: ClassVar[tuple[str, ...]] = ("dit", "unet")
     bound: ClassVar[float] = 1.0
     drawable: ClassVar[bool] = True
     usage: ClassVar[str] = 'png = {}["image"][0]'
@@ -174,7 +171,6 @@ class Vectors:
     """Rows are d named numbers, normalised column by column; see `RowType`."""
 
     name: ClassVar[str] = "vectors"
-    networks: ClassVar[tuple[str, ...]] = ("mlp",)
     bound: ClassVar[float] = 0.0
     drawable: ClassVar[bool] = False
     usage: ClassVar[str] = "rows = {}"

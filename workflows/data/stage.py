@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workflows.config.schema import BUILT_IN_DATA, DataConfig, RunConfig
+from workflows.config.schema import DataConfig, RunConfig
 from workflows.data.builtin import digits, shapes
 from workflows.data.builtin.wording import product
 from workflows.data.dataset import DataInfo, Split, write_split
 from workflows.errors import InvalidData
+from workflows.options.sources import BUILT_IN_DATA
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 

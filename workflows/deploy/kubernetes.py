@@ -14,9 +14,10 @@ from typing import Any, Final, Literal
 import yaml
 
 from workflows import __version__
-from workflows.config.schema import BUILT_IN_DATA, RunConfig
+from workflows.config.schema import RunConfig
 from workflows.deploy.secrets import secrets_file
 from workflows.errors import InvalidConfig
+from workflows.options.sources import BUILT_IN_DATA
 from workflows.serve.settings import ServeArgs
 
 Overlay = Literal["base", "cpu-small", "gpu"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from workflows.config.schema import BUILT_IN_DATA, RunConfig
+from workflows.config.schema import RunConfig
 from workflows.job.pipeline import Stage, StageFunction
+from workflows.options.sources import BUILT_IN_DATA
 from workflows.runtime.preflight import check_port
 from workflows.tracking.store import check_tracking, tracking_uri
 

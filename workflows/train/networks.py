@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
-
-from diffusion_core.networks import DiTConfig, MLPConfig, NetworkConfig, NoisyClassifierConfig, UNetConfig
+from diffusion_core.networks import NetworkConfig, NoisyClassifierConfig
+from diffusion_core.networks.registry import network_kind
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import NetworkConfig as NetworkSection
 from workflows.config.schema import ScheduleConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.options.networks import NETWORKS, networks_for
 
 
 def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkConfig:
     """A denoiser that reads the cache's tokens and pooled vectors; of a kind that fits the rows."""
-    fitting = cache.rows.networks
-    kind = section.kind if section.kind in fitting else fitting[0]
-    return _DENOISERS[kind](section, cache, cache.captions.tokens.shape[2], cache.captions.pooled.shape[1])
-
-
-def _dit(section: NetworkSection, cache: EmbeddingCache, token_dim: int, pooled_dim: int) -> DiTConfig:
-    return DiTConfig(
-        cache.shape,
-        patch=section.patch_size,
-        stem=section.stem,
-        width=section.width,
-        depth=section.depth,
-        num_heads=section.num_heads,
-        mlp_ratio=section.mlp_ratio,
-        token_dim=token_dim,
-        pooled_dim=pooled_dim,
+    fitting, captions = networks_for(cache.rows.name), cache.captions
+    option = NETWORKS[section.kind if section.kind in fitting else fitting[0]]
+    sizes = {argument: getattr(section, field) for argument, field in option.sizes.items()}
+    network: NetworkConfig = network_kind(option.name).config(
+        cache.shape, token_dim=captions.tokens.shape[2], pooled_dim=captions.pooled.shape[1], **sizes
     )
-
-
-def _unet(section: NetworkSection, cache: EmbeddingCache, token_dim: int, pooled_dim: int) -> UNetConfig:
-    return UNetConfig(
-        cache.shape,
-        width=section.width,
-        num_blocks=section.depth,
-        num_heads=section.num_heads,
-        token_dim=token_dim,
-        pooled_dim=pooled_dim,
-    )
-
-
-def _mlp(section: NetworkSection, cache: EmbeddingCache, token_dim: int, pooled_dim: int) -> MLPConfig:
-    return MLPConfig(cache.shape, width=section.width, depth=section.depth, token_dim=token_dim, pooled_dim=pooled_dim)
-
-
-_DENOISERS: Final[dict[str, Callable[[NetworkSection, EmbeddingCache, int, int], NetworkConfig]]] = {
-    "dit": _dit,
-    "unet": _unet,
-    "mlp": _mlp,
-}
-"""By the names in `RowType.networks`."""
+    return network
 
 
 def classifier_network(

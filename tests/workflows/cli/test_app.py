@@ -1,31 +1,40 @@
-"""The command line as a user meets it: in a process of its own, with exit codes and standard error."""
+"""The command line as a user meets it: what it prints, and how it exits."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from workflows.cli import app as cli
 from workflows.cli import command, job
 from workflows.job.stages import STAGES
-from workflows.runtime import preflight
+from workflows.runtime import preflight, session
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TOY_JOB = Path(__file__).parents[1] / "programs" / "toy_job.py"
 
 
-def raverse(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `raverse` in a folder, outside any cluster."""
-    return run_python("-m", "workflows.cli", *arguments, folder=folder, **environment)
+@pytest.fixture
+def raverse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Runs `raverse` in this process and an empty folder, outside any cluster."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield lambda *arguments: CliRunner().invoke(cli.app, arguments)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def run_python(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,8 +49,8 @@ def run_python(*arguments: str, folder: Path, **environment: str) -> subprocess.
     )
 
 
-def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    assert done.returncode == 1, done.stderr
+def assert_one_sentence(done: Result, *parts: str) -> None:
+    assert done.exit_code == 1, done.stderr
     assert done.stderr.startswith("raverse: ")
     assert done.stderr.count("\n") == 1, done.stderr
     for part in parts:
@@ -84,19 +93,26 @@ def test_unknown_option_is_refused() -> None:
     assert CliRunner().invoke(cli.app, ["run", "--config", "digits", "--speed", "3"]).exit_code == 2
 
 
-def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
-    done = raverse("run", "--config", "digits", "--set", "denoiser.train.step=5", folder=tmp_path)
+def test_an_error_of_a_process_is_one_sentence(tmp_path: Path) -> None:
+    """The other tests of errors call the same `main` in this process."""
+    done = run_python("-m", "workflows.cli", "run", "--config", "photos.yaml", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"raverse: .*photos\.yaml.*\n", done.stderr), done.stderr
+
+
+def test_unknown_key_names_the_nearest(raverse: Callable[..., Result], tmp_path: Path) -> None:
+    done = raverse("run", "--config", "digits", "--set", "denoiser.train.step=5")
     assert_one_sentence(done, "denoiser.train.step", "did you mean denoiser.train.steps?")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_file(tmp_path: Path) -> None:
-    done = raverse("run", "--config", "photos.yaml", folder=tmp_path)
+def test_missing_file(raverse: Callable[..., Result]) -> None:
+    done = raverse("run", "--config", "photos.yaml")
     assert_one_sentence(done, "photos.yaml", "digits, shapes")
 
 
-def test_missing_input_of_a_stage(tmp_path: Path) -> None:
-    done = raverse("denoiser", "--config", "digits", folder=tmp_path)
+def test_missing_input_of_a_stage(raverse: Callable[..., Result]) -> None:
+    done = raverse("denoiser", "--config", "digits")
     assert_one_sentence(done, "raverse data")
 
 
@@ -109,45 +125,51 @@ def test_missing_input_of_a_stage(tmp_path: Path) -> None:
         ("host.invalid:6379", "host.invalid"),
     ],
 )
-def test_dead_ray_address(tmp_path: Path, address: str, part: str) -> None:
-    done = raverse("data", "--config", "digits", folder=tmp_path, RAY_ADDRESS=address)
+def test_dead_ray_address(
+    raverse: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, address: str, part: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    done = raverse("data", "--config", "digits")
     assert_one_sentence(done, address, part)
 
 
-def test_an_address_where_something_else_answers(tmp_path: Path) -> None:
+def test_an_address_where_something_else_answers(
+    raverse: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the connection and says nothing, for longer than is waited."""
+    monkeypatch.setattr(session, "_HEALTH_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        done = raverse("data", "--config", "digits", folder=tmp_path, RAY_ADDRESS=address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        done = raverse("data", "--config", "digits")
     assert_one_sentence(done, address)
 
 
-def test_port_in_use_is_told_before_any_work(tmp_path: Path) -> None:
+def test_port_in_use_is_told_before_any_work(raverse: Callable[..., Result], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        done = raverse("run", "--config", "digits", "--set", f"serve.port={port}", folder=tmp_path)
+        done = raverse("run", "--config", "digits", "--set", f"serve.port={port}")
     assert_one_sentence(done, f"127.0.0.1:{port}", "serve.port")
     assert not (tmp_path / "runs" / "artifacts").exists()
 
 
-def test_unreadable_store_is_told_before_any_work(tmp_path: Path) -> None:
+def test_unreadable_store_is_told_before_any_work(raverse: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "broken.db").write_bytes(b"no database" * 1000)
-    done = raverse(
-        "run", "--config", "digits", "--set", f"storage.tracking_uri=sqlite:///{tmp_path}/broken.db", folder=tmp_path
-    )
+    done = raverse("run", "--config", "digits", "--set", f"storage.tracking_uri=sqlite:///{tmp_path}/broken.db")
     assert_one_sentence(done, "broken.db", "not a database")
     assert not (tmp_path / "runs" / "artifacts").exists()
 
 
-def test_dead_store_server_is_told_before_any_work(tmp_path: Path) -> None:
-    done = raverse("run", "--config", "digits", "--set", "storage.tracking_uri=http://127.0.0.1:1", folder=tmp_path)
+def test_dead_store_server_is_told_before_any_work(raverse: Callable[..., Result], tmp_path: Path) -> None:
+    done = raverse("run", "--config", "digits", "--set", "storage.tracking_uri=http://127.0.0.1:1")
     assert_one_sentence(done, "http://127.0.0.1:1")
     assert not (tmp_path / "runs" / "artifacts").exists()
 
 
 @pytest.mark.parametrize("root", ["/proc/raverse", "file/sub"])
-def test_unwritable_folder(tmp_path: Path, root: str) -> None:
+def test_unwritable_folder(raverse: Callable[..., Result], tmp_path: Path, root: str) -> None:
     (tmp_path / "file").write_text("")
-    done = raverse("run", "--config", "digits", "--set", f"storage.root={root}", folder=tmp_path)
+    done = raverse("run", "--config", "digits", "--set", f"storage.root={root}")
     assert_one_sentence(done, root, "storage.root=FOLDER")
 
 
@@ -161,7 +183,7 @@ def test_almost_full_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         preflight.check_writable(tmp_path)
 
 
-def test_one_run_at_a_time(tmp_path: Path) -> None:
+def test_one_run_at_a_time(raverse: Callable[..., Result], tmp_path: Path) -> None:
     """The second says which process holds the folder; the lock goes with the process, however that ends."""
     code = (
         "import os, sys\n"
@@ -176,12 +198,12 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     )
     assert holder.stdout is not None
     pid = holder.stdout.readline().strip()
-    done = raverse("run", "--config", "digits", "--set", "serve.port=1", folder=tmp_path)
+    done = raverse("run", "--config", "digits", "--set", "serve.port=1")
     assert_one_sentence(done, "in use by another run", pid)
     holder.kill()
     holder.wait()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = raverse("run", "--config", "digits", "--set", f"serve.port={server.getsockname()[1]}", folder=tmp_path)
+        taken = raverse("run", "--config", "digits", "--set", f"serve.port={server.getsockname()[1]}")
     assert_one_sentence(taken, "cannot serve on")
 
 

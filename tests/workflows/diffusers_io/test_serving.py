@@ -24,17 +24,25 @@ from workflows.serve.replica.rows import channels_last, preview_pixels, start_ro
 from workflows.serve.request.capabilities import ModelCapabilities
 from workflows.serve.request.messages import InitImage
 from workflows.serve.request.resolve import resolve
-from workflows.serve.request.schema import EditRequest, GenerationRequest, Guidance, PictureRequest
+from workflows.serve.request.schema import EditRequest, GenerationRequest, PictureRequest
 from workflows.towers.autoencoder import Autoencoder
 
 MakePair = Callable[[str], Pair]
 
 
 def capabilities_of(package: ModelPackage) -> ModelCapabilities:
-    _, height, width = package.picture_shape
-    kinds: list[Guidance] = ["classifier_free"] if "classifier_free" in package.guidance else []
-    scales = dict.fromkeys(kinds, package.defaults.guidance_scale)
-    return ModelCapabilities("sd", "1", (width, height), package.class_names, scales, 5, 1000, package.conditions)
+    _, height, width = package.rows.shape
+    return ModelCapabilities(
+        model="sd",
+        version="1",
+        size=(width, height),
+        class_names=package.class_names,
+        guidance=package.guidance,
+        guidance_settings=package.defaults.guidance,
+        default_steps=5,
+        max_steps=1000,
+        conditions=package.conditions,
+    )
 
 
 def rows_of(package: ModelPackage, request: PictureRequest, init: InitImage | None = None) -> list[Trajectory]:

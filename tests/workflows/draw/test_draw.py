@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
+from diffusion_core.strength import DEFAULT_STRENGTH
 from tests.workflows.options.examples import EXAMPLES
 from workflows.cli import app as cli
 from workflows.draw.drawing import draw
@@ -19,6 +22,7 @@ from workflows.draw.request import DrawRequest
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
 from workflows.options.guidance import SETTINGS, Guidance
+from workflows.serve.request.schema import EditRequest
 
 PROMPT = "a handwritten seven"
 
@@ -88,6 +92,20 @@ def test_strength_says_how_much_of_the_picture_stays(package: ModelPackage, pict
     assert np.abs(little[0, 0] - given).mean() < np.abs(much[0, 0] - given).mean()
 
 
+def test_help_reference_and_drawing_know_one_default_of_strength(package: ModelPackage, picture: Path) -> None:
+    """With ten steps, 0.7 and 0.6 make seven and six."""
+    chosen = {"prompt": PROMPT, "init": picture, "steps": 10}
+    by_default, given, other = (
+        draw(package, DrawRequest(**chosen, **more)).images
+        for more in ({}, {"strength": DEFAULT_STRENGTH}, {"strength": DEFAULT_STRENGTH - 0.1})
+    )
+    assert torch.equal(by_default, given)
+    assert not torch.equal(by_default, other), "negative control"
+    (option,) = [one for one in get_command(cli.app).commands["sample"].params if one.name == "strength"]  # type: ignore[attr-defined]
+    assert option.help.endswith(f"default {DEFAULT_STRENGTH}.")
+    assert f"else {DEFAULT_STRENGTH}." in str(EditRequest.model_fields["strength"].description)
+
+
 def test_an_inverted_picture_is_drawn_again(package: ModelPackage, picture: Path) -> None:
     given = np.asarray(Image.open(picture)).astype(float)
     request = DrawRequest(PROMPT, invert=picture, guidance=Guidance.of("direct"), steps=50)
@@ -135,7 +153,11 @@ def test_what_does_not_fit_together_names_the_field(fields: dict[str, Any], para
         (["--strength", "0.5"], "give --init IMAGE"),
     ],
 )
-def test_bad_input_is_one_sentence(tiny_package: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_sentence(
+    tiny_package: Path, empty_store: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "root").mkdir()
+    shutil.copy(empty_store, tmp_path / "root")
     chosen = arguments if arguments[0] == "--model" else ["--model", str(tiny_package), *arguments]
     result = run(*chosen, folder=tmp_path)
     assert result.exit_code == 1

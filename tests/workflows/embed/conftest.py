@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.workflows.embed.shapes_job import ShapesJob
 from workflows.config.load import load_config
 from workflows.config.schema import ClipConfig, RunConfig
 from workflows.data.stage import build_data
+from workflows.embed.stage import embed
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.towers.clip_files import save_clip
@@ -34,15 +35,6 @@ def write_tiny(folder: Path, image_size: int = 8) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products gain nothing from threads, and lose much beside other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Towers for 8x8 pictures. Do not write to it."""
@@ -60,3 +52,23 @@ def inputs(config: RunConfig, tiny_folder: Path, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("data")
     build_data(config, {}, folder, Progress.silent())
     return {"data": Artifact("data", "0" * 64, folder), "clip": Artifact("clip", "1" * 64, tiny_folder)}
+
+
+@pytest.fixture(scope="session")
+def shapes_job(tmp_path_factory: pytest.TempPathFactory) -> ShapesJob:
+    """A job that can be killed on the way."""
+    root = tmp_path_factory.mktemp("shapes")
+    data, clip = root / "data", write_tiny(root / "clip", image_size=32)
+    data.mkdir()
+    job = ShapesJob({"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)})
+    build_data(job.config(), {}, data, Progress.silent())
+    return job
+
+
+@pytest.fixture(scope="session")
+def whole(ray_session: None, shapes_job: ShapesJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of that job when nothing kills it. Do not write to it."""
+    root = tmp_path_factory.mktemp("whole")
+    (root / "cache").mkdir()
+    embed(shapes_job.config(f"storage.root={root}"), shapes_job.inputs, root / "cache", Progress.silent())
+    return root / "cache"

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from typer.testing import CliRunner
 
-from tests.workflows.embed.conftest import write_tiny
-from tests.workflows.embed.test_stage import KILLED, configure, contents, run
+from tests.workflows.embed.shapes_job import ShapesJob
+from tests.workflows.embed.test_stage import configure, contents, run
 from tests.workflows.storage.bucket import NAME, Bucket
 from workflows.cli import app as cli
-from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import SPLITS
-from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.inventory import damaged_files, inventory, prunable, remove
 from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
 from workflows.job.stages import STAGES
 from workflows.runtime.artifact import Artifact
-from workflows.runtime.progress import Progress
 from workflows.storage.place import Place
 from workflows.storage.shards import Shard
 
@@ -191,47 +184,35 @@ def test_a_store_that_cannot_be_written_stops_the_job_before_it_begins(
     assert not (tmp_path / "cache/manifest.json").exists()
 
 
-def test_a_killed_run_sends_only_what_is_missing(bucket: Bucket, tmp_path: Path) -> None:
-    url, root = bucket.url("killed"), tmp_path / "killed-root"
-    settings = ["data.num_samples=1200", "embed.rows_per_shard=30", f"storage.root={root}", f"embed.store={url}"]
-    config = load_config("shapes", settings)
-    data, clip = tmp_path / "data", write_tiny(tmp_path / "clip", image_size=32)
-    data.mkdir()
-    build_data(config, {}, data, Progress.silent())
-    inputs = {"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)}
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    address = ray.get_runtime_context().gcs_address
-    arguments = [sys.executable, "-c", KILLED, address, str(data), str(clip), str(folder), *settings]
-    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:
+def test_a_killed_run_sends_only_what_is_missing(
+    shapes_job: ShapesJob, whole: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    store, folder = f"embed.store={bucket.url('killed')}", tmp_path / "killed"
+    with shapes_job.started(folder, store) as process:
         deadline = time.monotonic() + 120
         while len(sent := [key for key in bucket.versions("killed") if "/captions/" in key]) < 3:
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     assert not (folder / "manifest.json").exists()
-    metrics = run(config, inputs, folder)
+    metrics = run(shapes_job.config(store), shapes_job.inputs, folder)
     assert metrics["encoded_captions"] < metrics["num_captions"]
     uploads = bucket.versions("killed")
     assert set(sent) <= set(uploads)
     assert set(uploads.values()) == {1}, "what was there is not sent again"
     assert set(contents(folder)) == {"manifest.json"}
-    whole = config.model_copy(update={"embed": config.embed.model_copy(update={"store": None})})
-    run(whole, inputs, tmp_path / "whole")
-    check_same(EmbeddingCache.open(tmp_path / "whole"), EmbeddingCache.open(folder))
+    check_same(EmbeddingCache.open(whole), EmbeddingCache.open(folder))
 
 
 def test_half_a_shard_under_its_name_counts_as_none(
-    bucket: Bucket, inputs: dict[str, Artifact], tmp_path: Path
+    inputs: dict[str, Artifact], remote: EmbeddingCache, bucket: Bucket, tmp_path: Path
 ) -> None:
     """As a storage without atomic writes would leave it."""
-    metrics = run(stored(bucket.url("half")), inputs, tmp_path / "first")
-    cache = EmbeddingCache.open(tmp_path / "first")
+    cache, _ = copied(remote, bucket, tmp_path / "half")
     shard: Shard = next(shard for shard in cache.manifest.files if shard.path.startswith("captions/"))
     key = f"half/{cache.key}/{shard.path}"
     whole = bucket.read(key)
     bucket.write(key, whole[: len(whole) // 2])
-    again = run(stored(bucket.url("half")), inputs, tmp_path / "second")
-    assert (metrics["encoded_captions"], again["encoded_captions"]) == (80, shard.rows)
+    assert run(stored(bucket.url("half")), inputs, tmp_path / "second")["encoded_captions"] == shard.rows
     assert bucket.read(key) == whole

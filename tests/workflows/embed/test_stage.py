@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,9 +13,9 @@ import pytest
 import ray
 import torch
 
+from tests.workflows.embed.shapes_job import ShapesJob
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
-from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.manifest import Manifest
 from workflows.embed.stage import embed
@@ -104,12 +102,16 @@ def test_lost_and_damaged_shards_alone_are_made_again(
     assert kept.stat().st_mtime_ns == stamp
 
 
-def test_captions_of_other_runs_are_not_encoded_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    """One caption of 81 is new, so one is encoded; the cache is that of a run which encoded them all."""
-    import shutil
+def known(finished: Path, to: Path) -> Path:
+    """A storage folder that knows the captions of the finished run."""
+    return copy(finished.with_name(f"{finished.name}-root"), to)
 
-    root, more = tmp_path / "root", tmp_path / "data"
-    run(configure(rows_per_shard=60), inputs, tmp_path / "first", root)
+
+def test_captions_of_other_runs_are_not_encoded_again(
+    inputs: dict[str, Artifact], finished: Path, tmp_path: Path
+) -> None:
+    """One caption of 81 is new, so one is encoded; the cache is that of a run which encoded them all."""
+    root, more = known(finished, tmp_path / "root"), tmp_path / "data"
     shutil.copytree(inputs["data"].folder, more)
     table = pq.read_table(more / "train.parquet")
     captions = table["captions"].to_pylist()
@@ -130,16 +132,17 @@ def test_captions_of_other_runs_are_not_encoded_again(inputs: dict[str, Artifact
     assert half["encoded_captions"] == 81, "another storage type is another encoder"
 
 
-def test_a_damaged_part_of_the_store_is_found_and_made_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    run(configure(rows_per_shard=70), inputs, tmp_path / "first", root)
+def test_a_damaged_part_of_the_store_is_found_and_made_again(
+    inputs: dict[str, Artifact], finished: Path, tmp_path: Path
+) -> None:
+    root = known(finished, tmp_path / "root")
     part = min((root / "cache/captions").glob("*/*.parquet"))
     data = bytearray(part.read_bytes())
     data[len(data) // 3] ^= 255
     part.write_bytes(data)
     rows = pq.read_metadata(part).num_rows
-    assert run(configure(rows_per_shard=70), inputs, tmp_path / "second", root)["encoded_captions"] == rows
-    assert contents(tmp_path / "second") == contents(tmp_path / "first")
+    assert run(configure(rows_per_shard=30), inputs, tmp_path / "second", root)["encoded_captions"] == rows
+    assert contents(tmp_path / "second") == contents(finished)
     assert file_sha256(part) == part.stem
 
 
@@ -156,18 +159,11 @@ def test_other_towers_make_another_cache_in_the_same_folder(
 
 
 def test_errors_arrive_as_themselves(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(inputs["clip"].folder, tmp_path / "towers")
     (tmp_path / "towers/open_clip_model.safetensors").write_bytes(b"")
     broken = inputs | {"clip": Artifact("clip", "2" * 64, tmp_path / "towers")}
     with pytest.raises(InvalidClip, match="towers"):
         run(configure(), broken, tmp_path / "a")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/captions").write_text("a file where a folder should be")
-    with pytest.raises(StorageUnwritable, match=r"captions/shard-00000\.parquet.*set storage\.root elsewhere$") as full:
-        run(configure(), inputs, tmp_path / "b")
-    assert "\n" not in str(full.value), "Ray adds lines about its retries"
     shutil.copytree(inputs["data"].folder, tmp_path / "data")
     values = (tmp_path / "data/data.json").read_text().replace('"shape": [\n    1,', '"shape": [\n    3,')
     (tmp_path / "data/data.json").write_text(values)
@@ -175,48 +171,21 @@ def test_errors_arrive_as_themselves(inputs: dict[str, Artifact], tmp_path: Path
         run(configure(), inputs | {"data": Artifact("data", "3" * 64, tmp_path / "data")}, tmp_path / "c")
 
 
-def test_a_failed_pass_gives_its_processors_back(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def test_a_failed_pass_says_why_and_gives_its_processors_back(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     (tmp_path / "captions").write_text("a file where a folder should be")
     before = ray.cluster_resources()["CPU"]
-    with pytest.raises(StorageUnwritable):
+    with pytest.raises(StorageUnwritable, match=r"captions/shard-00000\.parquet.*set storage\.root elsewhere$") as full:
         run(configure(), inputs, tmp_path)
+    assert "\n" not in str(full.value), "Ray adds lines about its retries"
     deadline = time.monotonic() + 20
     while (free := ray.available_resources().get("CPU", 0)) < before and time.monotonic() < deadline:
         time.sleep(0.1)
     assert free == before, "an actor of the failed pass still holds a processor"
 
 
-KILLED = """
-import sys
-from pathlib import Path
-import ray
-from workflows.runtime.artifact import Artifact
-from workflows.config.load import load_config
-from workflows.embed.stage import embed
-from workflows.runtime.progress import Progress
-address, data, clip, folder, *settings = sys.argv[1:]
-ray.init(address=address, log_to_driver=False)
-inputs = {"data": Artifact("data", "0" * 64, Path(data)), "clip": Artifact("clip", "1" * 64, Path(clip))}
-embed(load_config("shapes", settings), inputs, Path(folder), Progress.silent())
-"""
-
-
-def test_a_run_killed_half_way_goes_on_to_the_same_bytes(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    from tests.workflows.embed.conftest import write_tiny
-
-    settings = ["data.num_samples=1200", "embed.rows_per_shard=30", f"storage.root={tmp_path / 'killed-root'}"]
-    config = load_config("shapes", settings)
-    data, clip = tmp_path / "data", write_tiny(tmp_path / "clip", image_size=32)
-    data.mkdir()
-    build_data(config, {}, data, Progress.silent())
-    inputs = {"data": Artifact("data", "0" * 64, data), "clip": Artifact("clip", "1" * 64, clip)}
+def test_a_run_killed_half_way_goes_on_to_the_same_bytes(shapes_job: ShapesJob, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
-    folder.mkdir()
-    address = ray.get_runtime_context().gcs_address
-    arguments = [sys.executable, "-c", KILLED, address, str(data), str(clip), str(folder), *settings]
-    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:
+    with shapes_job.started(folder) as process:
         deadline = time.monotonic() + 120
         while len(list(folder.glob("captions/*.parquet"))) < 3 and time.monotonic() < deadline:
             assert process.poll() is None, "it ended before it could be killed"
@@ -225,8 +194,7 @@ def test_a_run_killed_half_way_goes_on_to_the_same_bytes(
     assert len(list(folder.glob("captions/*.parquet"))) >= 3
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
     assert not (folder / "manifest.json").exists()
-    metrics = run(config, inputs, folder)
+    metrics = run(shapes_job.config(), shapes_job.inputs, folder)
     assert metrics["encoded_captions"] < metrics["num_captions"]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps, "what was there is kept"
-    run(config, inputs, tmp_path / "whole")
-    assert contents(folder) == contents(tmp_path / "whole")
+    assert contents(folder) == contents(whole)

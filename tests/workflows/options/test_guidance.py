@@ -15,6 +15,7 @@ from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.guidance import ClassifierFreeGuidance
 from tests.workflows.options.examples import EXAMPLES
+from workflows import options
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
 from workflows.options.guidance import (
@@ -172,7 +173,8 @@ def test_defaults_on_disk_are_numbers_side_by_side() -> None:
 
 
 def test_the_tables_load_neither_torch_nor_ray() -> None:
-    imports = "import sys, workflows.options.guidance, workflows.options.samplers"
-    code = f"{imports}; print({{'torch', 'ray'}} & set(sys.modules))"
+    folder = Path(options.__file__).parent
+    imports = ", ".join(f"workflows.options.{file.stem}" for file in folder.glob("*.py"))
+    code = f"import sys, {imports}; print({{'torch', 'ray'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -29,7 +29,8 @@ SMALL = ["register.gate.num_prompts=20", "evaluate.num_steps=2", f"register.mode
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
+def config(tmp_path: Path, empty_store: Path) -> RunConfig:
+    shutil.copy(empty_store, tmp_path)
     return load_config("digits", [f"storage.root={tmp_path}", *SMALL])
 
 

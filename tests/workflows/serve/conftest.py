@@ -20,6 +20,7 @@ from workflows.config.schema import RunConfig
 from workflows.model.model import clip_folder
 from workflows.package.files import PackageCard
 from workflows.release.logging import log_package
+from workflows.runtime.artifact import Artifact
 from workflows.serve.app import APP_NAME, build
 from workflows.serve.engine.load import EngineLoad
 from workflows.serve.http.guard import Rules
@@ -90,6 +91,12 @@ def register_package(config: RunConfig, package: Path) -> str:
         made = run.client.create_model_version(name, uri, run.run_id, tags, model_id=model_id)
         run.client.set_registered_model_alias(name, config.register_.alias, made.version)
     return str(made.version)
+
+
+def check_inputs(config: RunConfig, data: Artifact) -> dict[str, Artifact]:
+    """What the serve-check stage reads: the data, and what the register stage says of the first version."""
+    metrics = {"model": config.register_.model_name, "version": "1", "alias": config.register_.alias}
+    return {"data": data, "register": Artifact("register", "0" * 64, config.root_folder, metrics=metrics)}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,10 @@ import ray
 import yaml
 from PIL import Image
 from ray import serve
+from typer.testing import CliRunner
 
+from workflows.cli import job
+from workflows.cli.app import app
 from workflows.config.schema import RunConfig
 
 
@@ -57,8 +61,12 @@ def test_it_prints_a_command_that_draws_and_ends_on_ctrl_c(
     assert not serve.status().proxies
 
 
-def test_an_unknown_model_is_one_sentence(config_file: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "workflows.cli", "serve", "--config", str(config_file), "--model", "tiny@nobody"]
-    done = subprocess.run(command, cwd=config_file.parent, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
+def test_an_unknown_model_is_one_sentence(
+    config_file: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, which is on Ray already."""
+    monkeypatch.setattr(job, "ray_session", lambda _: contextlib.nullcontext())
+    done = CliRunner().invoke(app, ["serve", "--config", str(config_file), "--model", "tiny@nobody"])
+    assert done.exit_code == 1
     assert re.fullmatch(r"raverse: no model 'tiny@nobody' in sqlite:.*\n", done.stderr), done.stderr
+    assert not serve.status().proxies

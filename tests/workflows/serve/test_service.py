@@ -9,6 +9,7 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,10 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from ray import serve
 
-from tests.workflows.serve.conftest import DASHBOARD
-from workflows.config.schema import ServeConfig
+from tests.workflows.serve.conftest import DASHBOARD, check_inputs
+from workflows.config.schema import RunConfig, ServeConfig
 from workflows.errors import AddressInUse, ModelNotFound, StageFailed
+from workflows.runtime.artifact import Artifact
+from workflows.runtime.progress import Progress
 from workflows.serve.app import APP_NAME
+from workflows.serve.check import APP_NAME as CHECK_NAME
+from workflows.serve.check import check_service
 from workflows.serve.host import hosted
 
 PROMPT = "a handwritten one"
@@ -192,6 +197,43 @@ def test_a_broken_body_is_400_over_http_too(service: Any) -> None:
     response = httpx.post(f"{service.url}/v1/images/generations", content=b"{", timeout=30)
     assert response.status_code == 400
     assert json.loads(response.text)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.fixture(scope="module")
+def checked(
+    service: Any, tiny_config: RunConfig, tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """The serve-check stage beside the service, as on a cluster that serves something already."""
+    config = tiny_config.model_copy(update={"serve": ServeConfig(port=httpx.URL(service.url).port or 0)})
+    folder, inputs = tmp_path_factory.mktemp("check"), check_inputs(config, tiny_artifacts["data"])
+    return folder, check_service(config, inputs, folder, Progress.silent())
+
+
+def test_every_kind_of_guidance_answers_the_check_with_every_sampler(checked: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = checked
+    answers = json.loads((folder / "service.json").read_text())["answers"]
+    assert len(answers) == metrics["requests"] == 12
+    asked = {(a["request"]["guidance"], "label" in a["request"], a["request"]["sampler"]) for a in answers}
+    kinds = {(g, False) for g in ("none", "direct", "classifier_free", "classifier", "clip")} | {("classifier", True)}
+    assert asked == {(*kind, sampler) for kind in kinds for sampler in ("ddpm", "ddim")}
+    assert {(answer["status"], answer["version"], answer["seed"]) for answer in answers} == {(200, "1", 7)}
+
+
+def test_every_picture_of_the_check_is_there(checked: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = checked
+    answers = json.loads((folder / "service.json").read_text())["answers"]
+    sizes = {Image.open(folder / answer["picture"]).size for answer in answers}
+    assert sizes == {(8, 8)}
+    assert len({(folder / answer["picture"]).read_bytes() for answer in answers}) == 12
+
+
+def test_the_check_leaves_nothing_running_and_harms_no_other(
+    checked: tuple[Path, dict[str, Any]], service: Any
+) -> None:
+    """A Serve that the check starts itself ends with it, as `test_command.py` sees of the same code."""
+    assert set(serve.status().applications) == {APP_NAME}
+    assert httpx.get(f"{service.url}/{CHECK_NAME}/healthz", timeout=30).status_code == 404
+    assert service.post().status_code == 200
 
 
 class Broken:

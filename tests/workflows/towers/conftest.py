@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.workflows.embed.conftest import config, inputs, one_thread, tiny_folder
+from tests.workflows.embed.conftest import config, inputs, tiny_folder
 
-__all__ = ["config", "inputs", "one_thread", "tiny_folder"]
+__all__ = ["config", "inputs", "tiny_folder"]

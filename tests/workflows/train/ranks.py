@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Hashable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -58,13 +59,45 @@ class Ended:
 
 
 class Ranks:
-    """Processes that wait for jobs, one for each rank: torch remembers a process's place in a device mesh."""
+    """Processes that wait for jobs, one for each rank: torch remembers a process's place in a device mesh.
+
+    They are forked from one that has imported what they need, before any of it has started a thread.
+    """
 
     def __init__(self) -> None:
-        self._pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(MAX_SIZE)]
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(MAX_SIZE)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._ended: dict[Hashable, list[Ended]] = {}
+        self._stopped: dict[Hashable, tuple[Path, list[Ended]]] = {}
+        self._objectives: list[Objective] = []  # kept, so that none gets the number of another
 
     def run(self, size: int, job: Job, timeout: float = 120) -> list[Ended]:
-        """The job on that many ranks."""
+        """The job on that many ranks.
+
+        One that neither reads nor writes a checkpoint is run once: several tests compare with it.
+        """
+        if job.load or job.save or job.beside:
+            return self._run(size, job, timeout)
+        key = self._key(size, job)
+        if key not in self._ended:
+            self._ended[key] = self._run(size, job, timeout)
+        return self._ended[key]
+
+    def stop(self, size: int, job: Job) -> tuple[Path, list[Ended]]:
+        """The checkpoint that the job leaves, and how it ended; made once. Do not write to it."""
+        key = self._key(size, job)
+        if key not in self._stopped:
+            folder = Path(self._folder.name) / str(len(self._stopped))
+            self._stopped[key] = folder, self._run(size, replace(job, save=folder), timeout=120)
+        return self._stopped[key]
+
+    def _key(self, size: int, job: Job) -> Hashable:
+        self._objectives.append(job.objective)
+        return size, id(job.objective), job.config.model_dump_json(), job.source, job.steps, job.spoil
+
+    def _run(self, size: int, job: Job, timeout: float) -> list[Ended]:
         with tempfile.TemporaryDirectory() as folder:
             futures = [self._pools[rank].submit(_rank, rank, size, f"{folder}/store", job) for rank in range(size)]
             return [future.result(timeout=timeout) for future in futures]
@@ -73,6 +106,7 @@ class Ranks:
         """Ends the processes."""
         for pool in self._pools:
             pool.shutdown()
+        self._folder.cleanup()
 
 
 def _rank(rank: int, size: int, store: str, job: Job) -> Ended:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from diffusion_core.networks import DiTConfig, MLPConfig, UNetConfig
+from diffusion_core.networks.registry import network_kind
 from workflows.config.schema import NetworkConfig
 from workflows.data.rows import Pictures, Vectors, rows_of
-from workflows.train.networks import _DENOISERS, denoiser_network
+from workflows.options.networks import NETWORKS
+from workflows.train.networks import denoiser_network
 
 
 @pytest.mark.parametrize(
@@ -30,5 +32,8 @@ def test_the_network_fits_the_rows(shape: tuple[int, ...], kind: str, wanted: ty
     assert (network.shape, network.width, network.token_dim, network.pooled_dim) == (shape, 32, 16, 8)
 
 
-def test_every_network_that_fits_some_rows_can_be_made() -> None:
-    assert set(_DENOISERS) == {*Pictures.networks, *Vectors.networks}
+def test_every_network_fits_a_type_of_rows_and_is_one_that_bundles_know() -> None:
+    assert {network.rows for network in NETWORKS.values()} == {Pictures.name, Vectors.name}
+    for network in NETWORKS.values():
+        assert network_kind(network.name).name == network.name
+        assert {*network.sizes.values()} <= set(NetworkConfig.model_fields)

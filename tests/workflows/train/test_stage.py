@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
+from tests.workflows.train.conftest import tiny_config
 from tests.workflows.train.troubles import Troubled
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
@@ -159,7 +160,7 @@ def test_a_killed_worker_does_not_change_the_result(
 def test_a_loss_that_is_not_finite_names_step_and_sample_and_is_not_tried_again(
     by_value: None, config: RunConfig, denoiser: DenoiserObjective, cache: EmbeddingCache, tmp_path: Path
 ) -> None:
-    train = config.denoiser.train
+    train = config.denoiser.train.model_copy(update={"num_workers": 1})
     planned = Plan(train.seed, cache.num_samples("train"), train.batch_size).batch(5 * train.batch_size)
     culprit = int(cache.batch("train", planned.samples).sample_ids[3])
     told = (
@@ -194,7 +195,8 @@ def test_workers_lost_too_often_end_in_one_sentence(
 def test_the_classifier_stage_measures_both_heads(
     config: RunConfig, inputs: dict[str, Artifact], cache: EmbeddingCache, digits: Dataset, tmp_path: Path
 ) -> None:
-    metrics = train_classifier(config, inputs, tmp_path, Progress.silent())
+    alone = tiny_config(config.root_folder, "classifier.train.num_workers=1")
+    metrics = train_classifier(alone, inputs, tmp_path, Progress.silent())
     network = ModelBundle.load(tmp_path / "bundle").network()
     wanted = cache.captions.pooled[cache.caption_positions(digits.info.candidate_captions)]
     assert torch.equal(network.candidates, wanted)

@@ -15,6 +15,7 @@ from workflows.data.sources import folder, lance, sidecar, table, vectors, webda
 from workflows.data.sources.location import Entry, Location
 from workflows.data.sources.record import Columns, Record
 from workflows.errors import InvalidData
+from workflows.options.sources import FORMATS
 
 Piece: TypeAlias = dict[str, Any]
 
@@ -28,34 +29,25 @@ class Source:
         detect: whether these files look like it.
         pieces: cuts the files into pieces of work; raises `InvalidData` for files that are none of this format.
         read: the records of one piece, in order.
-        wanted: what it consists of, for messages.
         intake: what its records hold.
     """
 
     detect: Callable[[Location, list[Entry]], bool]
     pieces: Callable[[Location, Columns], Iterable[Piece]]
     read: Callable[[Location, Piece, Columns], Iterator[Record]]
-    wanted: str
     intake: type[Intake] = PictureIntake
 
 
-SOURCES: Final[dict[str, Source]] = {
-    "folder": Source(folder.detect, folder.pieces, folder.read, "images and metadata.jsonl with file_name and text"),
-    "hf_parquet": Source(
-        table.detect_hf, table.pieces, table.read, "Parquet with image: {bytes, path} and a caption column"
-    ),
-    "vectors": Source(
-        vectors.detect,
-        vectors.pieces,
-        vectors.read,
-        "Parquet with columns of numbers and a caption or a label",
-        VectorIntake,
-    ),
-    "parquet": Source(table.detect, table.pieces, table.read, "Parquet with image bytes and a caption column"),
-    "webdataset": Source(webdataset.detect, webdataset.pieces, webdataset.read, "tar files of KEY.jpg and KEY.txt"),
-    "lance": Source(lance.detect, lance.pieces, lance.read, "a Lance data set with image bytes and a caption column"),
-    "sidecar": Source(sidecar.detect, sidecar.pieces, sidecar.read, "images with a .txt of the same name beside them"),
+_FUNCTIONS: Final[dict[str, Source]] = {
+    "folder": Source(folder.detect, folder.pieces, folder.read),
+    "hf_parquet": Source(table.detect_hf, table.pieces, table.read),
+    "vectors": Source(vectors.detect, vectors.pieces, vectors.read, VectorIntake),
+    "parquet": Source(table.detect, table.pieces, table.read),
+    "webdataset": Source(webdataset.detect, webdataset.pieces, webdataset.read),
+    "lance": Source(lance.detect, lance.pieces, lance.read),
+    "sidecar": Source(sidecar.detect, sidecar.pieces, sidecar.read),
 }
+SOURCES: Final[dict[str, Source]] = {name: _FUNCTIONS[name] for name in FORMATS}
 """By the name that `data.source` takes; the first that fits is detected."""
 
 
@@ -69,5 +61,5 @@ def detect(location: Location) -> str:
     for name, source in SOURCES.items():
         if source.detect(location, entries):
             return name
-    wanted = "; ".join(f"{name}: {source.wanted}" for name, source in SOURCES.items())
+    wanted = "; ".join(f"{name}: {files}" for name, files in FORMATS.items())
     raise InvalidData(f"no known format in {location.url} ({len(entries)} files): wanted one of {wanted}")

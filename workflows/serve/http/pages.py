@@ -16,7 +16,7 @@ _INLINE: Final = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
 def content_policy(page: str) -> str:
-    """The policy under which a page may run its own script and style, by their hashes, and nothing else."""
+    """The content security policy that allows a page its own script and style, by their hashes, and nothing else."""
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, text in _INLINE.findall(page):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,6 @@ from workflows.runtime.progress import Progress
 def build(folder: Path, name: str, *overrides: str) -> Dataset:
     build_data(load_config(name, list(overrides)), {}, folder, Progress.silent())
     return Dataset.open(folder)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in a Ray task; two threads beside other work wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

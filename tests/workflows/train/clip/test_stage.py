@@ -88,6 +88,7 @@ def test_training_leaves_curves_and_checkpoints_beside_the_towers(
     assert run.data.metrics["clip.loss"] == pytest.approx(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_a_killed_worker_does_not_change_the_towers(
     trained: tuple[Path, dict[str, Any], str],
     by_value: None,
