@@ -157,6 +157,8 @@ def test_sharded_resumed_and_checkpointed_runs_agree(
     resumed = ranks.run(2, replace(job, steps=2, load=tmp_path / "half"))[0]
     assert all(torch.equal(resumed.ema[name], value) for name, value in sharded.ema.items()), "exact resume"
     assert resumed.samples_seen == sharded.samples_seen
+    elsewhere = replace(job, config=TRAIN.model_copy(update={"sharding": "ddp"}), steps=2, load=tmp_path / "half")
+    assert apart(ranks.run(1, elsewhere)[0], sharded) < 1e-4, "it goes on with other workers and another sharding"
     forgotten = ranks.run(2, replace(job, steps=2, load=tmp_path / "half", forget="optimizer"))[0]
     assert apart(forgotten, sharded) > 1e-6, "the comparison can fail"
     again = replace(job, config=TRAIN.model_copy(update={"activation_checkpointing": True}))
