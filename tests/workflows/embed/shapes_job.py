@@ -17,8 +17,8 @@ from workflows.config.schema import RunConfig
 from workflows.runtime.artifact import Artifact
 
 ROOT = Path(__file__).parents[3]
-# Two pictures of each combination, in shards that are many and small.
-SETTINGS = ("data.num_samples=480", "embed.rows_per_shard=30")
+# Five pictures of each combination, in shards that are many and small: what is left when it is killed takes seconds.
+SETTINGS = ("data.num_samples=1200", "embed.rows_per_shard=30")
 PROGRAM = """
 import sys
 from pathlib import Path
