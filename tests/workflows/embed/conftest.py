@@ -69,6 +69,7 @@ def shapes_job(tmp_path_factory: pytest.TempPathFactory) -> ShapesJob:
 def whole(ray_session: None, shapes_job: ShapesJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of that job when nothing kills it. Do not write to it."""
     root = tmp_path_factory.mktemp("whole")
-    (root / "cache").mkdir()
-    embed(shapes_job.config(f"storage.root={root}"), shapes_job.inputs, root / "cache", Progress.silent())
-    return root / "cache"
+    folder = root / "whole"  # the captions of all runs lie in `cache` of the storage root
+    folder.mkdir()
+    embed(shapes_job.config(f"storage.root={root}"), shapes_job.inputs, folder, Progress.silent())
+    return folder
