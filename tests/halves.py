@@ -1,4 +1,4 @@
-"""Runs the tests that are neither slow nor for a GPU in two processes at once: those on Ray, and all others.
+"""Runs the tests that are neither slow nor for a GPU in two processes at once: those on one shared Ray, and all others.
 
 Usage: python tests/halves.py [OPTION OF PYTEST ...]
 

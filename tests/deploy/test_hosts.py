@@ -17,7 +17,6 @@ from tests.deploy.hosts import Hosts, allowed, three_hosts
 from workflows.train.losslog import read_losses
 
 pytestmark = [
-    pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(not allowed(), reason="`ip netns add` is not allowed: run as root, with iproute2"),

@@ -18,7 +18,7 @@ from tests.workflows.growth.edits import Edit, below, make, new_file
 
 GROWTHS: dict[str, ModuleType] = {
     name: importlib.import_module(f"tests.workflows.growth.{name}")
-    for name in ("guidance", "sampler", "field", "network", "source", "stage", "verb")
+    for name in ("guidance", "setting", "sampler", "field", "network", "source", "stage", "verb")
 }
 """Each has a name, the edits, the most files that they may touch, and the check that runs in the copy."""
 README = (ROOT / "workflows" / "README.md").read_text()

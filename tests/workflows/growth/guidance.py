@@ -79,7 +79,7 @@ class BlurGuidance:
             scale="blur_scale",
             default=1.0,
             swept=(0.0, 0.5, 1.0, 2.0),
-            cost=lambda setting: 1.0 if setting("blur_scale", 0.0) != 0.0 else 0.0,
+            cost=lambda setting: 1.0 + _second_pass(setting) if setting("blur_scale", 0.0) != 0.0 else 0.0,
         ),
 """,
     ),

@@ -15,7 +15,7 @@ import pytest
 
 from tests.workflows.data import samples_own as samples
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = (
     "clip.steps=60", "denoiser.train.sharding=ddp", "classifier.train.sharding=ddp",
