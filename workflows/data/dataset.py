@@ -1,7 +1,10 @@
-"""A data artifact on disk: two Parquet files of captioned images, and what they hold.
+"""A data artifact on disk: Parquet files of captioned images, and what they hold.
 
-    train.parquet, held_out.parquet   sample_id, image (PNG; of vectors: float32), captions, label, attributes, unseen
-    data.json                         `DataInfo`
+    train/part-*.parquet, held_out/part-*.parquet   sample_id, image (PNG; of vectors: float32), captions, label,
+                                                    attributes, unseen
+    data.json                                       `DataInfo`, with the rows and the hash of every part
+
+The rows of a split are those of its parts, in order. The parts lie beside `data.json` or in `data.store`.
 
 A sample is described by one value of each attribute (shapes: shape, color, size, position; digits: digit).
 Its *combination* is the index of its values in the product of all attributes, and `candidate_captions`
@@ -10,10 +13,11 @@ holds one canonical caption per combination, in that order. Its label is the val
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -26,9 +30,12 @@ from workflows.data.png import encode_png
 from workflows.data.rows import RowType, rows_of
 from workflows.data.scale import VectorScale
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.storage.place import Place, reason
+from workflows.storage.shards import Shard, ShardWriter
 
 SplitName: TypeAlias = Literal["train", "held_out"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+_REMEDY = "remove the folder of the data, and run `raverse data` again"
 
 SCHEMA = pa.schema(
     {
@@ -42,6 +49,8 @@ SCHEMA = pa.schema(
 )
 ROWS_PER_GROUP = 1024
 """Rows per Parquet row group: what a reader of a range of rows must decode at least."""
+ROWS_PER_PART = 8192
+"""Rows of a part of a built-in set."""
 
 
 @final
@@ -61,6 +70,8 @@ class DataInfo:
             frequent captions.
         unseen_combinations: indices into `candidate_captions` that no training sample shows.
         scale: what the numbers of vectors mean; None: samples are images.
+        parts: the Parquet files of each split, in order.
+        store: where the parts are; None: beside `data.json`.
     """
 
     source: str
@@ -73,6 +84,8 @@ class DataInfo:
     candidate_captions: tuple[str, ...]
     unseen_combinations: tuple[int, ...]
     scale: VectorScale | None = None
+    parts: dict[str, tuple[Shard, ...]] = field(default_factory=dict)
+    store: str | None = None
 
     @staticmethod
     def load(folder: Path) -> DataInfo:
@@ -80,13 +93,19 @@ class DataInfo:
 
         Raises:
             MissingArtifact: there is none in the folder.
+            InvalidData: it is of an earlier version.
         """
         try:
             values: dict[str, Any] = json.loads((folder / "data.json").read_text())
         except FileNotFoundError:
             raise MissingArtifact(f"no data.json in {folder}: run `raverse data` first") from None
+        if "parts" not in values:
+            raise InvalidData(
+                f"the data in {folder} are of an earlier version: remove the folder, and run the job again"
+            )
         scale = VectorScale.of(values.pop("scale", None))
-        return DataInfo(**{name: _frozen(value) for name, value in values.items()}, scale=scale)
+        parts = {split: tuple(Shard(**part) for part in parts) for split, parts in values.pop("parts").items()}
+        return DataInfo(**{name: _frozen(value) for name, value in values.items()}, parts=parts, scale=scale)
 
     @property
     def rows(self) -> RowType:
@@ -167,7 +186,10 @@ class Split:
 @final
 @dataclass(frozen=True)
 class Dataset:
-    """A finished data artifact."""
+    """A finished data artifact.
+
+    It holds no rows. `table` and `batches` read a stretch of them; `read` returns a whole split.
+    """
 
     folder: Path
     info: DataInfo
@@ -181,14 +203,54 @@ class Dataset:
         """
         return Dataset(folder, DataInfo.load(folder))
 
-    def path(self, split: SplitName) -> Path:
-        """The Parquet file of a split."""
-        return self.folder / f"{split}.parquet"
+    @property
+    def place(self) -> Place:
+        """Where the parts are."""
+        return Place(str(self.folder) if self.info.store is None else self.info.store)
 
     def read(self, split: SplitName, limit: int | None = None) -> Split:
-        """Loads a split, or its first `limit` samples, into memory."""
+        """Loads a split, or its first `limit` samples, into memory: all their pixels, decoded."""
         rows = self.info.num_samples(split)
-        return decode(read_rows(self.path(split), 0, rows if limit is None else min(limit, rows)), self.info.rows)
+        return decode(self.table(split, 0, rows if limit is None else min(limit, rows)), self.info.rows)
+
+    def table(self, split: SplitName, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows start..stop-1 of a split; of each part only the row groups that hold some of them are in memory.
+
+        Raises:
+            InvalidData: a part is missing or damaged.
+        """
+        tables, offset = [], 0
+        for part in self.info.parts[split]:
+            if offset < stop and offset + part.rows > start:
+                with self._opened(part) as file:
+                    tables.append(_stretch(file, max(0, start - offset), min(part.rows, stop - offset), columns))
+            offset += part.rows
+        return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+
+    def batches(self, split: SplitName, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows of a split in order, at most `ROWS_PER_GROUP` at a time.
+
+        Raises:
+            InvalidData: a part is missing or damaged.
+        """
+        for part in self.info.parts[split]:
+            with self._opened(part) as file:
+                yield from file.iter_batches(ROWS_PER_GROUP, columns=columns)
+
+    @contextlib.contextmanager
+    def _opened(self, part: Shard) -> Iterator[pq.ParquetFile]:
+        try:
+            with self.place.open(part.path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+                if file.metadata.num_rows != part.rows:
+                    raise InvalidData(
+                        f"{self.place / part.path} has {file.metadata.num_rows} rows, wanted {part.rows}: {_REMEDY}"
+                    )
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            raise InvalidData(
+                f"cannot read {self.place / part.path} ({reason(error)}): check access to it; if it is lost or "
+                f"damaged, {_REMEDY}"
+            ) from None
 
     def combinations(self, split: Split) -> NDArray[np.int64]:
         """(n,) index of each sample's combination in `candidate_captions`.
@@ -201,17 +263,29 @@ class Dataset:
         return np.array([self.info.combination(values) for values in split.attributes], np.int64)
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Writes samples as Parquet with PNG images."""
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        for start in range(0, len(split), ROWS_PER_GROUP):
-            rows = split.rows(np.arange(start, min(start + ROWS_PER_GROUP, len(split))))
-            writer.write_table(_encode(rows))
+def write_split(split: Split, folder: Path, name: SplitName) -> tuple[Shard, ...]:
+    """Writes samples that are in memory as the parts of a split; returns the parts.
+
+    Raises:
+        StorageUnwritable: the folder is full or read-only.
+    """
+    parts = []
+    for number, start in enumerate(range(0, len(split), ROWS_PER_PART)):
+        path, stop = part_path(name, number), min(start + ROWS_PER_PART, len(split))
+        with ShardWriter(folder, path, SCHEMA, name) as writer:
+            for first in range(start, stop, ROWS_PER_GROUP):
+                writer.write(_encode(split.rows(np.arange(first, min(first + ROWS_PER_GROUP, stop)))))
+            parts.append(writer.finish())
+    return tuple(parts)
 
 
-def read_rows(path: Path, start: int, stop: int) -> pa.Table:
+def part_path(split: SplitName, number: int) -> str:
+    """The path of a part, relative to where the parts are."""
+    return f"{split}/part-{number:06d}.parquet"
+
+
+def _stretch(file: pq.ParquetFile, start: int, stop: int, columns: Sequence[str] | None) -> pa.Table:
     """Rows start..stop-1 of a Parquet file, decoding only the row groups that hold them."""
-    file = pq.ParquetFile(path)
     first, groups, offset = None, [], 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -219,7 +293,7 @@ def read_rows(path: Path, start: int, stop: int) -> pa.Table:
             first = offset if first is None else first
             groups.append(group)
         offset += rows
-    return file.read_row_groups(groups).slice(start - (first or 0), stop - start)
+    return file.read_row_groups(groups, columns=columns).slice(start - (first or 0), stop - start)
 
 
 def decode(table: pa.Table, rows: RowType) -> Split:

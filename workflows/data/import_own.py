@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.config.schema import DataConfig
-from workflows.data.dataset import SCHEMA, SPLITS, DataInfo
+from workflows.data.dataset import SCHEMA, SPLITS, DataInfo, part_path
 from workflows.data.intake import Intake
 from workflows.data.own import REJECTED, PieceImporter, columns_of, rejected_path, rules_of
 from workflows.data.rows import RowType
@@ -32,7 +32,7 @@ from workflows.errors import InvalidData
 from workflows.runtime.progress import Progress
 from workflows.runtime.ray_pass import run_pass
 from workflows.storage.atomic import remove_partial
-from workflows.storage.shards import Shard, find_shard
+from workflows.storage.shards import Shard, ShardWriter, find_shard
 
 REJECTED_FILE: Final = "rejected.parquet"
 _PARTS: Final = "parts"
@@ -194,10 +194,12 @@ def _write_splits(
 ) -> DataInfo:
     held_out = summary.held_out(config.held_out, config.seed)
     rows = intake.rows(table["image"].to_pylist() for table in _chosen(parts, ~held_out, ()))
+    written: dict[str, tuple[Shard, ...]] = {}
     for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
-        with pq.ParquetWriter(folder / f"{split}.parquet", SCHEMA) as writer:
+        with ShardWriter(folder, part_path(split, 0), SCHEMA, split) as writer:
             for table in _chosen(parts, chosen, summary.class_names):
-                writer.write_table(_stored(table, rows))
+                writer.write(_stored(table, rows))
+            written[split] = (writer.finish(),)
     content = f"{summary.content}{np.packbits(held_out).tobytes().hex()}{rows.shape}{rows.scale or ''}"
     info = DataInfo(
         source=source,
@@ -209,6 +211,7 @@ def _write_splits(
         data_hash=hashlib.sha256(content.encode()).hexdigest(),
         candidate_captions=summary.candidates(),
         unseen_combinations=(),
+        parts=written,
         scale=rows.scale,
     )
     if not info.num_train or not info.num_held_out:

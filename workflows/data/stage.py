@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ def build_data(
             f"{len(train)} samples to train on and {len(held_out)} held out: set data.held_out between 0 and 1"
         )
     progress.start(len(train) + len(held_out), "samples")
-    write_split(train, folder / "train.parquet")
+    parts = {"train": write_split(train, folder, "train")}
     progress.advance(len(train))
-    write_split(held_out, folder / "held_out.parquet")
+    parts["held_out"] = write_split(held_out, folder, "held_out")
     progress.advance(len(train) + len(held_out))
+    info = replace(info, parts=parts)
     info.save(folder)
     return _figures(info)
 

@@ -5,7 +5,6 @@ Torch and open_clip are imported where the tower runs, not where the pass is pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.manifest import caption_id, normalise
 from workflows.embed.store import CaptionStore
 from workflows.storage.shards import Shard, keyed
@@ -27,16 +26,11 @@ if TYPE_CHECKING:
     from workflows.towers.features import EncodedText, TextEncoder
 
 
-def distinct_captions(paths: Iterable[Path], more: Iterable[str]) -> list[str]:
-    """Every caption once, normalised and in order of code points.
-
-    Args:
-        paths: Parquet files with a `captions` column; read batch by batch.
-        more: further captions.
-    """
-    found = {normalise(text) for text in more}
-    for path in paths:
-        for batch in pq.ParquetFile(path).iter_batches(columns=["captions"]):
+def distinct_captions(dataset: Dataset) -> list[str]:
+    """Every caption and candidate caption once, normalised and in order of code points."""
+    found = {normalise(text) for text in dataset.info.candidate_captions}
+    for split in SPLITS:
+        for batch in dataset.batches(split, ["captions"]):
             found |= {normalise(text) for text in pc.unique(pc.list_flatten(batch["captions"])).to_pylist()}
     return sorted(found)
 

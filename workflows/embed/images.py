@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
 
-from workflows.data.dataset import Split, decode, read_rows
+from workflows.data.dataset import Dataset, Split, decode
 from workflows.data.rows import RowType
 from workflows.embed.manifest import caption_id
 from workflows.errors import InvalidData
@@ -24,13 +23,13 @@ class ImageShardWriter:
     """Makes a shard from a range of rows of a split; a stateless function for Ray Data's `map`.
 
     Attributes:
-        data_folder: of the data artifact.
+        dataset: the samples.
         shelf: for the shards.
         rows: the type that every sample must have.
         encoder: key of the text tower.
     """
 
-    data_folder: Path
+    dataset: Dataset
     shelf: Shelf
     rows: RowType
     encoder: str
@@ -42,17 +41,17 @@ class ImageShardWriter:
             InvalidData: a row of another shape.
             StorageUnwritable: the folder or the store is full or read-only.
         """
-        samples = read_samples(self.data_folder, item, self.rows)
+        samples = read_samples(self.dataset, item, self.rows)
         return asdict(self.shelf.write(item["path"], image_table(samples, self.encoder), item["key"]))
 
 
-def read_samples(data_folder: Path, item: dict[str, Any], rows: RowType) -> Split:
+def read_samples(dataset: Dataset, item: dict[str, Any], rows: RowType) -> Split:
     """The samples of one work item, decoded.
 
     Raises:
         InvalidData: a row of another shape.
     """
-    samples = decode(read_rows(data_folder / f"{item['split']}.parquet", item["start"], item["stop"]), rows)
+    samples = decode(dataset.table(item["split"], item["start"], item["stop"]), rows)
     if samples.images.shape[1:] != rows.shape:
         raise InvalidData(f"{rows.name} of shape {samples.images.shape[1:]} in {item['path']}, wanted {rows.shape}")
     return samples

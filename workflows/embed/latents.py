@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from workflows.data.dataset import Dataset
 from workflows.data.rows import RowType
 from workflows.embed.images import image_table, read_samples
 from workflows.storage.shelf import Shelf
@@ -32,7 +33,7 @@ class LatentShardWriter:
     """Makes a shard of latents from a range of rows of a split; an actor for Ray Data's `map`.
 
     Args:
-        data_folder: of the data artifact.
+        dataset: the samples.
         shelf: for the shards.
         rows: the type that every picture must have.
         encoder: key of the text tower.
@@ -43,7 +44,7 @@ class LatentShardWriter:
 
     def __init__(
         self,
-        data_folder: Path,
+        dataset: Dataset,
         shelf: Shelf,
         rows: RowType,
         encoder: str,
@@ -51,7 +52,7 @@ class LatentShardWriter:
         latents: LatentFormat,
         device: str,
     ) -> None:
-        self._data_folder, self._shelf, self._rows, self._encoder = data_folder, shelf, rows, encoder
+        self._dataset, self._shelf, self._rows, self._encoder = dataset, shelf, rows, encoder
         self._source, self._latents, self._device = autoencoder, latents, device
 
     @cached_property
@@ -69,7 +70,7 @@ class LatentShardWriter:
             StorageUnwritable: the folder or the store is full or read-only.
             InvalidConfig: no autoencoder lies there.
         """
-        rows = read_samples(self._data_folder, item, self._rows)
+        rows = read_samples(self._dataset, item, self._rows)
         table = image_table(rows, self._encoder)
         parts = [self._encoded(part) for part in torch.from_numpy(rows.images).split(_ROWS_AT_ONCE)]
         column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(torch.cat(parts).numpy()))

@@ -82,7 +82,7 @@ def plan_shards(
     encoder = encoder_key(asdict(identity), config.dtype)
     key = cache_key(encoder, dataset.info.data_hash, None if latents is None else latents.describe())
     row_bytes = _row_bytes(dataset.info.rows) if latents is None else latents.row_bytes
-    captions = distinct_captions(map(dataset.path, SPLITS), dataset.info.candidate_captions)
+    captions = distinct_captions(dataset)
     token_bytes = identity.context_length * identity.width * _BYTES_PER_FEATURE
     rows = {"train": dataset.info.num_train, "held_out": dataset.info.num_held_out, "captions": len(captions)}
     return EmbedPlan(

@@ -127,11 +127,11 @@ def _images(
 ) -> Callable[[RayDataset], RayDataset]:
     """How image shards are made: decoded by tasks, and encoded to latents by actors where a base wants those."""
     if base is None or latents is None or base.autoencoder is None:
-        write_image = ImageShardWriter(dataset.folder, shelf, dataset.info.rows, encoder)
+        write_image = ImageShardWriter(dataset, shelf, dataset.info.rows, encoder)
         return lambda rows: rows.map(write_image)
     num_gpus = 1 if _total("GPU") >= workers else 0
     device = "cuda" if num_gpus else "cpu"
-    arguments = (dataset.folder, shelf, dataset.info.rows, encoder, base.autoencoder, latents, device)
+    arguments = (dataset, shelf, dataset.info.rows, encoder, base.autoencoder, latents, device)
     compute = ActorPoolStrategy(size=_num_workers(workers, workers))
     return lambda rows: rows.map(
         LatentShardWriter, fn_constructor_args=arguments, compute=compute, num_cpus=1, num_gpus=num_gpus

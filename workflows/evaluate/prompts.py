@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from workflows.data.dataset import SPLITS, Dataset
@@ -106,7 +105,7 @@ def _wordings(dataset: Dataset) -> dict[int, list[str]]:
     """Every combination that the data shows, with its different captions in alphabetical order."""
     found: dict[int, set[str]] = {}
     for name in SPLITS:
-        table = pq.read_table(dataset.path(name), columns=["attributes", "captions"])
-        for values, captions in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            found.setdefault(dataset.info.combination(values), set()).update(captions)
+        for batch in dataset.batches(name, ["attributes", "captions"]):
+            for values, captions in zip(batch["attributes"].to_pylist(), batch["captions"].to_pylist(), strict=True):
+                found.setdefault(dataset.info.combination(values), set()).update(captions)
     return {combination: sorted(texts) for combination, texts in found.items()}

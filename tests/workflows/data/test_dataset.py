@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, read_rows, write_split
+from workflows.data.dataset import SCHEMA, DataInfo, Dataset, Split, decode, write_split
 from workflows.data.rows import rows_of
 from workflows.errors import InvalidData, MissingArtifact
+from workflows.storage.shards import Shard
 
 
 def make_split(count: int, shape: tuple[int, int, int]) -> Split:
@@ -38,14 +41,16 @@ def make_info() -> DataInfo:
         data_hash="0" * 64,
         candidate_captions=tuple(f"{color} {size}" for color in colors for size in sizes),
         unseen_combinations=(5,),
+        parts={"train": (Shard("train/part-000000.parquet", 1, "1" * 64),), "held_out": ()},
     )
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7)])
 def test_a_split_is_read_as_it_was_written(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     split = make_split(9, shape)
-    write_split(split, tmp_path / "train.parquet")
-    table = pq.read_table(tmp_path / "train.parquet")
+    (part,) = write_split(split, tmp_path, "train")
+    assert (part.path, part.rows) == ("train/part-000000.parquet", 9)
+    table = pq.read_table(tmp_path / part.path)
     assert table.schema.equals(SCHEMA)
     found = decode(table, rows_of(split.images.shape[1:]))
     assert found.images.shape == (9, *shape)
@@ -58,12 +63,53 @@ def test_a_split_is_read_as_it_was_written(tmp_path: Path, shape: tuple[int, int
 
 def test_any_range_of_rows_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workflows.data.dataset.ROWS_PER_GROUP", 4)
-    write_split(make_split(11, (1, 2, 2)), tmp_path / "rows.parquet")
-    assert pq.ParquetFile(tmp_path / "rows.parquet").num_row_groups == 3
+    monkeypatch.setattr("workflows.data.dataset.ROWS_PER_PART", 6)
+    parts = write_split(make_split(11, (1, 2, 2)), tmp_path, "train")
+    assert [part.rows for part in parts] == [6, 5]
+    assert pq.ParquetFile(tmp_path / parts[0].path).num_row_groups == 2
+    dataset = Dataset(tmp_path, replace(make_info(), num_train=11, parts={"train": parts}))
     for start in range(11):
-        for stop in range(start + 1, 12):
-            ids = read_rows(tmp_path / "rows.parquet", start, stop)["sample_id"].to_pylist()
+        for stop in range(start, 12):
+            ids = dataset.table("train", start, stop, ["sample_id"])["sample_id"].to_pylist()
             assert ids == [3 * i for i in range(start, stop)]
+    batches = list(dataset.batches("train", ["sample_id"]))
+    assert [row for batch in batches for row in batch["sample_id"].to_pylist()] == [3 * i for i in range(11)]
+    assert max(batch.num_rows for batch in batches) <= 4
+
+
+def cut(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-9])
+
+
+def flip(part: Path) -> None:
+    images = pq.read_metadata(part).row_group(0).column(1)
+    content = bytearray(part.read_bytes())
+    content[images.data_page_offset + images.total_compressed_size - 3] ^= 1
+    part.write_bytes(content)
+
+
+def other(part: Path) -> None:
+    part.write_bytes(part.with_name("part-000001.parquet").read_bytes())
+
+
+@pytest.mark.parametrize("harm", [cut, flip, other, Path.unlink])
+def test_a_damaged_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]) -> None:
+    monkeypatch.setattr("workflows.data.dataset.ROWS_PER_PART", 6)
+    parts = write_split(make_split(11, (1, 2, 2)), tmp_path, "train")
+    dataset = Dataset(tmp_path, replace(make_info(), num_train=11, parts={"train": parts}))
+    assert len(dataset.read("train")) == 11
+    harm(tmp_path / parts[0].path)
+    with pytest.raises(InvalidData, match=f"{parts[0].path}.*run `raverse data` again"):
+        dataset.read("train")
+
+
+def test_data_of_an_earlier_version_are_told_to_be_made_again(tmp_path: Path) -> None:
+    make_info().save(tmp_path)
+    values = json.loads((tmp_path / "data.json").read_text())
+    del values["parts"]
+    (tmp_path / "data.json").write_text(json.dumps(values))
+    with pytest.raises(InvalidData, match="earlier version: remove the folder, and run the job again"):
+        DataInfo.load(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["sample_ids", "images", "captions", "labels", "attributes", "unseen"])

@@ -61,7 +61,7 @@ def test_each_format_becomes_a_data_artifact(name: str, tmp_path: Path) -> None:
     assert dataset.combinations(held_out).tolist() == held_out.labels.tolist()
     assert len(set(dataset.info.candidate_captions)) == 3
     assert set(contents(tmp_path / "data")) == {
-        "train.parquet", "held_out.parquet", "rejected.parquet", "data.json",
+        "train/part-000000.parquet", "held_out/part-000000.parquet", "rejected.parquet", "data.json",
     }  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def test_labels_that_no_file_can_hold_are_replaced_and_told(tmp_path: Path) -> N
 def test_a_piece_of_many_records_is_written_bit_by_bit(tmp_path: Path) -> None:
     source = samples.write_webdataset(tmp_path / "source", 2400)
     build(tmp_path / "data", source)
-    assert pq.read_metadata(tmp_path / "data/train.parquet").num_row_groups >= 4
+    assert pq.read_metadata(tmp_path / "data/train/part-000000.parquet").num_row_groups >= 4
     dataset = Dataset.open(tmp_path / "data")
     for split in map(dataset.read, ("train", "held_out")):
         for number, texts in zip(split.sample_ids, split.captions, strict=True):

@@ -51,7 +51,7 @@ def test_the_hash_follows_the_content(tmp_path: Path) -> None:
     )
     assert first.info == again.info
     assert first.info.data_hash != other.info.data_hash
-    for name in ("train.parquet", "held_out.parquet", "data.json"):
+    for name in ("train/part-000000.parquet", "held_out/part-000000.parquet", "data.json"):
         assert (first.folder / name).read_bytes() == (again.folder / name).read_bytes()
 
 

@@ -113,11 +113,13 @@ def test_captions_of_other_runs_are_not_encoded_again(
     """One caption of 81 is new, so one is encoded; the cache is that of a run which encoded them all."""
     root, more = known(finished, tmp_path / "root"), tmp_path / "data"
     shutil.copytree(inputs["data"].folder, more)
-    table = pq.read_table(more / "train.parquet")
+    table = pq.read_table(more / "train/part-000000.parquet")
     captions = table["captions"].to_pylist()
     captions[0] = ["an entirely new caption", *captions[0]]
     place = table.schema.get_field_index("captions")
-    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(captions)), more / "train.parquet")
+    pq.write_table(
+        table.set_column(place, table.schema.field(place), pa.array(captions)), more / "train/part-000000.parquet"
+    )
     changed = inputs | {"data": Artifact("data", "5" * 64, more)}
     figures = run(configure(rows_per_shard=60), changed, tmp_path / "second", root)
     assert (figures["num_captions"], figures["encoded_captions"]) == (81, 1)

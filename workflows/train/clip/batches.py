@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -86,7 +85,7 @@ class Texts:
     @staticmethod
     def read(data: Dataset, tokenizer: Any) -> Texts:
         """Reads and tokenizes the captions, and no pictures."""
-        table = pq.read_table(data.path("train"), columns=["captions", "attributes"])
+        table = data.table("train", 0, data.info.num_train, ["captions", "attributes"])
         captions: list[list[str]] = table["captions"].to_pylist()
         index = {text: i for i, text in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
         of_sample = [[index[text] for text in texts] for texts in captions]
