@@ -263,6 +263,17 @@ class TrainConfig(Section):
     level_shift: float = Field(
         1.0, gt=0, description="Trains more on noisy levels above 1, on clean ones below; the median is s / (1 + s)."
     )
+    shuffle_rows: PositiveInt = Field(
+        16_384,
+        description="Samples that are mixed with each other: those of this many rows of shards in a random order.",
+    )
+    cache_folder: Unkeyed[Path | None] = Field(
+        None,
+        description="Folder of each node for copies of shards from `embed.store`; default: one for temporary files.",
+    )
+    cache_bytes: Unkeyed[PositiveInt] = Field(
+        32 << 30, description="Bytes of those copies; the ones that were not used for the longest time go first."
+    )
     compile: bool = Field(False, description="`torch.compile` each block.")
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "auto", description="Precision of matrix products; auto: bf16 on a GPU or a CPU with AMX, else fp32."

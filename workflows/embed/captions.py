@@ -1,4 +1,4 @@
-"""Distinct captions, and one shard of what the text tower says about them.
+"""One shard of captions: their text, and what the text tower says about them.
 
 Torch and open_clip are imported where the tower runs, not where the pass is planned: it takes seconds.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from workflows.data.dataset import SPLITS, Dataset
-from workflows.embed.manifest import caption_id, normalise
+from workflows.data.dataset import Dataset
+from workflows.embed.caption_index import texts_of
+from workflows.embed.checksums import caption_checks
+from workflows.embed.manifest import ID_BYTES, caption_id
 from workflows.embed.store import CaptionStore
 from workflows.storage.shards import Shard, keyed
 from workflows.storage.shelf import Shelf
@@ -25,14 +28,7 @@ if TYPE_CHECKING:
 
     from workflows.towers.features import EncodedText, TextEncoder
 
-
-def distinct_captions(dataset: Dataset) -> list[str]:
-    """Every caption and candidate caption once, normalised and in order of code points."""
-    found = {normalise(text) for text in dataset.info.candidate_captions}
-    for split in SPLITS:
-        for batch in dataset.batches(split, ["captions"]):
-            found |= {normalise(text) for text in pc.unique(pc.list_flatten(batch["captions"])).to_pylist()}
-    return sorted(found)
+_ID: Final = pa.binary(ID_BYTES)
 
 
 @final
@@ -40,9 +36,10 @@ class CaptionShardWriter:
     """Encodes captions and writes them; an actor class for Ray Data's `map_batches`.
 
     It computes on one thread, because the last bits of a product depend on the number of threads, and a
-    cache must not depend on how busy the machine is.
+    cache must not depend on how busy the machine is. It holds one shard, at most 64 MiB, about three times.
 
     Args:
+        dataset: whose captions they are.
         clip_folder: the towers.
         shelf: for the shards.
         encoder: key of the text tower.
@@ -54,6 +51,7 @@ class CaptionShardWriter:
 
     def __init__(
         self,
+        dataset: Dataset,
         clip_folder: Path,
         shelf: Shelf,
         encoder: str,
@@ -62,7 +60,8 @@ class CaptionShardWriter:
         num_gpus: int,
         store: CaptionStore | None = None,
     ) -> None:
-        self._clip_folder, self._shelf, self._num_gpus, self._store = clip_folder, shelf, num_gpus, store
+        self._dataset, self._clip_folder, self._shelf = dataset, clip_folder, shelf
+        self._num_gpus, self._store = num_gpus, store
         self._encoder, self._dtype, self._batch_size = encoder, dtype, batch_size
 
     @cached_property
@@ -78,7 +77,8 @@ class CaptionShardWriter:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Writes the shard of each work item in the block; returns what was written, and how many were `encoded`.
 
-        An item has `path`, `key`, `captions`, and the names of the `parts` of the store that hold some of them.
+        An item says where its text is (`CaptionIndex.item`) and has `path`, `key`, and the names of the `parts` of the
+        store that hold some of its captions.
 
         Raises:
             InvalidClip: towers that do not load.
@@ -87,28 +87,28 @@ class CaptionShardWriter:
         return pa.Table.from_pylist([self._write(item) for item in block.to_pylist()])
 
     def _write(self, item: dict[str, Any]) -> dict[str, Any]:
-        captions = {caption_id(self._encoder, text): text for text in item["captions"]}
+        captions = {caption_id(self._encoder, text): text for text in texts_of(self._dataset, item)}
         known = self._store.take(item["parts"], list(captions)) if self._store and item["parts"] else None
         tables = [] if known is None else [known]
         missing = captions.keys() - set(() if known is None else known["caption_id"].to_pylist())
         if missing:
             tables.append(self._encoded({key: text for key, text in captions.items() if key in missing}))
         table = pa.concat_tables(tables).combine_chunks()
-        places = pc.index_in(pa.array(list(captions)), value_set=table["caption_id"].combine_chunks())
+        places = pc.index_in(pa.array(list(captions), _ID), value_set=table["caption_id"].combine_chunks())
         shard = self._save(item, table.take(places).combine_chunks(), tables[1:] if tables[0] is known else tables)
         return asdict(shard) | {"encoded": len(missing)}
 
     def _save(self, item: dict[str, Any], table: pa.Table, new: list[pa.Table]) -> Shard:
         """Writes the shard; the store has the new rows from now on."""
         if self._store is not None and new and new[0].num_rows == table.num_rows:
-            # All rows are new: the part is the shard, and a copy costs less than a second encoding and hash.
+            # All rows are new: the part is the shard, and a copy costs less than a second hash.
             part = self._store.add(keyed(table, item["key"]))
-            return self._shelf.copy(Shard(item["path"], table.num_rows, part.stem), part)
+            return self._shelf.copy(item["path"], table.num_rows, part)
         if self._store is not None and new:
             self._store.add(new[0])
         return self._shelf.write(item["path"], table, item["key"])
 
-    def _encoded(self, captions: dict[str, str]) -> pa.Table:
+    def _encoded(self, captions: dict[bytes, str]) -> pa.Table:
         texts = list(captions.values())
         return caption_table(list(captions), texts, self._encode(texts), self._dtype)
 
@@ -122,29 +122,62 @@ class CaptionShardWriter:
         return EncodedText(*(torch.cat(parts) for parts in zip(*encoded, strict=True)))
 
 
-def caption_table(ids: list[str], captions: list[str], encoded: EncodedText, dtype: str) -> pa.Table:
-    """The rows of a caption shard; bfloat16 tokens are stored as their 16 bits (uint16)."""
-    mask = pa.array(encoded.mask.flatten().numpy())
-    pooled = pa.array(encoded.pooled.flatten().numpy())
+@final
+class TextShardWriter:
+    """Writes captions that are encoded while training; a stateless function for Ray Data's `map`.
+
+    Args:
+        dataset: whose captions they are.
+        shelf: for the shards.
+        encoder: key of the text tower.
+    """
+
+    def __init__(self, dataset: Dataset, shelf: Shelf, encoder: str) -> None:
+        self._dataset, self._shelf, self._encoder = dataset, shelf, encoder
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Writes the shard of one work item, as `CaptionShardWriter` does but without features."""
+        texts = texts_of(self._dataset, item)
+        table = text_table([caption_id(self._encoder, text) for text in texts], texts)
+        return asdict(self._shelf.write(item["path"], table, item["key"]))
+
+
+def text_table(ids: list[bytes], captions: list[str]) -> pa.Table:
+    """The rows of a shard of captions that are not encoded."""
+    checks = caption_checks([text.encode() for text in captions])
+    return pa.table(
+        {"caption_id": pa.array(ids, _ID), "caption": pa.array(captions, pa.string()), "check": pa.array(checks)}
+    )
+
+
+def caption_table(ids: list[bytes], captions: list[str], encoded: EncodedText, dtype: str) -> pa.Table:
+    """The rows of a caption shard; bfloat16 tokens are stored as their 16 bits (uint16).
+
+    A row has the tokens of the positions that its mask keeps, no others: a tower that reads its padding has them all.
+    """
+    mask, pooled = encoded.mask.cpu().numpy(), encoded.pooled.float().cpu().numpy()
+    tokens = _stored(encoded.tokens[encoded.mask], dtype)
+    ends = np.cumsum(mask.sum(axis=1))
+    checks = caption_checks(np.split(tokens, ends[:-1]), mask, pooled)
     return pa.table(
         {
-            "caption_id": pa.array(ids, pa.string()),
+            "caption_id": pa.array(ids, _ID),
             "caption": pa.array(captions, pa.string()),
-            "tokens": pa.FixedShapeTensorArray.from_numpy_ndarray(_stored(encoded.tokens, dtype)),
-            "mask": _fixed_lists(mask, encoded.mask.shape[1]),
-            "pooled": _fixed_lists(pooled, encoded.pooled.shape[1]),
+            "mask": _fixed_lists(mask.astype(np.uint8)),
+            "tokens": pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), _fixed_lists(tokens)),
+            "pooled": _fixed_lists(pooled),
+            "check": pa.array(checks),
         }
     )
 
 
-def _fixed_lists(values: pa.Array, size: int) -> pa.Array:
-    """Lists whose elements are named as Parquet names them, so that rows read back are written to the same bytes."""
-    return pa.FixedSizeListArray.from_arrays(values, type=pa.list_(pa.field("element", values.type), size))
+def _fixed_lists(values: NDArray[Any]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
 
 
 def _stored(tokens: Tensor, dtype: str) -> NDArray[Any]:
     import torch
 
     if dtype == "bfloat16":
-        return tokens.to(torch.bfloat16).view(torch.uint16).numpy()
-    return tokens.to(getattr(torch, dtype)).numpy()
+        return tokens.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
+    return tokens.to(getattr(torch, dtype)).cpu().numpy()

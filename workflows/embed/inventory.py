@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from workflows.embed.manifest import MANIFEST_FILE, Manifest
 from workflows.embed.store import ENCODER_FILE, STORE, CaptionStore, is_intact
 from workflows.errors import InvalidData, MissingArtifact
 from workflows.runtime.artifact import MARKER, find_artifact
+from workflows.storage.mapped import MappedShard
 
 Finding = tuple[Path, str]
 
@@ -135,8 +133,8 @@ def _rows(store: CaptionStore) -> int:
     rows = 0
     for part in store.parts():
         try:
-            rows += int(pq.read_metadata(part).num_rows)
-        except (OSError, pa.ArrowException):
+            rows += MappedShard.open(part).rows
+        except (OSError, InvalidData):
             continue
     return rows
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -36,7 +35,6 @@ class LatentShardWriter:
         dataset: the samples.
         shelf: for the shards.
         rows: the type that every picture must have.
-        encoder: key of the text tower.
         autoencoder: folder of what encodes.
         latents: how they are stored.
         device: where it encodes.
@@ -47,12 +45,11 @@ class LatentShardWriter:
         dataset: Dataset,
         shelf: Shelf,
         rows: RowType,
-        encoder: str,
         autoencoder: Path,
         latents: LatentFormat,
         device: str,
     ) -> None:
-        self._dataset, self._shelf, self._rows, self._encoder = dataset, shelf, rows, encoder
+        self._dataset, self._shelf, self._rows = dataset, shelf, rows
         self._source, self._latents, self._device = autoencoder, latents, device
 
     @cached_property
@@ -63,7 +60,7 @@ class LatentShardWriter:
         return Autoencoder.load(self._source, self._device)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """Writes the shard of one work item (`split`, `start`, `stop`, `path`, `key`).
+        """Writes the shard of one work item (`split`, `start`, `stop`, `captions`, `path`, `key`).
 
         Raises:
             InvalidData: a picture of another shape.
@@ -71,10 +68,8 @@ class LatentShardWriter:
             InvalidConfig: no autoencoder lies there.
         """
         rows = read_samples(self._dataset, item, self._rows)
-        table = image_table(rows, self._encoder)
         parts = [self._encoded(part) for part in torch.from_numpy(rows.images).split(_ROWS_AT_ONCE)]
-        column = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(torch.cat(parts).numpy()))
-        table = table.set_column(table.column_names.index("image"), "image", column)
+        table = image_table(rows, np.frombuffer(item["captions"], np.int32), torch.cat(parts).numpy())
         return asdict(self._shelf.write(item["path"], table, item["key"]))
 
     def _encoded(self, images: Tensor) -> Tensor:

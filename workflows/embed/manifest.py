@@ -19,14 +19,15 @@ from typing import Any, Final, final
 
 from workflows.errors import InvalidData, MissingArtifact
 from workflows.storage.atomic import write_whole
+from workflows.storage.mapped import ENDING
 from workflows.storage.place import READERS, Place
 from workflows.storage.shards import Shard
 
 MANIFEST_FILE: Final = "manifest.json"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+ID_BYTES: Final = 16
 _LAYER: Final = "last block, final layer norm, zero after the end of the caption"
 _POOLING: Final = "projected, unit length"
-_CAPTION_ID_DIGITS: Final = 32
 
 
 @final
@@ -42,6 +43,7 @@ class Manifest:
         dtype: storage type of the tokens.
         shape: (c, h, w) of every image, or (d,) of vectors.
         rows: samples per split, and distinct `captions`.
+        shard_rows: rows of a shard of `images` and of `captions`; the last one of a split may have fewer.
         files: every shard, in order.
         latents: what encoded the images and how; None: they are stored as pixels.
         store: where the shards are; None: beside the manifest.
@@ -55,6 +57,7 @@ class Manifest:
     dtype: str
     shape: tuple[int, ...]
     rows: dict[str, int]
+    shard_rows: dict[str, int]
     files: tuple[Shard, ...]
     latents: dict[str, Any] | None = None
     store: str | None = None
@@ -81,7 +84,7 @@ class Manifest:
             raise InvalidData(f"{path} is not JSON ({error}): remove it and run `raverse embed` again") from None
         if values.get("format") != FORMAT_VERSION:
             raise InvalidData(
-                f"{path} has format {values.get('format')}, wanted {FORMAT_VERSION}: "
+                f"the cache in {folder} has format {values.get('format')}, wanted {FORMAT_VERSION}: "
                 f"remove the folder and run `raverse embed` again"
             )
         shape, files = tuple(values.pop("shape")), tuple(Shard(**shard) for shard in values.pop("files"))
@@ -101,9 +104,9 @@ class Manifest:
             hashes = pool.map(self.place(folder).sha256, [shard.path for shard in self.files])
             return [shard.path for shard, sha256 in zip(self.files, hashes, strict=True) if sha256 != shard.sha256]
 
-    def paths(self, prefix: str) -> list[str]:
-        """Paths of the shards under a sub-folder, in order."""
-        return [shard.path for shard in self.files if shard.path.startswith(f"{prefix}/")]
+    def shards(self, prefix: str) -> tuple[Shard, ...]:
+        """The shards under a sub-folder, in order."""
+        return tuple(shard for shard in self.files if shard.path.startswith(f"{prefix}/"))
 
 
 def discard_damaged(folder: Path) -> None:
@@ -122,6 +125,13 @@ def discard_damaged(folder: Path) -> None:
         (folder / path).unlink(missing_ok=True)
 
 
+def discard_unlisted(folder: Path, manifest: Manifest) -> None:
+    """Removes shards that an earlier run made here from other input, and that the manifest does not list."""
+    listed = {folder / shard.path for shard in manifest.files} if manifest.store is None else set()
+    for path in set(folder.rglob(f"*{ENDING}")) - listed:
+        path.unlink(missing_ok=True)
+
+
 def encoder_key(clip: dict[str, Any], dtype: str) -> str:
     """Key of everything but the caption that determines its embedding."""
     fields = ("weights_sha256", "config_sha256", "tokenizer", "context_length")
@@ -133,9 +143,9 @@ def cache_key(encoder: str, data_hash: str, latents: dict[str, Any] | None = Non
     return _hash({"encoder": encoder, "data": data_hash} | ({} if latents is None else {"latents": latents}))
 
 
-def caption_id(encoder: str, caption: str) -> str:
+def caption_id(encoder: str, caption: str) -> bytes:
     """Key of one caption's embedding; the caption is normalised first."""
-    return hashlib.sha256(f"{encoder}\n{normalise(caption)}".encode()).hexdigest()[:_CAPTION_ID_DIGITS]
+    return hashlib.sha256(f"{encoder}\n{normalise(caption)}".encode()).digest()[:ID_BYTES]
 
 
 def normalise(caption: str) -> str:

@@ -14,16 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.data import ActorPoolStrategy
 from ray.data import Dataset as RayDataset
 
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
+from workflows.embed.caption_index import CaptionIndex
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.latents import LatentShardWriter
-from workflows.embed.manifest import caption_id, discard_damaged
+from workflows.embed.manifest import discard_damaged, discard_unlisted
 from workflows.embed.plan import plan_shards
 from workflows.embed.store import CaptionStore
 from workflows.package.base import Base, base_of, check_rows
@@ -71,11 +73,11 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     progress.start(len(plan.captions) + len(plan.images), "shards")
     progress.advance(len(shards))
     store = CaptionStore.of(config.root_folder, plan.encoder) if config.embed.share_captions else None
-    captions = with_parts(captions, store, plan.encoder)
-    encode = (clip_folder, shelf, plan.encoder, config.embed.dtype, config.embed.batch_size)
+    captions = with_parts(captions, store, plan.index, plan.shard_rows["captions"])
+    encode = (dataset, clip_folder, shelf, plan.encoder, config.embed.dtype, config.embed.batch_size)
     workers = _num_workers(config.embed.workers, len(captions))
     encoded = 0
-    build_images = _images(dataset, shelf, plan.encoder, base, latents, config.embed.workers)
+    build_images = _images(dataset, shelf, base, latents, config.embed.workers)
     for pass_items, build in (
         (images, build_images),
         (captions, lambda rows: _encoded(rows, encode, workers, store)),
@@ -84,21 +86,24 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
             encoded += row.pop("encoded", 0)
             shards.append(Shard(**row))
             progress.advance(len(shards))
-    plan.manifest(dataset, identity, config.embed.dtype, shards, shelf.store).save(folder)
+    manifest = plan.manifest(dataset, identity, config.embed.dtype, shards, shelf.store)
+    manifest.save(folder)
+    discard_unlisted(folder, manifest)
     if store is not None:
         store.describe(asdict(identity), config.embed.dtype)
     counts = {f"num_{name}": count for name, count in plan.rows.items()}
     return counts | {"encoded_captions": encoded, "cache_key": plan.key}
 
 
-def with_parts(items: Sequence[dict[str, Any]], store: CaptionStore | None, encoder: str) -> list[dict[str, Any]]:
-    """Work items of captions with the names of the parts of the store that hold some of them."""
-    index = store.index() if store is not None and items else {}
-    return [
-        item
-        | {"parts": sorted({index[key] for text in item["captions"] if (key := caption_id(encoder, text)) in index})}
-        for item in items
-    ]
+def with_parts(
+    items: Sequence[dict[str, Any]], store: CaptionStore | None, index: CaptionIndex, size: int
+) -> list[dict[str, Any]]:
+    """Work items of captions, `size` in each, with the names of the parts of the store that hold some of them."""
+    if store is None or not items:
+        return [item | {"parts": []} for item in items]
+    names, found = store.find(index.ids)
+    held = ((item, np.unique(found[item["first"] : item["first"] + size])) for item in items)
+    return [item | {"parts": [names[part] for part in parts if part >= 0]} for item, parts in held]
 
 
 def _encoded(items: RayDataset, arguments: tuple[Any, ...], workers: int, store: CaptionStore | None) -> RayDataset:
@@ -123,15 +128,15 @@ def _latents(config: RunConfig, base: Base | None, dataset: Dataset) -> LatentFo
 
 
 def _images(
-    dataset: Dataset, shelf: Shelf, encoder: str, base: Base | None, latents: LatentFormat | None, workers: int
+    dataset: Dataset, shelf: Shelf, base: Base | None, latents: LatentFormat | None, workers: int
 ) -> Callable[[RayDataset], RayDataset]:
     """How image shards are made: decoded by tasks, and encoded to latents by actors where a base wants those."""
     if base is None or latents is None or base.autoencoder is None:
-        write_image = ImageShardWriter(dataset, shelf, dataset.info.rows, encoder)
+        write_image = ImageShardWriter(dataset, shelf, dataset.info.rows)
         return lambda rows: rows.map(write_image)
     num_gpus = 1 if _total("GPU") >= workers else 0
     device = "cuda" if num_gpus else "cpu"
-    arguments = (dataset, shelf, dataset.info.rows, encoder, base.autoencoder, latents, device)
+    arguments = (dataset, shelf, dataset.info.rows, base.autoencoder, latents, device)
     compute = ActorPoolStrategy(size=_num_workers(workers, workers))
     return lambda rows: rows.map(
         LatentShardWriter, fn_constructor_args=arguments, compute=compute, num_cpus=1, num_gpus=num_gpus

@@ -2,7 +2,7 @@
 
     <storage.root>/cache/captions/<first 16 digits of the encoder key>/
         encoder.json            which towers and storage type
-        <sha256>.parquet        a part: rows of `captions.caption_table`, under the hash of its own bytes
+        <sha256>.arrow          a part: rows of `captions.caption_table`, under the hash of its own bytes
 
 Parts are only ever added. A part whose bytes are not those of its name is as good as none.
 """
@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from workflows.errors import StorageUnwritable
-from workflows.storage.atomic import PartialFile, write_whole
+from workflows.embed.manifest import ID_BYTES
+from workflows.errors import InvalidData, StorageUnwritable
+from workflows.storage.atomic import write_whole
 from workflows.storage.hashing import file_sha256
-from workflows.storage.shards import parquet_writer
+from workflows.storage.mapped import ENDING, MappedShard, write_hashed
 
 STORE: Final = "cache/captions"
 ENCODER_FILE: Final = "encoder.json"
@@ -48,30 +50,38 @@ class CaptionStore:
 
     def parts(self) -> list[Path]:
         """Every part, in order of names."""
-        return sorted(self.folder.glob("*.parquet"))
+        return sorted(self.folder.glob(f"*{ENDING}"))
 
-    def index(self) -> dict[str, str]:
-        """Caption id -> name of a part that holds it; parts that cannot be read are left out."""
-        found: dict[str, str] = {}
+    def find(self, ids: pa.FixedSizeBinaryArray) -> tuple[list[str], NDArray[np.int64]]:
+        """Which part holds each of some captions; parts that cannot be read are left out.
+
+        Holds the ids of one part at a time.
+
+        Returns:
+            Names of parts, and for each caption an index into them, -1 where no part has it.
+        """
+        names: list[str] = []
+        found = np.full(len(ids), -1, np.int64)
         for part in self.parts():
             try:
-                ids = pq.read_table(part, columns=["caption_id"])["caption_id"].to_pylist()
-            except (OSError, pa.ArrowException):
+                known = MappedShard.open(part).column("caption_id")
+            except (OSError, KeyError, InvalidData):
                 continue
-            for key in ids:
-                found.setdefault(key, part.name)
-        return found
+            here = pc.is_in(ids, value_set=known).to_numpy(zero_copy_only=False) & (found < 0)
+            found[here] = len(names)
+            names.append(part.name)
+        return names, found
 
-    def take(self, names: Iterable[str], ids: list[str]) -> pa.Table | None:
+    def take(self, names: Iterable[str], ids: list[bytes]) -> pa.Table | None:
         """The rows of some captions, of those that intact parts hold; None: of none. Damaged parts are removed."""
-        wanted = pa.array(ids)
+        wanted = pa.array(ids, pa.binary(ID_BYTES))
         tables = []
         for name in names:
             part = self.folder / name
             if not is_intact(part):
                 part.unlink(missing_ok=True)
                 continue
-            table = pq.read_table(part)
+            table = MappedShard.open(part).table()
             tables.append(table.filter(pc.is_in(table["caption_id"], value_set=wanted)))
         return pa.concat_tables(tables) if tables else None
 
@@ -81,10 +91,8 @@ class CaptionStore:
         Raises:
             StorageUnwritable: the folder is full or read-only.
         """
-        with self._writing(), PartialFile(self.folder / "part") as partial:
-            with parquet_writer(partial.path, table.schema) as writer:
-                writer.write_table(table)
-            return partial.commit(f"{file_sha256(partial.path)}.parquet")
+        with self._writing():
+            return write_hashed(self.folder, table)
 
     def describe(self, clip: dict[str, Any], dtype: str) -> None:
         """Writes `encoder.json`, for `raverse cache list`.

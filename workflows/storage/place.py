@@ -73,6 +73,17 @@ class Place:
             except FileNotFoundError:
                 return None
 
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """The bytes of a file, at most 16 MiB at a time.
+
+        Raises:
+            Exception: what this kind of storage raises.
+        """
+        filesystem, root = self._opened
+        with filesystem.open_input_stream(f"{root}/{path}", compression=None) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+
     def sizes(self) -> dict[str, int]:
         """Path and bytes of every file; nothing where there is no such folder.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -160,5 +160,10 @@ def find_shard(folder: Path, path: str, key: str) -> Shard | None:
 
 def shard_key(metadata: pq.FileMetaData) -> str | None:
     """Of what a shard was made from, as its footer says; None: it does not say."""
-    key: bytes | None = (metadata.metadata or {}).get(_KEY)
+    return metadata_key(metadata.metadata)
+
+
+def metadata_key(metadata: Mapping[bytes, bytes] | None) -> str | None:
+    """Of what a shard was made from, as its metadata say; None: they do not say."""
+    key = (metadata or {}).get(_KEY)
     return None if key is None else key.decode()

@@ -1,6 +1,6 @@
 """Where the shards of one cache are put: the artifact's folder, or object storage.
 
-    <embed.store>/<cache key>/train/images/shard-00000-<sha256>.parquet
+    <embed.store>/<cache key>/train/images/shard-00000-<sha256>.arrow
 
 In object storage a shard bears the hash of its bytes. So no shard there is ever replaced by another one, jobs that make
 the same cache share what is there, and a file whose bytes are not those of its name is as good as none.
@@ -12,22 +12,20 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflows.storage.mapped import ENDING, find_mapped, hash_of, hashed_path, path_of, write_mapped
 from workflows.storage.place import READERS, Place
-from workflows.storage.shards import Shard, copy_shard, find_shard, shard_key, write_shard
-
-_HASH_DIGITS: Final = 64
-_ENDING: Final = ".parquet"
+from workflows.storage.shards import Shard, copy_shard, find_shard, metadata_key, write_shard
 
 
 @final
 @dataclass(frozen=True)
 class Shelf:
-    """Takes finished shards.
+    """Takes finished shards: Arrow files that are mapped (`mapped`), and Parquet files.
 
     Attributes:
         folder: of the artifact; a shard is written here first.
@@ -43,19 +41,21 @@ class Shelf:
         return Shelf(folder, None if url is None else Place(url) / key)
 
     def write(self, path: str, table: pa.Table, key: str) -> Shard:
-        """Writes a shard; see `write_shard`.
+        """Writes a shard; see `write_mapped` and `write_shard`.
 
         Raises:
             StorageUnwritable: the folder or the store is full or read-only.
         """
-        return self._move(write_shard(self.folder, path, table, key))
+        write = write_mapped if path.endswith(ENDING) else write_shard
+        return self.move(write(self.folder, path, table, key))
 
-    def copy(self, shard: Shard, source: Path) -> Shard:
-        """Makes a shard of a file that holds the same bytes; see `copy_shard`.
+    def copy(self, path: str, rows: int, source: Path) -> Shard:
+        """Makes a shard of a file with the same bytes, whose name is their hash; see `copy_shard`.
 
         Raises:
             StorageUnwritable: the folder or the store is full or read-only.
         """
+        shard = Shard(hashed_path(path, source.stem), rows, source.stem)
         return copy_shard(self.folder, shard, source) if self.store is None else self._put(shard, source, self.store)
 
     def find(self, items: Sequence[dict[str, Any]]) -> dict[str, Shard]:
@@ -72,21 +72,12 @@ class Shelf:
             shards = pool.map(lambda item: self._find(item["path"], item["key"], stored.get(item["path"], [])), items)
             return {item["path"]: shard for item, shard in zip(items, shards, strict=True) if shard is not None}
 
-    def _find(self, path: str, key: str, stored: Sequence[str]) -> Shard | None:
-        if (shard := find_shard(self.folder, path, key)) is not None:
-            return self._move(shard)
-        return next((shard for name in stored if (shard := self._stored(name, key)) is not None), None)
+    def move(self, shard: Shard) -> Shard:
+        """Brings a finished shard from the folder to the store, if there is one.
 
-    def _stored(self, name: str, key: str) -> Shard | None:
-        assert self.store is not None
-        sha256 = self.store.sha256(name)
-        if sha256 != _hash_of(name):
-            return None
-        with self.store.reading(name), self.store.open(name) as file:
-            metadata = pq.read_metadata(file)
-        return Shard(name, metadata.num_rows, sha256) if shard_key(metadata) == key else None
-
-    def _move(self, shard: Shard) -> Shard:
+        Raises:
+            StorageUnwritable: the store is full or read-only.
+        """
         if self.store is None:
             return shard
         source = self.folder / shard.path
@@ -94,9 +85,30 @@ class Shelf:
         source.unlink()
         return stored
 
+    def _find(self, path: str, key: str, stored: Sequence[str]) -> Shard | None:
+        find = find_mapped if path.endswith(ENDING) else find_shard
+        if (shard := find(self.folder, path, key)) is not None:
+            return self.move(shard)
+        return next((shard for name in stored if (shard := self._stored(name, key)) is not None), None)
+
+    def _stored(self, name: str, key: str) -> Shard | None:
+        assert self.store is not None
+        sha256 = self.store.sha256(name)
+        if sha256 != hash_of(name):
+            return None
+        with self.store.reading(name), self.store.open(name) as file:
+            if name.endswith(ENDING):
+                batch = pa.ipc.open_file(file).get_batch(0)
+                found, rows = batch.schema.metadata, batch.num_rows
+            else:
+                footer = pq.read_metadata(file)
+                found, rows = footer.metadata, footer.num_rows
+        return Shard(name, rows, sha256) if metadata_key(found) == key else None
+
     @staticmethod
     def _put(shard: Shard, source: Path, store: Place) -> Shard:
-        stored = replace(shard, path=f"{shard.path.removesuffix(_ENDING)}-{shard.sha256}{_ENDING}")
+        named = shard.path.endswith(ENDING)
+        stored = shard if named else replace(shard, path=hashed_path(shard.path, shard.sha256))
         if store.sha256(stored.path) != shard.sha256:
             store.put(source, stored.path)
         return stored
@@ -106,9 +118,5 @@ def _by_item(names: Iterable[str]) -> dict[str, list[str]]:
     """Names of stored shards by the path of the work item."""
     found: dict[str, list[str]] = {}
     for name in sorted(names):
-        found.setdefault(f"{name[: -len(_ENDING) - _HASH_DIGITS - 1]}{_ENDING}", []).append(name)
+        found.setdefault(path_of(name), []).append(name)
     return found
-
-
-def _hash_of(name: str) -> str:
-    return name.removesuffix(_ENDING)[-_HASH_DIGITS:]

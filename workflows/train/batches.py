@@ -12,7 +12,7 @@ from diffusion_core import noise
 from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
 from workflows.config.schema import TrainConfig
-from workflows.embed.cache import CachedCaptions, EmbeddingCache
+from workflows.embed.cache import EmbeddingCache
 from workflows.train.plan import Plan, PlannedRows
 
 
@@ -62,7 +62,7 @@ class TrainBatch:
         x0: clean data in [-1, 1], `(b, ...)`.
         draws: level, noise, and whether the condition is hidden.
         condition: caption and label, none of them hidden yet.
-        all_pooled: pooled captions of the rows of all workers, `(B, e)`.
+        all_pooled: pooled captions of the rows of all workers, `(B, e)`; None: they were not asked for.
         share: which of those rows are this worker's.
     """
 
@@ -70,7 +70,7 @@ class TrainBatch:
     x0: Tensor
     draws: TrainingDraws
     condition: Condition
-    all_pooled: Tensor
+    all_pooled: Tensor | None
     share: Share
 
     def __len__(self) -> int:
@@ -86,26 +86,32 @@ class BatchReader:
         num_levels: T.
         seed: of the noise.
         device: where batches go.
+        all_pooled: whether batches have the pooled captions of all workers' rows.
     """
 
-    def __init__(self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device, *, all_pooled: bool = True
+    ) -> None:
         self._cache, self._num_levels, self._seed, self._device = cache, num_levels, seed, device
+        self._all_pooled = all_pooled
 
     def read(self, planned: PlannedRows, share: Share) -> TrainBatch:
         """This worker's share of the planned rows."""
-        everyone = self._cache.batch("train", planned.samples)
-        captions, own = everyone.pick(planned.wordings), planned.rows(share.rows)
-        tokens, mask, pooled = self._cache.captions.take(captions[share.rows])
-        stored = everyone.images[share.rows].to(self._device)
+        own = planned.rows(share.rows)
+        wanted = planned if self._all_pooled else own
+        found = self._cache.batch("train", wanted.samples)
+        captions, rows = found.pick(wanted.wordings), share.rows if self._all_pooled else slice(None)
+        tokens, mask, pooled = self._cache.captions.take(captions[rows])
+        stored = self._cache.images("train", own.samples).to(self._device)
         x0 = self._cache.to_x0(stored, self._seed, own.numbers)
         eps = noise.normal(self._seed, noise.TRAIN_NOISE, own.numbers, x0.shape[1:], self._device)
         level = 1 + (own.level_draws * self._num_levels).long()
         return TrainBatch(
-            everyone.sample_ids[share.rows],
+            found.sample_ids[rows],
             x0,
             TrainingDraws(level, eps, own.dropped),
-            Condition.of(tokens, mask, pooled, everyone.labels[share.rows]).to(self._device),
-            self._cache.captions.pooled[captions].float().to(self._device),
+            Condition.of(tokens, mask, pooled, found.labels[rows]).to(self._device),
+            self._cache.captions.pooled(captions).to(self._device) if self._all_pooled else None,
             share,
         )
 
@@ -119,22 +125,38 @@ class CachedBatches:
         num_levels: T.
         config: of the training.
         device: where batches go.
+        all_pooled: see `BatchReader`.
 
     Raises:
         InvalidData: the training split is empty.
     """
 
-    def __init__(self, cache: EmbeddingCache, num_levels: int, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        cache: EmbeddingCache,
+        num_levels: int,
+        config: TrainConfig,
+        device: torch.device,
+        *,
+        all_pooled: bool = True,
+    ) -> None:
         self._plan = Plan(
-            config.seed, cache.num_samples("train"), config.batch_size, config.condition_dropout, config.level_shift
+            config.seed,
+            cache.num_samples("train"),
+            config.batch_size,
+            config.condition_dropout,
+            config.level_shift,
+            cache.manifest.shard_rows["images"],
+            config.shuffle_rows,
         )
-        self._reader, self._parts = BatchReader(cache, num_levels, config.seed, device), config.accumulate
-        self.captions: CachedCaptions = cache.captions
+        self._reader = BatchReader(cache, num_levels, config.seed, device, all_pooled=all_pooled)
+        self._parts, self._num_tokens = config.accumulate, int(cache.manifest.clip["context_length"])
+        self.captions = cache.captions
 
     @property
     def num_tokens(self) -> int:
         """See `Batches.num_tokens`."""
-        return self.captions.tokens.shape[1]
+        return self._num_tokens
 
     def read(self, samples_seen: int, part: int, share: Share) -> TrainBatch:
         """See `Batches.read`."""

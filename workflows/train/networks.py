@@ -13,11 +13,11 @@ from workflows.options.networks import NETWORKS, networks_for
 
 def denoiser_network(section: NetworkSection, cache: EmbeddingCache) -> NetworkConfig:
     """A denoiser that reads the cache's tokens and pooled vectors; of a kind that fits the rows."""
-    fitting, captions = networks_for(cache.rows.name), cache.captions
+    fitting, clip = networks_for(cache.rows.name), cache.manifest.clip
     option = NETWORKS[section.kind if section.kind in fitting else fitting[0]]
     sizes = {argument: getattr(section, field) for argument, field in option.sizes.items()}
     network: NetworkConfig = network_kind(option.name).config(
-        cache.shape, token_dim=captions.tokens.shape[2], pooled_dim=captions.pooled.shape[1], **sizes
+        cache.shape, token_dim=clip["width"], pooled_dim=clip["embed_dim"], **sizes
     )
     return network
 
@@ -35,7 +35,7 @@ def classifier_network(
         num_heads=section.num_heads,
         mlp_ratio=section.mlp_ratio,
         num_classes=num_classes or None,
-        embed_dim=cache.captions.pooled.shape[1],
+        embed_dim=cache.manifest.clip["embed_dim"],
         num_candidates=num_candidates,
     )
 

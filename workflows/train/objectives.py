@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, cast, final
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import TrainConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.storage.copies import CopySettings
 from workflows.train.batches import Batches, CachedBatches, TrainBatch
 from workflows.train.finetune import Start
 from workflows.train.flop import flop_per_sample
@@ -83,14 +84,17 @@ class NoisyObjective:
     Attributes:
         config: of the network.
         schedule: of the noise.
+        contrasts: whether a row's loss depends on the captions of all workers' rows.
     """
 
     config: NetworkConfig
     schedule: NoiseSchedule
+    contrasts: ClassVar[bool] = False
 
     def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
         """See `Objective.open`; the artifact is an embedding cache."""
-        return CachedBatches(EmbeddingCache.open(folder), self.schedule.num_levels, config, device)
+        cache = EmbeddingCache.open(folder, CopySettings(config.cache_folder, config.cache_bytes))
+        return CachedBatches(cache, self.schedule.num_levels, config, device, all_pooled=self.contrasts)
 
     def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""
@@ -152,6 +156,8 @@ class ClassifierObjective(NoisyObjective):
         candidates: pooled captions that a text competes with in use, `(m, e)`.
     """
 
+    contrasts: ClassVar[bool] = True
+
     config: NoisyClassifierConfig
     schedule: NoiseSchedule
     candidates: Tensor
@@ -179,7 +185,9 @@ class ClassifierObjective(NoisyObjective):
             figures["label_accuracy"] = (logits.argmax(dim=1) == label).float()
             loss = loss + figures["label_loss"]
         if features.embedding is not None:
-            figures["text_loss"] = contrastive_loss(_everyone(features, batch), batch.all_pooled)[batch.share.rows]
+            figures["text_loss"] = contrastive_loss(_everyone(features, batch), cast(Tensor, batch.all_pooled))[
+                batch.share.rows
+            ]
             loss = loss + figures["text_loss"]
         return RowLosses(loss, figures | _by_level(loss, batch, self.schedule))
 
@@ -197,7 +205,7 @@ def _by_level(loss: Tensor, batch: TrainBatch, schedule: NoiseSchedule) -> dict[
 
 def _everyone(features: NoisyFeatures, batch: TrainBatch) -> NoisyFeatures:
     """The features with the embeddings of all workers' rows, in the order of the global batch."""
-    everyone = rows_of_all(cast(Tensor, features.embedding).float(), batch.share, len(batch.all_pooled))
+    everyone = rows_of_all(cast(Tensor, features.embedding).float(), batch.share, len(cast(Tensor, batch.all_pooled)))
     scale = cast(Tensor, features.logit_scale).float().clamp(max=_MAX_LOGIT_SCALE)
     return features._replace(embedding=everyone, logit_scale=scale)
 

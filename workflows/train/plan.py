@@ -1,7 +1,8 @@
 """Which sample, caption, level, noise and caption drop come at which step.
 
-Everything is a pure function of the seed and of a row's number, the count of rows that training saw before
-it. So the global batches are the same at any number of workers, and resuming needs one integer.
+Everything is a pure function of the seed and of a row's number, the count of rows that training saw before it. So the
+global batches are the same at any number of workers, and resuming needs one integer. Memory does not depend on the
+number of samples: it is that of 2,048 drawn rows, and of one window of `Order`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import Tensor
 
 from diffusion_core import noise
 from workflows.errors import InvalidData
+from workflows.train.order import Order
 
 _GOLDEN: Final = 0.6180339887498949
 _WORDING_STREAM: Final = 16
 """Stream of a row's wording; the core's own streams end below."""
-_ORDER_STREAM: Final = 17
 _ROWS_AHEAD: Final = 2048
 
 
@@ -63,7 +64,7 @@ class PlannedRows:
 class Plan:
     """The order of training.
 
-    Each epoch visits every sample once, in an order of its own; a batch may lie in two epochs. Levels follow
+    Each epoch visits every sample once, in an order of its own (`Order`); a batch may lie in two epochs. Levels follow
     a golden-ratio sequence u from a random start, so that any stretch of rows covers the levels evenly: the
     loss varies less from batch to batch than with independent draws. A level's place is
 
@@ -78,6 +79,8 @@ class Plan:
         batch_size: rows per step, over all workers.
         condition_dropout: share of rows whose condition is hidden.
         level_shift: of the levels.
+        shard_rows: samples of a shard.
+        shuffle_rows: samples that are mixed with each other, about.
 
     Raises:
         InvalidData: there are no samples.
@@ -91,10 +94,17 @@ class Plan:
     batch_size: int
     condition_dropout: float = 0.0
     level_shift: float = 1.0
+    shard_rows: int = 1 << 62
+    shuffle_rows: int = 1 << 14
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise InvalidData("the training split is empty: nothing to train on")
+
+    @property
+    def order(self) -> Order:
+        """Of the samples."""
+        return Order(self.seed, self.num_samples, self.shard_rows, self.shuffle_rows)
 
     def batch(self, samples_seen: int) -> PlannedRows:
         """The global batch that follows after this many rows."""
@@ -122,7 +132,7 @@ class Plan:
         parts, number, end = [], first, first + count
         while number < end:
             epoch, place = divmod(number, self.num_samples)
-            part = _order(self.seed, epoch, self.num_samples)[place : place + end - number]
+            part = self.order.stretch(epoch, place, end - number)
             parts.append(part)
             number += len(part)
         return np.concatenate(parts)
@@ -132,8 +142,3 @@ class Plan:
 def _drawn(plan: Plan, first: int, count: int) -> PlannedRows:
     """The rows of many steps in one draw, which costs little more than those of one."""
     return plan.rows(first, count)
-
-
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, _ORDER_STREAM, epoch]).permutation(num_samples)

@@ -83,7 +83,7 @@ def train_classifier(
     """
     section, cache = config.classifier, EmbeddingCache.open(inputs["embed"].folder)
     dataset = Dataset.open(inputs["data"].folder)
-    candidates = cache.captions.pooled[cache.caption_positions(dataset.info.candidate_captions)].float()
+    candidates = cache.captions.pooled(cache.caption_positions(dataset.info.candidate_captions))
     network = classifier_network(section.network, cache, len(dataset.info.class_names), len(candidates))
     schedule = schedule_of(base_of(config), noise_schedule(config.denoiser.schedule))
     objective = ClassifierObjective(network, schedule, candidates)

@@ -57,7 +57,7 @@ def accuracy_by_level(bundle: ModelBundle, cache: EmbeddingCache, meanings: Tens
         return []
     rows = known[:: max(1, len(known) // _SAMPLES)]
     samples, truth = cache.batch("held_out", rows), meanings[rows]
-    x0 = cache.to_x0(samples.images)
+    x0 = cache.to_x0(cache.images("held_out", rows))
     eps = noise.normal(0, noise.TRAIN_NOISE, rows, x0.shape[1:])
     measured = []
     for level in (max(1, round(last * i / _LEVELS)) for i in range(_LEVELS + 1)):

@@ -25,8 +25,10 @@ def write_latents(base: Base, data: Dataset, folder: Path, *, flips: bool) -> Em
     assert wanted is not None
     assert base.autoencoder is not None
     plan, shelf = plan_shards(data, identity, section, wanted), Shelf(folder)
-    images = LatentShardWriter(data.folder, shelf, data.info.rows, plan.encoder, base.autoencoder, wanted, "cpu")
-    captions = CaptionShardWriter(base.text_folder, shelf, plan.encoder, section.dtype, section.batch_size, 0, None)
+    images = LatentShardWriter(data, shelf, data.info.rows, base.autoencoder, wanted, "cpu")
+    captions = CaptionShardWriter(
+        data, base.text_folder, shelf, plan.encoder, section.dtype, section.batch_size, 0, None
+    )
     shards = [Shard(**images(item)) for item in plan.images]
     for row in captions(pa.Table.from_pylist([item | {"parts": []} for item in plan.captions])).to_pylist():
         shards.append(Shard(**{name: value for name, value in row.items() if name != "encoded"}))

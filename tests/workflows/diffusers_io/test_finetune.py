@@ -95,13 +95,13 @@ def objective(base: Base, cache: EmbeddingCache, lora: LoraConfig) -> DenoiserOb
 def test_the_cache_holds_what_the_autoencoder_says(base: Base, digits: Dataset, latents: EmbeddingCache) -> None:
     assert base.autoencoder is not None
     autoencoder, images = Autoencoder.load(base.autoencoder), torch.from_numpy(digits.read("train").images[:5])
-    stored = latents.batch("train", range(5)).images
+    stored = latents.images("train", range(5))
     assert latents.shape == (4, 4, 4)
     wanted = torch.cat([*autoencoder.encode(images), *autoencoder.encode(images.flip(-1))], dim=1)
     assert float((stored - wanted).abs().max()) < 1e-5
     assert float((stored[:, :4] - stored[:, 8:12]).abs().max()) > 1e-2, "a mirrored digit is another picture"
     for split in SPLITS:
-        assert len(latents.samples(split).images) == latents.num_samples(split)
+        assert len(latents.images(split, range(latents.num_samples(split)))) == latents.num_samples(split)
     latents.verify()
 
 
@@ -274,7 +274,7 @@ def test_batches_of_latents_reach_the_trainer(base: Base, latents: EmbeddingCach
 def test_a_classifier_on_latents_steers(base: Base, latents: EmbeddingCache, digits: Dataset, tmp_path: Path) -> None:
     """It learns from the same batches, and its gradient moves the latents that are drawn."""
     section, names = load_config("digits", []).classifier.network, digits.info.class_names
-    candidates = latents.captions.pooled[latents.caption_positions(digits.info.candidate_captions)].float()
+    candidates = latents.captions.pooled(latents.caption_positions(digits.info.candidate_captions))
     config = classifier_network(section, latents, len(names), len(candidates))
     learns = ClassifierObjective(config, base.bundle.schedule, candidates)
     reader = BatchReader(latents, base.bundle.schedule.num_levels, 0, torch.device("cpu"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow.feather
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.rows import rows_of
 from workflows.embed.cache import EmbeddingCache
+from workflows.embed.cached_captions import texts_at
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.manifest import normalise
@@ -31,10 +34,10 @@ def write(inputs: dict[str, Artifact], folder: Path, dtype: str = "float32") -> 
     dataset, towers = Dataset.open(inputs["data"].folder), inputs["clip"].folder
     identity = ClipIdentity.load(towers)
     plan = plan_shards(dataset, identity, EmbedConfig(dtype=dtype, rows_per_shard=50))
-    write_image = ImageShardWriter(dataset.folder, Shelf(folder), dataset.info.rows, plan.encoder)
-    writer = CaptionShardWriter(towers, Shelf(folder), plan.encoder, dtype, batch_size=16, num_gpus=0)
+    write_image = ImageShardWriter(dataset, Shelf(folder), dataset.info.rows)
+    writer = CaptionShardWriter(dataset, towers, Shelf(folder), plan.encoder, dtype, batch_size=16, num_gpus=0)
     written = [writer._write(item) for item in plan.captions]
-    assert [row.pop("encoded") for row in written] == [len(item["captions"]) for item in plan.captions]
+    assert [row.pop("encoded") for row in written] == [row["rows"] for row in written]
     shards = [Shard(**row) for row in [*map(write_image, plan.images), *written]]
     plan.manifest(dataset, identity, dtype, shards).save(folder)
     return EmbeddingCache.open(folder)
@@ -51,24 +54,25 @@ def test_samples_are_those_of_the_data(cache: EmbeddingCache, inputs: dict[str, 
         assert cache.num_samples(name) == len(split)
         rows = np.random.default_rng(0).permutation(len(split))[:77]
         batch = cache.batch(name, rows)
-        assert batch.images.dtype == torch.uint8
-        np.testing.assert_array_equal(batch.images, split.images[rows])
+        images = cache.images(name, rows)
+        assert images.dtype == torch.uint8
+        np.testing.assert_array_equal(images, split.images[rows])
         np.testing.assert_array_equal(batch.labels, split.labels[rows])
         np.testing.assert_array_equal(batch.sample_ids, split.sample_ids[rows])
         for i, row in enumerate(rows):
-            texts = [cache.captions.text[position] for position in batch.captions[i, : batch.num_captions[i]]]
+            texts = texts_at(cache.reader, batch.captions[i, : batch.num_captions[i]])
             assert texts == [normalise(text) for text in split.captions[row]]
 
 
 def test_captions_are_encoded_as_the_tower_encodes_them(cache: EmbeddingCache, inputs: dict[str, Artifact]) -> None:
     tower = load_clip(inputs["clip"].folder).text
     positions = cache.caption_positions(["the digit two", "a  handwritten 7"])
-    assert [cache.captions.text[i] for i in positions] == ["the digit two", "a handwritten 7"]
+    assert texts_at(cache.reader, positions) == ["the digit two", "a handwritten 7"]
     for found, expected in zip(
         cache.captions.take(positions), tower.encode(["the digit two", "a handwritten 7"]), strict=True
     ):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert len(cache.captions) == len(set(cache.captions.text)) == 80
+    assert len(cache.captions) == len(set(texts_at(cache.reader, torch.arange(80)))) == 80
 
 
 def test_a_wording_is_picked_by_number(cache: EmbeddingCache) -> None:
@@ -83,40 +87,55 @@ def test_tokens_may_be_kept_in_half_the_space(
     cache: EmbeddingCache, inputs: dict[str, Artifact], tmp_path: Path, dtype: str, error: float
 ) -> None:
     half = write(inputs, tmp_path, dtype)
-    assert half.captions.tokens.dtype == getattr(torch, dtype)
     tokens, mask, pooled = half.captions.take(torch.arange(80))
+    whole = cache.captions.take(torch.arange(80))
     assert tokens.dtype == torch.float32
-    torch.testing.assert_close(tokens, cache.captions.tokens, rtol=error, atol=1e-5)
-    assert not torch.equal(tokens, cache.captions.tokens)
-    assert torch.equal(mask, cache.captions.mask)
-    assert torch.equal(pooled, cache.captions.pooled)
+    torch.testing.assert_close(tokens, whole[0], rtol=error, atol=1e-5)
+    assert not torch.equal(tokens, whole[0])
+    assert torch.equal(mask, whole[1])
+    assert torch.equal(pooled, whole[2])
     assert half.key != cache.key
+    sizes = [bytes_of(one, "tokens") for one in (half, cache)]
+    assert sizes[0] * 2 == sizes[1]
 
 
-def test_plain_pyarrow_reads_the_shards(cache: EmbeddingCache) -> None:
+def bytes_of(cache: EmbeddingCache, column: str) -> int:
+    shards = [cache.reader.opened.open(shard) for shard in cache.reader.shards("captions")]
+    return sum(shard.column(column).values.values.nbytes for shard in shards)
+
+
+def test_only_tokens_that_the_mask_keeps_are_on_disk(cache: EmbeddingCache) -> None:
+    tokens, mask, _ = cache.captions.take(torch.arange(80))
+    assert 0.2 < float(mask.float().mean()) < 0.9
+    assert bytes_of(cache, "tokens") == int(mask.sum()) * tokens.shape[2] * 4
+    assert not tokens[~mask].any()
+
+
+def test_plain_pyarrow_reads_the_shards(cache: EmbeddingCache, inputs: dict[str, Artifact]) -> None:
     """In a process that has neither raverse nor Ray."""
     code = """if True:
-        import sys, pyarrow, pyarrow.parquet as pq
+        import glob, sys, pyarrow.feather
         folder = sys.argv[1]
-        images = pq.read_table(folder + "/train/images/shard-00001.parquet").combine_chunks()
-        captions = pq.read_table(folder + "/captions/shard-00000.parquet").combine_chunks()
-        every = pq.read_table(folder + "/captions")["caption_id"].to_pylist()
+        images = pyarrow.feather.read_table(*glob.glob(folder + "/train/images/shard-000001-*.arrow"))
+        shards = sorted(glob.glob(folder + "/captions/shard-*.arrow"))
+        captions = pyarrow.concat_tables(map(pyarrow.feather.read_table, shards))
         assert "ray" not in sys.modules and "workflows" not in sys.modules
-        for table, name in ((images, "image"), (captions, "tokens")):
-            column = table[name].chunk(0)
-            print(column.type.extension_name, column.to_numpy_ndarray().shape)
-            print(table.column_names)
-        print(set(images["caption_ids"].chunk(0).flatten().to_pylist()) <= set(every))
+        column = images["image"].chunk(0)
+        print(column.type.extension_name, column.to_numpy_ndarray().shape)
+        print(images.column_names)
+        print(captions["tokens"].type)
+        print(captions.column_names)
+        print(captions["caption"][images["captions"][7][0].as_py()])
     """
     lines = subprocess.run(
         [sys.executable, "-I", "-c", code, str(cache.folder)], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert lines == [
         "arrow.fixed_shape_tensor (50, 1, 8, 8)",
-        "['sample_id', 'image', 'caption_ids', 'label', 'attributes', 'unseen']",
-        "arrow.fixed_shape_tensor (50, 12, 16)",
-        "['caption_id', 'caption', 'tokens', 'mask', 'pooled']",
-        "True",
+        "['sample_id', 'image', 'captions', 'label', 'attributes', 'unseen', 'image_check', 'check']",
+        "list<item: fixed_size_list<item: float>[16]>",
+        "['caption_id', 'caption', 'mask', 'tokens', 'pooled', 'check']",
+        normalise(Dataset.open(inputs["data"].folder).read("train").captions[57][0]),
     ]
 
 
@@ -125,16 +144,95 @@ def test_a_caption_that_is_not_there_is_named(cache: EmbeddingCache) -> None:
         cache.caption_positions(["a handwritten seven", "a handwritten eleven"])
 
 
-def test_a_changed_shard_is_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+def flip(cache: EmbeddingCache, prefix: str, column: str) -> None:
+    """Changes one bit of row 3 in the first shard."""
+    path = cache.folder / cache.reader.shards(prefix)[0].path
+    table = pyarrow.feather.read_table(path, memory_map=False)
+    values = table[column].chunk(0)
+    while hasattr(values, "values") or hasattr(values, "storage"):
+        values = values.storage if hasattr(values, "storage") else values.values
+    content, wanted = bytearray(path.read_bytes()), bytes(values.buffers()[-1])
+    place = content.find(wanted[: values.nbytes])
+    assert place > 0
+    content[place + values.nbytes * 3 // table.num_rows + 1] ^= 1
+    path.write_bytes(content)
+
+
+def every_row(cache: EmbeddingCache) -> None:
+    rows = range(cache.num_samples("train"))
+    cache.images("train", rows)
+    cache.captions.take(cache.batch("train", rows).pick(torch.zeros(len(rows), dtype=torch.int64)))
+    cache.captions.pooled(torch.arange(len(cache.captions)))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "column"),
+    [
+        ("train/images", "image"),
+        ("train/images", "label"),
+        ("train/images", "sample_id"),
+        ("train/images", "captions"),
+        ("captions", "tokens"),
+        ("captions", "pooled"),
+        ("captions", "mask"),
+    ],
+)
+def test_a_changed_row_is_named_where_it_is_read(
+    inputs: dict[str, Artifact], tmp_path: Path, prefix: str, column: str
+) -> None:
     cache = write(inputs, tmp_path)
     cache.verify()
-    path = "train/images/shard-00002.parquet"
-    pq.write_table(pq.read_table(tmp_path / path).slice(1), tmp_path / path)
-    with pytest.raises(InvalidData, match=path):
+    every_row(EmbeddingCache.open(tmp_path))
+    flip(cache, prefix, column)
+    path = cache.reader.shards(prefix)[0].path
+    with pytest.raises(InvalidData, match=f"{path} was changed: row [0-9]+ has checksum .*raverse cache prune"):
+        every_row(EmbeddingCache.open(tmp_path))
+    with pytest.raises(InvalidData, match=f"{path} in .* missing or changed"):
         cache.verify()
-    (tmp_path / path).write_bytes(b"")
-    with pytest.raises(InvalidData, match="cannot read"):
-        cache.samples("train")
+
+
+def lost(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def shorter(path: Path) -> None:
+    table = pyarrow.feather.read_table(path, memory_map=False).slice(1)
+    pyarrow.feather.write_feather(table, path, compression="uncompressed")
+
+
+@pytest.mark.parametrize("harm", [lost, cut, emptied, shorter])
+@pytest.mark.parametrize("prefix", ["train/images", "captions"])
+def test_a_shard_that_is_not_whole_is_named(
+    inputs: dict[str, Artifact], tmp_path: Path, harm: Callable[[Path], None], prefix: str
+) -> None:
+    cache = write(inputs, tmp_path)
+    path = cache.reader.shards(prefix)[-1].path
+    harm(tmp_path / path)
+    with pytest.raises(InvalidData, match=f"{path}.*run `raverse cache prune`, then the job again"):
+        every_row(EmbeddingCache.open(tmp_path))
+
+
+def test_a_manifest_with_too_few_shards_is_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    cache = write(inputs, tmp_path)
+    kept = tuple(shard for shard in cache.manifest.files if shard != cache.reader.shards("train/images")[-1])
+    replace(cache.manifest, files=kept).save(tmp_path)
+    with pytest.raises(InvalidData, match="the manifest has 7 shards of train/images, wanted number 7"):
+        every_row(EmbeddingCache.open(tmp_path))
+
+
+def test_a_cache_of_an_earlier_format_is_told_to_be_made_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    cache = write(inputs, tmp_path)
+    replace(cache.manifest, format=1).save(tmp_path)
+    with pytest.raises(InvalidData, match="has format 1, wanted 2: remove the folder and run `raverse embed` again"):
+        EmbeddingCache.open(tmp_path)
 
 
 def test_an_unfinished_cache_says_what_to_run(tmp_path: Path) -> None:
@@ -143,8 +241,8 @@ def test_an_unfinished_cache_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_shape_is_refused(inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    writer = ImageShardWriter(inputs["data"].folder, Shelf(tmp_path), rows_of((3, 8, 8)), "encoder")
-    item = {"split": "train", "start": 0, "stop": 5, "path": "train/images/shard-00000.parquet", "key": "key"}
-    with pytest.raises(InvalidData, match=r"\(1, 8, 8\) in train/images/shard-00000.parquet, wanted \(3, 8, 8\)"):
+    writer = ImageShardWriter(Dataset.open(inputs["data"].folder), Shelf(tmp_path), rows_of((3, 8, 8)))
+    item = {"split": "train", "start": 0, "stop": 5, "path": "train/images/shard-000000.arrow", "key": "key"}
+    with pytest.raises(InvalidData, match=r"\(1, 8, 8\) in train/images/shard-000000.arrow, wanted \(3, 8, 8\)"):
         writer(item)
-    assert list(tmp_path.rglob("*.parquet")) == []
+    assert list(tmp_path.rglob("*.arrow")) == []

@@ -57,7 +57,7 @@ def test_an_import_goes_on_when_there_is_space_again(tmp_path: Path, disk: Disk)
     source = samples.write_sidecar(tmp_path / "source", 5000)
     build(tmp_path / "whole", source)
     folder = disk.folder / "data"
-    assert disk.mount(f"size={7 * pages(tmp_path / 'whole', '*.parquet') // 10}")
+    assert disk.mount(f"size={7 * pages(tmp_path / 'whole', '**/*.parquet') // 10}")
     with pytest.raises(StorageUnwritable, match=r"cannot write .*part-.*(No space|Errno 28)") as full:
         build(folder, source)
     assert "\n" not in str(full.value)

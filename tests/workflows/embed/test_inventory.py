@@ -13,9 +13,11 @@ from workflows.embed.manifest import Manifest
 from workflows.embed.store import CaptionStore, is_intact
 from workflows.errors import StorageUnwritable
 from workflows.runtime.artifact import Artifact
-from workflows.storage.shards import write_shard
+from workflows.storage.mapped import write_mapped
 
-TABLE = pa.table({"caption_id": ["a", "b"], "caption": ["x", "y"]})
+A, B, C = (bytes([number]) * 16 for number in range(3))
+TABLE = pa.table({"caption_id": pa.array([A, B], pa.binary(16)), "caption": ["x", "y"]})
+SIZES = {"images": 1, "captions": 2}
 
 
 def cache(root: Path, *words: str) -> Result:
@@ -26,9 +28,9 @@ def cache(root: Path, *words: str) -> Result:
 def root(tmp_path: Path) -> Path:
     """One finished cache whose towers have one part of captions, and a part of towers that nothing uses."""
     folder = tmp_path / "artifacts/embed/0123"
-    shard = write_shard(folder, "captions/shard-00000.parquet", TABLE, "key")
+    shard = write_mapped(folder, "captions/shard-000000.arrow", TABLE, "key")
     rows = {"train": 1, "held_out": 1, "captions": 2}
-    Manifest("k" * 64, "used" * 16, "d", {"model": "tiny"}, "float32", (1, 8, 8), rows, (shard,)).save(folder)
+    Manifest("k" * 64, "used" * 16, "d", {"model": "tiny"}, "float32", (1, 8, 8), rows, SIZES, (shard,)).save(folder)
     Artifact("embed", "0123", folder).commit()
     used = CaptionStore.of(tmp_path, "used" * 16)
     used.add(TABLE)
@@ -53,10 +55,8 @@ def test_list_shows_caches_and_shared_captions(root: Path) -> None:
 
 def test_verify_finds_what_changed(root: Path) -> None:
     assert cache(root, "verify").exit_code == 0
-    shard, part = (
-        root / "artifacts/embed/0123/captions/shard-00000.parquet",
-        CaptionStore.of(root, "used" * 16).parts()[0],
-    )
+    (shard,) = root.glob("artifacts/embed/0123/captions/shard-000000-*.arrow")
+    part = CaptionStore.of(root, "used" * 16).parts()[0]
     damage(shard)
     damage(part)
     result = cache(root, "verify")
@@ -89,12 +89,13 @@ def test_a_part_lies_under_its_hash_and_gives_the_rows_that_it_has(tmp_path: Pat
     part = store.add(TABLE)
     assert store.add(TABLE) == part
     assert is_intact(part)
-    assert store.index() == {"a": part.name, "b": part.name}
-    found = store.take([part.name], ["b", "c"])
+    names, places = store.find(pa.array([C, B, A], pa.binary(16)))
+    assert (names, places.tolist()) == ([part.name], [-1, 0, 0])
+    found = store.take([part.name], [B, C])
     assert found is not None
     assert found["caption"].to_pylist() == ["y"]
     damage(part)
-    assert store.take([part.name], ["a"]) is None
+    assert store.take([part.name], [A]) is None
     assert store.parts() == []
 
 

@@ -6,9 +6,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from workflows.embed.manifest import Manifest, cache_key, caption_id, discard_damaged, encoder_key, normalise
+from workflows.embed.manifest import (
+    Manifest,
+    cache_key,
+    caption_id,
+    discard_damaged,
+    discard_unlisted,
+    encoder_key,
+    normalise,
+)
 from workflows.errors import InvalidData, MissingArtifact
-from workflows.storage.shards import write_shard
+from workflows.storage.mapped import write_mapped
 from workflows.towers.identity import ClipIdentity
 
 
@@ -19,9 +27,11 @@ def identity(tiny_folder: Path) -> ClipIdentity:
 
 def make(folder: Path) -> Manifest:
     table = pa.table({"x": [1, 2]})
-    files = tuple(write_shard(folder, f"{name}/shard.parquet", table, name) for name in ("captions", "train/images"))
+    files = tuple(write_mapped(folder, f"{name}/shard.arrow", table, name) for name in ("captions", "train/images"))
     rows = {"train": 2, "held_out": 0, "captions": 2}
-    manifest = Manifest("key", "encoder", "data", {"model": "x"}, "float32", (1, 2, 3), rows, files)
+    manifest = Manifest(
+        "key", "encoder", "data", {"model": "x"}, "float32", (1, 2, 3), rows, {"images": 2, "captions": 2}, files
+    )
     manifest.save(folder)
     return manifest
 
@@ -29,7 +39,7 @@ def make(folder: Path) -> Manifest:
 def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     manifest = make(tmp_path)
     assert Manifest.load(tmp_path) == manifest
-    assert manifest.paths("captions") == ["captions/shard.parquet"]
+    assert manifest.shards("captions") == manifest.files[:1]
     assert manifest.damaged(tmp_path) == []
 
 
@@ -40,20 +50,28 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="not JSON"):
         Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(InvalidData, match="format 99, wanted 1"):
+    with pytest.raises(InvalidData, match="format 99, wanted 2"):
         Manifest.load(tmp_path)
 
 
 def test_only_what_was_changed_is_discarded(tmp_path: Path) -> None:
     manifest = make(tmp_path)
-    path = tmp_path / "captions/shard.parquet"
+    path, other = (tmp_path / shard.path for shard in manifest.files)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert manifest.damaged(tmp_path) == ["captions/shard.parquet"]
+    assert manifest.damaged(tmp_path) == [manifest.files[0].path]
     discard_damaged(tmp_path)
     assert not path.exists()
-    assert (tmp_path / "train/images/shard.parquet").exists()
+    assert other.exists()
+
+
+def test_shards_of_other_input_do_not_stay(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    old = tmp_path / write_mapped(tmp_path, "captions/shard.arrow", pa.table({"x": [3]}), "captions").path
+    discard_unlisted(tmp_path, manifest)
+    assert not old.exists()
+    assert manifest.damaged(tmp_path) == []
 
 
 @pytest.mark.parametrize("field", ["weights_sha256", "config_sha256", "tokenizer", "context_length"])

@@ -18,10 +18,12 @@ from workflows.cli import app as cli
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import SPLITS
 from workflows.embed.cache import EmbeddingCache
+from workflows.embed.cached_captions import texts_at
 from workflows.embed.inventory import damaged_files, inventory, prunable, remove
 from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
 from workflows.job.stages import STAGES
 from workflows.runtime.artifact import Artifact
+from workflows.storage.copies import CopySettings
 from workflows.storage.place import Place
 from workflows.storage.shards import Shard
 
@@ -50,11 +52,14 @@ def remote(inputs: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory
 
 def check_same(one: EmbeddingCache, other: EmbeddingCache) -> None:
     for split in SPLITS:
-        for name, value in vars(one.samples(split)).items():
-            assert torch.equal(value, getattr(other.samples(split), name)), (split, name)
-    assert (one.captions.text, one.captions.ids) == (other.captions.text, other.captions.ids)
-    for name in ("tokens", "mask", "pooled"):
-        assert torch.equal(getattr(one.captions, name), getattr(other.captions, name)), name
+        rows = range(one.num_samples(split))
+        assert torch.equal(one.images(split, rows), other.images(split, rows))
+        for name, value in vars(one.batch(split, rows)).items():
+            assert torch.equal(value, getattr(other.batch(split, rows), name)), (split, name)
+    every = torch.arange(len(one.captions))
+    assert texts_at(one.reader, every) == texts_at(other.reader, every)
+    for value, wanted in zip(one.captions.take(every), other.captions.take(every), strict=True):
+        assert torch.equal(value, wanted)
 
 
 def test_the_same_tensors_are_read_from_a_bucket(local: EmbeddingCache, remote: EmbeddingCache) -> None:
@@ -76,7 +81,7 @@ def test_a_shard_in_a_bucket_bears_the_hash_of_its_bytes(remote: EmbeddingCache,
     keys = bucket.versions("whole")
     assert set(keys) == {f"whole/{remote.key}/{shard.path}" for shard in remote.manifest.files}
     for shard in remote.manifest.files:
-        assert shard.path.endswith(f"-{shard.sha256}.parquet")
+        assert shard.path.endswith(f"-{shard.sha256}.arrow")
 
 
 def test_another_storage_folder_takes_what_is_there(
@@ -129,17 +134,18 @@ def test_a_lost_shard_is_told_and_made_again(
     cache, keys = copied(remote, bucket, root)
     cache.verify()
     assert damaged_files(root) == []
-    (key,) = (key for key in keys if "train/images/shard-00001" in key)
+    (key,) = (key for key in keys if "train/images/shard-000001" in key)
     whole = bucket.read(key)
     bucket.remove(key)
     if damage != "removed":
         bucket.write(key, flipped(whole) if damage == "flipped" else whole[: len(whole) // 2])
-    with pytest.raises(InvalidData, match=r"cannot read s3://.*train/images/shard-00001-.*raverse cache prune") as told:
-        EmbeddingCache.open(cache.folder).samples("train")
+    copies = CopySettings(tmp_path / "copies")
+    with pytest.raises(InvalidData, match=r"s3://.*train/images/shard-000001-.*raverse cache prune") as told:
+        EmbeddingCache.open(cache.folder, copies).images("train", range(359))
     assert "\n" not in str(told.value)
     ((place, reason),) = damaged_files(root)
-    assert ("train/images/shard-00001" in place, reason) == (True, "missing or changed")
-    with pytest.raises(InvalidData, match=r"train/images/shard-00001.* missing or changed"):
+    assert ("train/images/shard-000001" in place, reason) == (True, "missing or changed")
+    with pytest.raises(InvalidData, match=r"train/images/shard-000001.* missing or changed"):
         cache.verify()
     ((mark, _),) = prunable(root)
     remove(mark)
@@ -159,7 +165,7 @@ def test_what_cannot_be_looked_at_is_no_damage(
     (item,) = inventory(root)
     assert item.size == sum(len(bucket.read(f"away/{remote.key}/{shard.path}")) for shard in cache.manifest.files)
     listed = CliRunner().invoke(cli.app, ["cache", "list", "--root", str(root)]).output
-    assert f"artifacts/embed/0123: its shards are in {cache.place}" in listed.splitlines()
+    assert f"artifacts/embed/0123: its shards are in {cache.reader.place}" in listed.splitlines()
     away = cache.manifest.store.replace(bucket.address, refusing)
     replace(cache.manifest, store=away).save(cache.folder)
     ((_, reason),) = damaged_files(root)

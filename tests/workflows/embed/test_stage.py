@@ -17,12 +17,14 @@ from tests.workflows.embed.shapes_job import ShapesJob
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.embed.cached_captions import texts_at
 from workflows.embed.manifest import Manifest
 from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.storage.hashing import file_sha256
+from workflows.storage.mapped import MappedShard
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -66,7 +68,7 @@ def test_the_manifest_lists_every_file(finished: Path) -> None:
     assert listed == set(contents(finished))
     assert cache.manifest.rows == {"train": 359, "held_out": 1438, "captions": 80}
     assert sum(shard.rows for shard in cache.manifest.files) == 359 + 1438 + 80
-    assert len(cache.samples("train").labels) == 359
+    assert len(cache.images("train", range(359))) == 359
 
 
 def test_two_workers_write_the_same_bytes(inputs: dict[str, Artifact], finished: Path, tmp_path: Path) -> None:
@@ -76,24 +78,24 @@ def test_two_workers_write_the_same_bytes(inputs: dict[str, Artifact], finished:
 
 
 def test_a_second_run_encodes_nothing(inputs: dict[str, Artifact], finished: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.parquet")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.arrow")}
     metrics = run(configure(rows_per_shard=30, workers=2, batch_size=9), inputs, finished)
     assert (metrics["num_captions"], metrics["encoded_captions"]) == (80, 0)
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.parquet")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.arrow")} == before
 
 
 def test_lost_and_damaged_shards_alone_are_made_again(
     inputs: dict[str, Artifact], finished: Path, tmp_path: Path
 ) -> None:
     folder = copy(finished, tmp_path)
-    kept = folder / "held_out/images/shard-00000.parquet"
+    (kept,) = folder.glob("held_out/images/shard-000000-*.arrow")
     stamp = kept.stat().st_mtime_ns
-    (folder / "train/images/shard-00000.parquet").unlink()
-    damaged = folder / "captions/shard-00000.parquet"
+    next(folder.glob("train/images/shard-000000-*.arrow")).unlink()
+    (damaged,) = folder.glob("captions/shard-000000-*.arrow")
     data = bytearray(damaged.read_bytes())
     data[len(data) // 3] ^= 255
     damaged.write_bytes(data)
-    (folder / "held_out/images/shard-00001.parquet.0123.partial").write_bytes(b"half")
+    (folder / "held_out/images/shard-000001.arrow.0123.partial").write_bytes(b"half")
     assert run(configure(rows_per_shard=30), inputs, folder)["encoded_captions"] == 30
     assert contents(folder) == contents(finished)
     damaged.write_bytes(data)
@@ -125,10 +127,11 @@ def test_captions_of_other_runs_are_not_encoded_again(
     assert (figures["num_captions"], figures["encoded_captions"]) == (81, 1)
     alone = run(configure(share_captions=False), changed, tmp_path / "third", root)
     assert alone["encoded_captions"] == 81
-    second, third = (EmbeddingCache.open(tmp_path / name).captions for name in ("second", "third"))
-    assert second.ids == third.ids
-    torch.testing.assert_close(second.tokens, third.tokens, rtol=1e-5, atol=1e-6)
-    assert torch.equal(second.mask, third.mask)
+    second, third = (EmbeddingCache.open(tmp_path / name) for name in ("second", "third"))
+    assert texts_at(second.reader, torch.arange(81)) == texts_at(third.reader, torch.arange(81))
+    (tokens, mask, _), (others, other_mask, _) = (cache.captions.take(torch.arange(81)) for cache in (second, third))
+    torch.testing.assert_close(tokens, others, rtol=1e-5, atol=1e-6)
+    assert torch.equal(mask, other_mask)
     EmbeddingCache.open(tmp_path / "second").verify()
     half = run(configure(dtype="float16"), changed, tmp_path / "half", root)
     assert half["encoded_captions"] == 81, "another storage type is another encoder"
@@ -138,11 +141,11 @@ def test_a_damaged_part_of_the_store_is_found_and_made_again(
     inputs: dict[str, Artifact], finished: Path, tmp_path: Path
 ) -> None:
     root = known(finished, tmp_path / "root")
-    part = min((root / "cache/captions").glob("*/*.parquet"))
+    part = min((root / "cache/captions").glob("*/*.arrow"))
     data = bytearray(part.read_bytes())
     data[len(data) // 3] ^= 255
     part.write_bytes(data)
-    rows = pq.read_metadata(part).num_rows
+    rows = MappedShard.open(part).rows
     assert run(configure(rows_per_shard=30), inputs, tmp_path / "second", root)["encoded_captions"] == rows
     assert contents(tmp_path / "second") == contents(finished)
     assert file_sha256(part) == part.stem
@@ -176,7 +179,7 @@ def test_errors_arrive_as_themselves(inputs: dict[str, Artifact], tmp_path: Path
 def test_a_failed_pass_says_why_and_gives_its_processors_back(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     (tmp_path / "captions").write_text("a file where a folder should be")
     before = ray.cluster_resources()["CPU"]
-    with pytest.raises(StorageUnwritable, match=r"captions/shard-00000\.parquet.*set storage\.root elsewhere$") as full:
+    with pytest.raises(StorageUnwritable, match=r"captions/shard-000000\.arrow.*set storage\.root elsewhere$") as full:
         run(configure(), inputs, tmp_path)
     assert "\n" not in str(full.value), "Ray adds lines about its retries"
     deadline = time.monotonic() + 20
@@ -189,12 +192,12 @@ def test_a_run_killed_half_way_goes_on_to_the_same_bytes(shapes_job: ShapesJob, 
     folder = tmp_path / "killed"
     with shapes_job.started(folder) as process:
         deadline = time.monotonic() + 120
-        while len(list(folder.glob("captions/*.parquet"))) < 3 and time.monotonic() < deadline:
+        while len(list(folder.glob("captions/*.arrow"))) < 3 and time.monotonic() < deadline:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    assert len(list(folder.glob("captions/*.parquet"))) >= 3
-    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    assert len(list(folder.glob("captions/*.arrow"))) >= 3
+    stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.arrow")}
     assert not (folder / "manifest.json").exists()
     metrics = run(shapes_job.config(), shapes_job.inputs, folder)
     assert metrics["encoded_captions"] < metrics["num_captions"]

@@ -15,11 +15,13 @@ from workflows.config.schema import ClipConfig, RunConfig, TrainConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.captions import caption_table, distinct_captions
+from workflows.embed.caption_index import CaptionIndex, texts_of
+from workflows.embed.captions import caption_table
 from workflows.embed.images import image_table
-from workflows.embed.manifest import Manifest, caption_id
+from workflows.embed.manifest import Manifest
 from workflows.runtime.progress import Progress
-from workflows.storage.shards import Shard, write_shard
+from workflows.storage.mapped import write_mapped
+from workflows.storage.shards import Shard
 from workflows.towers.clip_model import build_tokenizer
 from workflows.towers.features import EncodedText
 from workflows.train.clip.batches import Texts
@@ -66,25 +68,25 @@ def tiny_config(root: Path, *overrides: str) -> RunConfig:
 
 def write_cache(data: Dataset, folder: Path) -> EmbeddingCache:
     """A cache in the format of the embed stage, with features drawn from a seed."""
-    captions = distinct_captions(map(data.path, SPLITS), data.info.candidate_captions)
+    index = CaptionIndex.read(data, ENCODER)
+    captions = texts_of(data, index.item(0, len(index)))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(len(captions), TOKENS, WIDTH, generator=generator)
     pooled = functional.normalize(torch.randn(len(captions), WIDTH, generator=generator), dim=-1)
     mask = torch.arange(TOKENS)[None] < torch.randint(2, TOKENS + 1, (len(captions), 1), generator=generator)
     tokens = torch.where(mask[..., None], tokens, 0.0)
-    ids = [caption_id(ENCODER, caption) for caption in captions]
-    table = caption_table(ids, captions, EncodedText(tokens, mask, pooled), "float32")
-    shards: list[Shard] = [write_shard(folder, "captions/shard-00000.parquet", table, "captions")]
-    rows = {"captions": len(captions)}
+    table = caption_table(index.ids.to_pylist(), captions, EncodedText(tokens, mask, pooled), "float32")
+    shards: list[Shard] = [write_mapped(folder, "captions/shard-000000.arrow", table, "captions")]
+    rows, first = {"captions": len(captions)}, 0
     for split in SPLITS:
         samples = data.read(split)
         rows[split] = len(samples)
-        path = f"{split}/images/shard-00000.parquet"
-        shards.append(write_shard(folder, path, image_table(samples, ENCODER), split))
+        uses = index.uses(first, first := first + len(samples))
+        shards.append(write_mapped(folder, f"{split}/images/shard-000000.arrow", image_table(samples, uses), split))
     files = tuple(sorted(shards, key=lambda shard: shard.path))
-    Manifest("cache", ENCODER, data.info.data_hash, {"model": "random"}, "float32", data.info.shape, rows, files).save(
-        folder
-    )
+    clip = {"model": "random", "context_length": TOKENS, "width": WIDTH, "embed_dim": WIDTH}
+    sizes = {"images": 1 << 20, "captions": 1 << 20}
+    Manifest("cache", ENCODER, data.info.data_hash, clip, "float32", data.info.shape, rows, sizes, files).save(folder)
     return EmbeddingCache.open(folder)
 
 
@@ -129,7 +131,7 @@ def denoiser(config: RunConfig, cache: EmbeddingCache) -> DenoiserObjective:
 @pytest.fixture(scope="session")
 def classifier(config: RunConfig, cache: EmbeddingCache, digits: Dataset) -> ClassifierObjective:
     """A tiny classifier's objective."""
-    candidates = cache.captions.pooled[cache.caption_positions(digits.info.candidate_captions)]
+    candidates = cache.captions.pooled(cache.caption_positions(digits.info.candidate_captions))
     network = classifier_network(config.classifier.network, cache, len(digits.info.class_names), len(candidates))
     return ClassifierObjective(network, noise_schedule(config.denoiser.schedule), candidates)
 

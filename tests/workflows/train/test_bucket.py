@@ -23,8 +23,9 @@ def moved(cache: EmbeddingCache, url: str, folder: Path) -> EmbeddingCache:
     """The cache with its shards in a bucket."""
     shelf = Shelf.of(folder, url, cache.key)
     assert shelf.store is not None
-    shards = tuple(shelf.copy(shard, cache.folder / shard.path) for shard in cache.manifest.files)
-    replace(cache.manifest, files=shards, store=shelf.store.url).save(folder)
+    for shard in cache.manifest.files:
+        shelf.store.put(cache.folder / shard.path, shard.path)
+    replace(cache.manifest, store=shelf.store.url).save(folder)
     return EmbeddingCache.open(folder)
 
 
@@ -32,7 +33,8 @@ def test_training_from_a_bucket_is_training_from_a_folder(
     ranks: Ranks, denoiser: DenoiserObjective, config: RunConfig, cache: EmbeddingCache, bucket: Bucket, tmp_path: Path
 ) -> None:
     remote = moved(cache, bucket.url("train"), tmp_path)
-    here = Job(denoiser, config.denoiser.train.model_copy(update={"steps": STEPS}), cache.folder, STEPS)
+    train = config.denoiser.train.model_copy(update={"steps": STEPS, "cache_folder": tmp_path / "copies"})
+    here = Job(denoiser, train, cache.folder, STEPS)
     there = replace(here, source=remote.folder)
     one, other = ranks.run(2, here)[0], ranks.run(2, there)[0]
     assert one.error is None
@@ -48,8 +50,9 @@ def test_a_lost_shard_stops_training_with_its_name(
     ranks: Ranks, denoiser: DenoiserObjective, config: RunConfig, cache: EmbeddingCache, bucket: Bucket, tmp_path: Path
 ) -> None:
     remote = moved(cache, bucket.url("lost"), tmp_path)
-    (path,) = remote.manifest.paths("train/images")
-    bucket.remove(f"lost/{cache.key}/{path}")
-    (ended,) = ranks.run(1, Job(denoiser, config.denoiser.train, remote.folder, STEPS))
+    (shard,) = remote.reader.shards("train/images")
+    bucket.remove(f"lost/{cache.key}/{shard.path}")
+    train = config.denoiser.train.model_copy(update={"cache_folder": tmp_path / "copies"})
+    (ended,) = ranks.run(1, Job(denoiser, train, remote.folder, STEPS))
     assert isinstance(ended.error, InvalidData)
-    assert re.search(r"cannot read s3://shards/lost/.*train/images/.*does not exist", str(ended.error))
+    assert re.search(r"s3://shards/lost/.*train/images/.* is missing: run `raverse cache prune`", str(ended.error))

@@ -198,7 +198,7 @@ def test_the_classifier_stage_measures_both_heads(
     alone = tiny_config(config.root_folder, "classifier.train.num_workers=1")
     metrics = train_classifier(alone, inputs, tmp_path, Progress.silent())
     network = ModelBundle.load(tmp_path / "bundle").network()
-    wanted = cache.captions.pooled[cache.caption_positions(digits.info.candidate_captions)]
+    wanted = cache.captions.pooled(cache.caption_positions(digits.info.candidate_captions))
     assert torch.equal(network.candidates, wanted)
     rows = read_losses(tmp_path / "losses.csv")
     assert all(row["loss"] == pytest.approx(row["label_loss"] + row["text_loss"], rel=1e-4) for row in rows)

@@ -17,7 +17,7 @@ from diffusion_core.trajectory import sample
 from workflows.data.pixels import to_pixels
 from workflows.data.png import image_of, png_of
 from workflows.data.rows import rows_of
-from workflows.embed.cache import CachedCaptions
+from workflows.embed.cached_captions import EncodedCaptions
 from workflows.storage.atomic import whole_file
 from workflows.train.batches import CachedBatches
 from workflows.train.loop.trainer import Trainer
@@ -41,7 +41,7 @@ def draw_grid(trainer: Trainer, folder: Path) -> None:
 
 
 @torch.no_grad()
-def draw(objective: DenoiserObjective, weights: dict[str, Tensor], captions: CachedCaptions) -> Tensor:
+def draw(objective: DenoiserObjective, weights: dict[str, Tensor], captions: EncodedCaptions) -> Tensor:
     """Pictures in [-1, 1] of captions spread over all of them, seeds 0, 1, ..., on the CPU."""
     with torch.random.fork_rng():
         network = objective.build()

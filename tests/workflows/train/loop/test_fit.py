@@ -37,6 +37,7 @@ EFFECTIVE = {
     "level_shift": 0.5,
     "compile": True,
     "precision": "bf16",
+    "shuffle_rows": 9,
     "seed": 7,
 }
 WITHOUT_EFFECT = {
@@ -52,6 +53,8 @@ WITHOUT_EFFECT = {
     "activation_checkpointing": True,
     "cpu_offload": True,
     "sample_every": 4,
+    "cache_folder": Path("elsewhere"),
+    "cache_bytes": 9,
 }
 
 

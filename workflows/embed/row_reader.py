@@ -1,0 +1,151 @@
+"""Rows of a cache by their number, read from the shards that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workflows.embed.checksums import crc, sample_check
+from workflows.embed.manifest import Manifest
+from workflows.errors import InvalidData
+from workflows.storage.copies import REMEDY, CopySettings, OpenShards
+from workflows.storage.mapped import MappedShard
+from workflows.storage.shards import Shard
+
+Indices: TypeAlias = Tensor | NDArray[np.int64] | Sequence[int]
+View = TypeVar("View")
+
+
+class Visit(NamedTuple):
+    """Some of the wanted rows, all in one shard."""
+
+    places: NDArray[np.int64]
+    """Among the wanted rows."""
+    rows: NDArray[np.int64]
+    """In the shard."""
+
+
+@final
+class RowReader:
+    """Finds rows in the shards of a manifest.
+
+    Memory: the manifest, about 250 bytes a shard, and what `OpenShards` states.
+
+    Args:
+        folder: of the manifest.
+        manifest: what there is.
+        copies: where copies of a store's shards go.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, copies: CopySettings) -> None:
+        self.manifest, self.place = manifest, manifest.place(folder)
+        self.opened = OpenShards(self.place, copies)
+        self._shards: dict[str, tuple[Shard, ...]] = {}
+
+    def shards(self, prefix: str) -> tuple[Shard, ...]:
+        """The shards under `captions` or `SPLIT/images`, in order."""
+        if prefix not in self._shards:
+            self._shards[prefix] = self.manifest.shards(prefix)
+        return self._shards[prefix]
+
+    def shard_rows(self, prefix: str) -> int:
+        """Rows of each of these shards but the last."""
+        return self.manifest.shard_rows[prefix.rpartition("/")[2]]
+
+    def visit(
+        self, prefix: str, indices: Indices, view: Callable[[MappedShard, str], View]
+    ) -> Iterator[tuple[Visit, View]]:
+        """For each shard that has some of the rows: which, and the shard as `view` shows it.
+
+        Raises:
+            InvalidData: a shard is missing or damaged.
+        """
+        rows = torch.as_tensor(indices, dtype=torch.int64).numpy()
+        numbers = rows // self.shard_rows(prefix)
+        for number in np.unique(numbers):
+            places = np.flatnonzero(numbers == number)
+            shard = self._shard(prefix, int(number))
+            name = str(self.place / shard.path)
+            yield (
+                Visit(places, rows[places] - number * self.shard_rows(prefix)),
+                view(self.opened.open(shard), name),
+            )
+
+    def _shard(self, prefix: str, number: int) -> Shard:
+        shards = self.shards(prefix)
+        if not 0 <= number < len(shards):
+            raise InvalidData(
+                f"{self.place}: the manifest has {len(shards)} shards of {prefix}, wanted number {number}"
+            )
+        return shards[number]
+
+
+@final
+class ImageRows:
+    """The rows of an image shard.
+
+    Args:
+        shard: that is open.
+        name: in messages.
+    """
+
+    def __init__(self, shard: MappedShard, name: str) -> None:
+        self._name = name
+        self._images = shard.column("image").to_numpy_ndarray()
+        self._image_checks = shard.column("image_check").to_numpy()
+        self._ids, self._labels = shard.column("sample_id").to_numpy(), shard.column("label").to_numpy()
+        self._starts = shard.column("captions").offsets.to_numpy()
+        self._captions, self._checks = shard.column("captions").values.to_numpy(), shard.column("check").to_numpy()
+
+    def images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows, checked."""
+        found: NDArray[Any] = self._images[rows]
+        for row, image in zip(rows, found, strict=True):
+            _check(crc(image), self._image_checks[row], self._name, row)
+        return found
+
+    def sample(self, row: int) -> tuple[int, int, NDArray[np.int32]]:
+        """Sample id, label and positions of captions of a row, checked."""
+        key, label = int(self._ids[row]), int(self._labels[row])
+        captions = self._captions[self._starts[row] : self._starts[row + 1]]
+        _check(sample_check(key, label, captions), self._checks[row], self._name, row)
+        return key, label, captions
+
+
+@final
+class CaptionRows:
+    """The rows of a shard of captions.
+
+    Args:
+        shard: that is open.
+        name: in messages.
+    """
+
+    def __init__(self, shard: MappedShard, name: str) -> None:
+        self._name, self._checks = name, shard.column("check").to_numpy()
+        self.mask, self.pooled = (_lists(shard.column(column)) for column in ("mask", "pooled"))
+        tokens = shard.column("tokens")
+        self._starts, self._tokens = tokens.offsets.to_numpy(), _lists(tokens.values)
+
+    def tokens(self, row: int) -> NDArray[Any]:
+        """The tokens that are stored of a row, (kept, d), checked."""
+        found = self._tokens[self._starts[row] : self._starts[row + 1]]
+        _check(crc(found, self.mask[row], self.pooled[row]), self._checks[row], self._name, row)
+        return found
+
+
+def _lists(column: Any) -> NDArray[Any]:
+    """(rows, size) of a column of lists of one size."""
+    values: NDArray[Any] = column.values.to_numpy()
+    return values.reshape(-1, column.type.list_size)
+
+
+def _check(found: int, wanted: int, name: str, row: int) -> None:
+    if found != wanted:
+        raise InvalidData(f"{name} was changed: row {row} has checksum {found:08x}, wanted {wanted:08x}: {REMEDY}")

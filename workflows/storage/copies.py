@@ -1,0 +1,256 @@
+"""Shards of a cache, opened where they are needed: files of a local folder, or local copies of a store's files.
+
+    <cache folder>/<sha256>.arrow    a copy, under the hash of its bytes, so that any number of jobs may share it
+    <cache folder>/locks/NN.lock     so that the workers of a node fetch a shard once
+
+A copy that is removed while it is mapped stays readable, so one job may drop what another one reads. A copy counts only
+if its bytes have the hash that the manifest gives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, final
+
+from cachetools import LRUCache
+from filelock import FileLock
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+
+from workflows.errors import InvalidData
+from workflows.storage.atomic import PartialFile
+from workflows.storage.hashing import file_sha256
+from workflows.storage.mapped import ENDING, MappedShard
+from workflows.storage.place import Place, reason
+from workflows.storage.shards import Shard
+
+REMEDY: Final = "run `raverse cache prune`, then the job again"
+_ATTEMPTS: Final = 6
+_LONGEST_WAIT: Final = 20.0
+"""Seconds between two attempts."""
+_MOST_OPEN: Final = 1024
+"""Mapped shards; a mapping costs an entry in a table of the system, no memory."""
+_RELEASED_AFTER: Final = 128 << 20
+"""Bytes of mapped pages that are read before all are given back."""
+_LOCKS: Final = 64
+_log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True)
+class CopySettings:
+    """Where copies of a store's shards go.
+
+    Attributes:
+        folder: of all jobs of this node; None: `raverse-shards` in the system's folder for temporary files.
+        limit: bytes of all copies in it; while a shard arrives there may be one more for each worker.
+    """
+
+    folder: Path | None = None
+    limit: int = 32 << 30
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.folder or Path(tempfile.gettempdir()) / "raverse-shards"
+
+
+@final
+class OpenShards:
+    """Opens shards when they are first asked for, from any thread.
+
+    Memory: pages of local files, at most 128 MiB until they are given back. Where copies cannot be written, shards of
+    a store are kept in memory instead, at most 1 GiB of them.
+
+    Args:
+        place: where the shards are.
+        settings: of the copies; a local folder needs none.
+    """
+
+    _KEPT_IN_MEMORY: Final = 1 << 30
+
+    def __init__(self, place: Place, settings: CopySettings) -> None:
+        self._place, self._settings = place, settings
+        self._open: LRUCache[str, MappedShard] = LRUCache(_MOST_OPEN)
+        self._kept: LRUCache[str, bytes] = LRUCache(self._KEPT_IN_MEMORY, getsizeof=len)
+        self._lock, self._touched, self._told = threading.RLock(), 0, False
+
+    @property
+    def fetches(self) -> bool:
+        """Whether shards come from a store."""
+        return "://" in self._place.url
+
+    def open(self, shard: Shard) -> MappedShard:
+        """The shard.
+
+        Raises:
+            InvalidData: it is lost, cut or changed, or the store cannot be read after some attempts.
+        """
+        with self._lock:
+            found = self._open.get(shard.sha256)
+        if found is None:
+            found = self._fetched(shard) if self.fetches else self._local(shard)
+            with self._lock:
+                self._open[shard.sha256] = found
+        return found
+
+    def read(self, count: int) -> None:
+        """Says how many bytes of mapped pages were read; after so many all are given back."""
+        with self._lock:
+            self._touched += count
+            if self._touched > _RELEASED_AFTER:
+                self._touched = 0
+                for shard in self._open.values():
+                    shard.release()
+
+    def has(self, shard: Shard) -> bool:
+        """Whether the shard is here already."""
+        return not self.fetches or self._copy(shard).exists()
+
+    def _local(self, shard: Shard) -> MappedShard:
+        try:
+            found = MappedShard.open(Path(self._place.url) / shard.path)
+        except FileNotFoundError:
+            raise InvalidData(f"{self._place / shard.path} is missing: {REMEDY}") from None
+        except InvalidData as error:
+            raise InvalidData(f"{error}: {REMEDY}") from None
+        return self._checked(shard, found)
+
+    def _checked(self, shard: Shard, found: MappedShard) -> MappedShard:
+        if found.rows != shard.rows:
+            raise InvalidData(f"{self._place / shard.path} has {found.rows} rows, wanted {shard.rows}: {REMEDY}")
+        return found
+
+    def _copy(self, shard: Shard) -> Path:
+        return self._settings.place / f"{shard.sha256}{ENDING}"
+
+    def _fetched(self, shard: Shard) -> MappedShard:
+        try:
+            return self._checked(shard, self._copied(shard))
+        except OSError as error:
+            self._tell(error)
+        with self._lock:
+            content = self._kept.get(shard.sha256)
+        if content is None:
+            sink = io.BytesIO()
+            self._download(shard, lambda: _emptied(sink))
+            content = sink.getvalue()
+            with self._lock:
+                if len(content) <= self._kept.maxsize:
+                    self._kept[shard.sha256] = content
+        return self._checked(shard, MappedShard.of(content, str(self._place / shard.path)))
+
+    def _tell(self, error: OSError) -> None:
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            _log.warning(
+                "cannot keep copies of shards in %s (%s): they are kept in memory, at most 1 GiB, and fetched again "
+                "where that is too little; free space, or set train.cache_folder",
+                self._settings.place,
+                error.strerror or error,
+            )
+
+    def _copied(self, shard: Shard) -> MappedShard:
+        """The copy, fetched if it is not here.
+
+        Raises:
+            OSError: the folder cannot be written.
+            InvalidData: the shard cannot be fetched.
+        """
+        copy = self._copy(shard)
+        locks = copy.parent / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                os.utime(copy)
+                if file_sha256(copy) == shard.sha256:
+                    return MappedShard.open(copy)
+                copy.unlink(missing_ok=True)  # changed by hand or by the disk
+            except FileNotFoundError:
+                pass
+            with FileLock(locks / f"{int(shard.sha256[:8], 16) % _LOCKS:02d}.lock"):
+                if not copy.exists():
+                    self._fetch(shard, copy)
+
+    def _fetch(self, shard: Shard, copy: Path) -> None:
+        with PartialFile(copy) as partial:
+            with partial.path.open("wb") as file:
+                self._download(shard, lambda: _emptied(file))
+            make_room(copy.parent, self._settings.limit - partial.path.stat().st_size)
+            partial.commit()
+
+    def _download(self, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
+        """Reads a shard from the store, again after a failure, and checks its hash."""
+        attempts = Retrying(
+            stop=stop_after_attempt(_ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT),
+            retry=retry_if_not_exception_type((FileNotFoundError, _LocalError)),
+            reraise=True,
+        )
+        try:
+            attempts(self._attempt, shard, sink)
+        except _LocalError as error:
+            raise error.error from None
+        except FileNotFoundError:
+            raise InvalidData(f"{self._place / shard.path} is missing: {REMEDY}") from None
+        except InvalidData:
+            raise
+        except Exception as error:  # noqa: BLE001 - each kind of storage raises its own
+            raise InvalidData(
+                f"cannot read {self._place / shard.path} ({reason(error)}), {_ATTEMPTS} attempts: check that the store "
+                f"is reachable and that the credentials are valid, and run the same command to go on"
+            ) from None
+
+    def _attempt(self, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
+        out, digest = sink(), hashlib.sha256()
+        for chunk in self._place.chunks(shard.path):
+            digest.update(chunk)
+            try:
+                out.write(chunk)
+            except OSError as error:
+                raise _LocalError(error) from None
+        if digest.hexdigest() != shard.sha256:
+            raise InvalidData(f"{self._place / shard.path} is cut or changed: {REMEDY}")
+        try:
+            out.flush()
+        except OSError as error:
+            raise _LocalError(error) from None
+
+
+class _LocalError(Exception):
+    """The disk of the copies fails, not the store."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _emptied(sink: Any) -> BinaryIO:
+    sink.seek(0)
+    sink.truncate()
+    return sink  # type: ignore[no-any-return]
+
+
+def make_room(folder: Path, limit: int) -> None:
+    """Removes the copies that were not used for the longest time, until the others have at most so many bytes."""
+    files: list[tuple[float, int, Path]] = []
+    for path in folder.glob(f"*{ENDING}"):
+        try:
+            found = path.stat()
+        except FileNotFoundError:  # another job was first
+            continue
+        files.append((found.st_mtime, found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
