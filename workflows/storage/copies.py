@@ -87,6 +87,11 @@ class OpenShards:
         """Whether shards come from a store."""
         return "://" in self._place.url
 
+    @property
+    def limit(self) -> int:
+        """Bytes of copies that the node may have."""
+        return self._settings.limit
+
     def open(self, shard: Shard) -> MappedShard:
         """The shard.
 
@@ -179,6 +184,7 @@ class OpenShards:
             with FileLock(locks / f"{int(shard.sha256[:8], 16) % _LOCKS:02d}.lock"):
                 if not copy.exists():
                     self._fetch(shard, copy)
+            self._forget_removed()
 
     def _fetch(self, shard: Shard, copy: Path) -> None:
         with PartialFile(copy) as partial:
@@ -186,6 +192,12 @@ class OpenShards:
                 self._download(shard, lambda: _emptied(file))
             make_room(copy.parent, self._settings.limit - partial.path.stat().st_size)
             partial.commit()
+
+    def _forget_removed(self) -> None:
+        """Ends the mappings of copies that are gone, so that the disk gets their space."""
+        with self._lock:
+            for sha256 in [key for key in self._open if not (self._settings.place / f"{key}{ENDING}").exists()]:
+                del self._open[sha256]
 
     def _download(self, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
         """Reads a shard from the store, again after a failure, and checks its hash."""

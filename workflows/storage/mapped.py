@@ -165,6 +165,11 @@ class MappedShard:
         """
         return self._batch.column(name)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its rows."""
+        return int(self._batch.nbytes)
+
     def table(self) -> pa.Table:
         """All columns, as views."""
         return pa.Table.from_batches([self._batch])

@@ -13,6 +13,7 @@ from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
 from workflows.config.schema import TrainConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.train.fetch_ahead import FetchAhead
 from workflows.train.plan import Plan, PlannedRows
 
 
@@ -150,6 +151,8 @@ class CachedBatches:
             config.shuffle_rows,
         )
         self._reader = BatchReader(cache, num_levels, config.seed, device, all_pooled=all_pooled)
+        opened = cache.reader.opened
+        self._ahead = FetchAhead(cache.reader, self._plan.order, opened.limit) if opened.fetches else None
         self._parts, self._num_tokens = config.accumulate, int(cache.manifest.clip["context_length"])
         self.captions = cache.captions
 
@@ -160,4 +163,6 @@ class CachedBatches:
 
     def read(self, samples_seen: int, part: int, share: Share) -> TrainBatch:
         """See `Batches.read`."""
+        if self._ahead is not None:
+            self._ahead.at(samples_seen)
         return self._reader.read(self._plan.batch(samples_seen).rows(slice(part, None, self._parts)), share)

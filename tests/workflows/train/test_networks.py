@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from diffusion_core.networks import DiTConfig, MLPConfig, UNetConfig
 from diffusion_core.networks.registry import network_kind
@@ -25,8 +24,8 @@ from workflows.train.networks import denoiser_network
     ],
 )
 def test_the_network_fits_the_rows(shape: tuple[int, ...], kind: str, wanted: type) -> None:
-    captions = SimpleNamespace(tokens=torch.zeros(1, 2, 16), pooled=torch.zeros(1, 8))
-    cache = SimpleNamespace(shape=shape, rows=rows_of(shape), captions=captions)
+    manifest = SimpleNamespace(clip={"width": 16, "embed_dim": 8})
+    cache = SimpleNamespace(shape=shape, rows=rows_of(shape), manifest=manifest)
     network = denoiser_network(NetworkConfig(kind=kind, width=32, depth=1, num_heads=2), cache)  # type: ignore[arg-type]
     assert isinstance(network, wanted)
     assert (network.shape, network.width, network.token_dim, network.pooled_dim) == (shape, 32, 16, 8)

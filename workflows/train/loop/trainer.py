@@ -30,6 +30,7 @@ from diffusion_core.errors import NonFinite
 from workflows.config.schema import TrainConfig
 from workflows.train.batches import Batch, Share
 from workflows.train.loop.figures import Figures
+from workflows.train.loop.read_ahead import ReadAhead
 from workflows.train.objectives import Objective
 from workflows.train.parallel import parallelize, precision, synchronize, unwrapped, whole
 
@@ -57,6 +58,7 @@ class Trainer:
         self.objective, self.config, self.samples_seen = objective, config, 0
         self.share = Share(dist.get_rank(), dist.get_world_size())
         self.batches = objective.open(source, config, device)
+        self._ahead = ReadAhead(self.batches, config, self.share)
         self.figures = Figures(device)
         self.device, self._writers = device, cast("dist.ProcessGroup | None", None)
         torch.manual_seed(config.seed)
@@ -79,7 +81,7 @@ class Trainer:
         started, waited, seen = time.perf_counter(), 0.0, []
         for part in range(self.config.accumulate):
             begun = time.perf_counter()
-            batch = self.batches.read(self.samples_seen, part, self.share)
+            batch = self._ahead.read(self.samples_seen, part)
             waited += time.perf_counter() - begun
             seen.append((batch, self._backward(batch, last=part + 1 == self.config.accumulate)))
         norm = self._update(seen)

@@ -1,0 +1,176 @@
+"""Shards of a store: fetched once, kept within a limit, and never wrong, whatever the store and the disk do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.workflows.storage.flaky import FlakyFileSystem
+from workflows.errors import InvalidData
+from workflows.storage import copies
+from workflows.storage.copies import CopySettings, OpenShards
+from workflows.storage.mapped import write_mapped
+from workflows.storage.place import Place
+from workflows.storage.shards import Shard
+
+COUNT = 6
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No trouble and short waits, unless the test wants some."""
+    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
+    FlakyFileSystem.calm()
+    yield
+    FlakyFileSystem.calm()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> list[Shard]:
+    """Shards of 1,000 rows, in `store`."""
+    return [
+        write_mapped(tmp_path / "store", f"shard-{number}.arrow", pa.table({"x": [number] * 1000}), "key")
+        for number in range(COUNT)
+    ]
+
+
+def opened(tmp_path: Path, limit: int = 1 << 30) -> OpenShards:
+    return OpenShards(Place(f"flaky://{tmp_path}/store"), CopySettings(tmp_path / "copies", limit))
+
+
+def value(shards: OpenShards, shard: Shard) -> int:
+    return int(shards.open(shard).column("x")[999].as_py())
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "copies").glob("*.arrow"))
+
+
+def test_a_node_fetches_a_shard_once(tmp_path: Path, shards: list[Shard]) -> None:
+    workers = [opened(tmp_path) for _ in range(4)]
+    FlakyFileSystem.delay = 0.05
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda pair: value(*pair), [(worker, shard) for shard in shards for worker in workers]))
+    assert found == [number for number in range(COUNT) for _ in workers]
+    assert len(FlakyFileSystem.opened) == COUNT
+    assert [path.stem for path in kept(tmp_path)] == sorted(shard.sha256 for shard in shards)
+    assert [value(opened(tmp_path), shard) for shard in shards] == list(range(COUNT))
+    assert len(FlakyFileSystem.opened) == COUNT, "another job of the node finds the copies"
+
+
+def test_copies_stay_within_their_limit_and_the_latest_stay(tmp_path: Path, shards: list[Shard]) -> None:
+    size = (tmp_path / "store" / shards[0].path).stat().st_size
+    reader = opened(tmp_path, limit=3 * size)
+    for number, shard in enumerate(shards):
+        assert value(reader, shard) == number
+        for stamp, path in enumerate(kept(tmp_path)):  # file systems count time in steps
+            os.utime(path, (stamp, stamp) if path.stem != shard.sha256 else None)
+        assert sum(path.stat().st_size for path in kept(tmp_path)) <= 3 * size
+    assert shards[-1].sha256 in {path.stem for path in kept(tmp_path)}
+    assert [value(reader, shard) for shard in shards] == list(range(COUNT)), "what went is fetched again"
+    assert len(FlakyFileSystem.opened) > COUNT
+
+
+def test_two_jobs_with_too_little_room_for_both_read_the_right_rows(tmp_path: Path, shards: list[Shard]) -> None:
+    size = (tmp_path / "store" / shards[0].path).stat().st_size
+    jobs = [opened(tmp_path, limit=2 * size) for _ in range(2)]
+    errors: list[BaseException] = []
+
+    def work(job: OpenShards) -> None:
+        try:
+            for turn in range(10):
+                for number, shard in enumerate(shards):
+                    assert value(job, shard) == number, turn
+        except BaseException as error:  # noqa: BLE001 - told below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("trouble", [{"failing": 3}, {"failing": 2, "delay": 0.02}, {"delay": 0.2}])
+def test_a_slow_and_failing_store_is_asked_again(
+    tmp_path: Path, shards: list[Shard], trouble: dict[str, float]
+) -> None:
+    for name, wanted in trouble.items():
+        setattr(FlakyFileSystem, name, wanted)
+    assert [value(opened(tmp_path), shard) for shard in shards] == list(range(COUNT))
+    assert (len(FlakyFileSystem.opened) > COUNT) == ("failing" in trouble)
+
+
+def test_a_store_that_lets_nobody_in_ends_with_the_remedy(tmp_path: Path, shards: list[Shard]) -> None:
+    FlakyFileSystem.refused = True
+    with pytest.raises(InvalidData, match=r"403 expired token.*6 attempts.*credentials are valid.*to go on") as told:
+        value(opened(tmp_path), shards[0])
+    assert "\n" not in str(told.value)
+    assert len(FlakyFileSystem.opened) == 6
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "changed"])
+def test_a_shard_that_is_not_what_it_was_is_named(tmp_path: Path, shards: list[Shard], damage: str) -> None:
+    path = tmp_path / "store" / shards[2].path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if damage != "lost":
+        path.write_bytes(content if damage == "changed" else content[:-9])
+    reader = opened(tmp_path)
+    assert value(reader, shards[1]) == 1
+    told = "is missing" if damage == "lost" else "is cut or changed"
+    with pytest.raises(InvalidData, match=f"{shards[2].path} {told}: run `raverse cache prune`"):
+        value(reader, shards[2])
+    assert shards[2].sha256 not in {path.stem for path in kept(tmp_path)}, "no copy is made of it"
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_copy_is_fetched_again(tmp_path: Path, shards: list[Shard], damage: str) -> None:
+    value(opened(tmp_path), shards[0])
+    (copy,) = kept(tmp_path)
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content if damage == "changed" else content[:-9])
+    assert value(opened(tmp_path), shards[0]) == 0
+    assert len(FlakyFileSystem.opened) == 2
+
+
+def test_a_folder_that_is_removed_is_made_again(tmp_path: Path, shards: list[Shard]) -> None:
+    reader = opened(tmp_path)
+    assert value(reader, shards[0]) == 0
+    shutil.rmtree(tmp_path / "copies")
+    assert [value(reader, shard) for shard in shards] == list(range(COUNT))
+
+
+def test_without_a_folder_shards_are_kept_in_memory(tmp_path: Path, shards: list[Shard]) -> None:
+    (tmp_path / "copies").write_text("a file where a folder should be")
+    reader = opened(tmp_path)
+    assert [value(reader, shard) for shard in shards] == list(range(COUNT))
+    assert [value(reader, shard) for shard in shards] == list(range(COUNT))
+    assert len(FlakyFileSystem.opened) == COUNT
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger(copies.__name__), "warning", lambda *words: told.append(str(words)))
+    monkeypatch.setattr(copies, "make_room", full)
+    reader = opened(tmp_path)
+    assert [value(reader, shard) for shard in shards] == list(range(COUNT))
+    assert len(told) == 1
+    assert "No space left" in told[0] and "train.cache_folder" in told[0]
+    assert kept(tmp_path) == []
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
