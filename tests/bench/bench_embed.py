@@ -41,6 +41,7 @@ from workflows.embed.stage import embed
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import set_environment, start_ray, stop_ray
+from workflows.storage.shards import write_shard
 from workflows.storage.shelf import Shelf
 from workflows.towers.clip_files import save_clip
 from workflows.towers.clip_model import build_model, model_config
@@ -109,17 +110,25 @@ def captioned(folder: Path, captions: list[str]) -> Path:
     folder.mkdir(parents=True)
     groups = [captions[start : start + PER_PICTURE] for start in range(0, len(captions), PER_PICTURE)]
     image = next(pictures(1, 8))
-    counts = {}
+    counts, parts = {}, {}
     for name, rows in (("train", groups[:-1]), ("held_out", groups[-1:])):
         first = 0 if name == "train" else len(groups)
         columns = {
             "sample_id": range(first, first + len(rows)), "image": [image] * len(rows), "captions": rows,
             "label": [-1] * len(rows), "attributes": [[]] * len(rows), "unseen": [False] * len(rows),
         }  # fmt: skip
-        pq.write_table(pa.Table.from_pydict(columns, schema=SCHEMA), folder / f"{name}.parquet")
+        parts[name] = (write_shard(folder, f"{name}/part-000000.parquet", pa.Table.from_pydict(columns, SCHEMA), name),)
         counts[f"num_{name}"] = len(rows)
     DataInfo(
-        "bench", (3, 8, 8), (), {}, **counts, data_hash=folder.name, candidate_captions=(), unseen_combinations=()
+        "bench",
+        (3, 8, 8),
+        (),
+        {},
+        **counts,
+        data_hash=folder.name,
+        candidate_captions=(),
+        unseen_combinations=(),
+        parts=parts,
     ).save(folder)
     return folder
 
@@ -135,7 +144,7 @@ def write_images(config: RunConfig, data: Path, clip: Path, folder: Path) -> Non
     """The pictures' shards of a cache, which a loop over captions has no part in."""
     dataset, identity = Dataset.open(data), ClipIdentity.load(clip)
     plan = plan_shards(dataset, identity, config.embed)
-    writer = ImageShardWriter(data, Shelf(folder), dataset.info.shape, plan.encoder)
+    writer = ImageShardWriter(dataset, Shelf(folder), dataset.info.rows)
     for item in plan.images:
         writer(item)
 

@@ -31,6 +31,7 @@ from workflows.data.dataset import Dataset
 from workflows.data.pixels import to_data
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
+from workflows.embed.cached_captions import texts_at
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import start_ray, stop_ray
 from workflows.train.loop.fit import fit
@@ -71,17 +72,19 @@ def settings(steps: int, **values: object) -> TrainConfig:
 def plain_rate(objective: DenoiserObjective, cache: EmbeddingCache, steps: int) -> float:
     """Steps per second of the loop that one would write by hand: shuffled rows, randn, AdamW, clip, average."""
     torch.manual_seed(0)
-    network, data, captions = objective.build(), cache.samples("train"), cache.captions
+    network, rows = objective.build(), range(cache.num_samples("train"))
+    images, positions = cache.images("train", rows), cache.batch("train", rows).captions[:, 0]
+    captions = cache.captions.take(torch.arange(len(cache.captions)))
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, (0.9, 0.99), fused=True)
     averages = [parameter.detach().clone() for parameter in network.parameters()]
     alpha_bar = objective.schedule.alpha_bar.float()
-    order = torch.randperm(len(data.images))
+    order = torch.randperm(len(images))
     for step in range(steps + 25):
         if step == 25:
             started = time.perf_counter()
         rows = order[torch.arange(step * BATCH, (step + 1) * BATCH) % len(order)]
-        x0 = to_data(data.images[rows])
-        tokens, mask, pooled = captions.take(data.captions[rows, 0])
+        x0 = to_data(images[rows])
+        tokens, mask, pooled = (part[positions[rows]] for part in captions)
         level, eps = torch.randint(1, len(alpha_bar), (BATCH,)), torch.randn_like(x0)
         a = alpha_bar[level].view(-1, 1, 1, 1)
         x_t, target = a.sqrt() * x0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x0
@@ -167,7 +170,7 @@ def online(objective: DenoiserObjective, cache: EmbeddingCache, rounds: int) -> 
     import open_clip
 
     model = open_clip.create_model("ViT-B-32", pretrained=None).eval()
-    tokens = open_clip.get_tokenizer("ViT-B-32")([cache.captions.text[i % len(cache.captions)] for i in range(BATCH)])
+    tokens = open_clip.get_tokenizer("ViT-B-32")(texts_at(cache.reader, torch.arange(BATCH) % len(cache.captions)))
     trainer = Trainer(objective, settings(10_000), cache.folder, torch.device("cpu"))
     trainer.step()
 

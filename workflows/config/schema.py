@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -182,15 +182,22 @@ class ClipConfig(Section):
         return _most(self.num_workers)
 
 
+EmbedMode: TypeAlias = Literal["cached", "online"]
+
+
 class EmbedConfig(Section):
-    """The Ray Data pass that writes images and CLIP embeddings to Parquet."""
+    """The Ray Data pass that writes images and CLIP embeddings to shards."""
+
+    mode: EmbedMode = Field(
+        "cached", description="Where captions are encoded: once, before training (cached), or by its workers (online)."
+    )
 
     batch_size: Unkeyed[PositiveInt] = Field(256, description="Captions per encoder call. Does not change the result.")
     workers: Unkeyed[PositiveInt] = Field(1, description="Encoder actors. Does not change the result.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="Storage type of the token embeddings."
     )
-    rows_per_shard: PositiveInt = Field(4096, description="Rows per Parquet shard.")
+    rows_per_shard: PositiveInt = Field(4096, description="Rows of a shard at most; it has at most 64 MiB.")
     flips: bool = Field(False, description="Cache latents of mirrored pictures too, and train on both (latents).")
     share_captions: Unkeyed[bool] = Field(
         True, description="Keep encoded captions under `storage.root`/cache for later runs."

@@ -20,6 +20,7 @@ from workflows.data.dataset import SplitName
 from workflows.data.rows import RowType, rows_of
 from workflows.embed.cached_captions import CachedCaptions, EncodedCaptions
 from workflows.embed.manifest import Manifest, caption_id
+from workflows.embed.online_captions import OnlineCaptions
 from workflows.embed.row_reader import ImageRows, Indices, RowReader
 from workflows.errors import InvalidData
 from workflows.storage.copies import REMEDY, CopySettings
@@ -62,21 +63,24 @@ class EmbeddingCache:
         folder: of the manifest.
         manifest: what there is.
         copies: where copies of a store's shards go.
+        device: where captions are encoded that are not in the cache (`embed.mode: online`).
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, copies: CopySettings) -> None:
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, copies: CopySettings, device: torch.device) -> None:
+        self.folder, self.manifest, self._device = folder, manifest, device
         self.reader = RowReader(folder, manifest, copies)
 
     @staticmethod
-    def open(folder: Path, copies: CopySettings | None = None) -> EmbeddingCache:
+    def open(folder: Path, copies: CopySettings | None = None, device: torch.device | None = None) -> EmbeddingCache:
         """Opens the cache in this folder.
 
         Raises:
             MissingArtifact: the embed stage has not finished there.
             InvalidData: the cache has another format.
         """
-        return EmbeddingCache(folder, Manifest.load(folder), copies or CopySettings())
+        return EmbeddingCache(
+            folder, Manifest.load(folder), copies or CopySettings(), torch.device("cpu") if device is None else device
+        )
 
     @property
     def key(self) -> str:
@@ -101,7 +105,9 @@ class EmbeddingCache:
     @cached_property
     def captions(self) -> EncodedCaptions:
         """All captions."""
-        return CachedCaptions(self.reader)
+        if self.manifest.towers is None:
+            return CachedCaptions(self.reader)
+        return OnlineCaptions(self.reader, self.folder / self.manifest.towers, self._device)
 
     def num_samples(self, split: SplitName) -> int:
         """Samples of a split."""

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from workflows.config.schema import EmbedMode
 from workflows.errors import InvalidData, MissingArtifact
 from workflows.storage.atomic import write_whole
 from workflows.storage.mapped import ENDING
@@ -47,6 +48,8 @@ class Manifest:
         files: every shard, in order.
         latents: what encoded the images and how; None: they are stored as pixels.
         store: where the shards are; None: beside the manifest.
+        towers: where the towers are that encode captions while training, relative to the manifest; None: the captions
+            are encoded.
         format: version of the layout.
     """
 
@@ -61,6 +64,7 @@ class Manifest:
     files: tuple[Shard, ...]
     latents: dict[str, Any] | None = None
     store: str | None = None
+    towers: str | None = None
     format: int = FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
@@ -138,9 +142,10 @@ def encoder_key(clip: dict[str, Any], dtype: str) -> str:
     return _hash({name: clip[name] for name in fields} | {"layer": _LAYER, "pooling": _POOLING, "dtype": dtype})
 
 
-def cache_key(encoder: str, data_hash: str, latents: dict[str, Any] | None = None) -> str:
+def cache_key(encoder: str, data_hash: str, latents: dict[str, Any] | None = None, mode: EmbedMode = "cached") -> str:
     """Key of the whole cache."""
-    return _hash({"encoder": encoder, "data": data_hash} | ({} if latents is None else {"latents": latents}))
+    more = ({} if latents is None else {"latents": latents}) | ({} if mode == "cached" else {"mode": mode})
+    return _hash({"encoder": encoder, "data": data_hash} | more)
 
 
 def caption_id(encoder: str, caption: str) -> bytes:

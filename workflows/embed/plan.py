@@ -28,6 +28,8 @@ Item: TypeAlias = dict[str, Any]
 _SHARD_BYTES: Final = 64 << 20
 """Data of one shard at most: what a worker holds in memory."""
 _BYTES_PER_FEATURE: Final = 4
+_TEXT_FEATURES: Final = 64
+"""So many features take the place of a caption's text."""
 
 
 @final
@@ -56,9 +58,15 @@ class EmbedPlan:
     latents: LatentFormat | None = None
 
     def manifest(
-        self, dataset: Dataset, identity: ClipIdentity, dtype: str, shards: Iterable[Shard], store: Place | None = None
+        self,
+        dataset: Dataset,
+        identity: ClipIdentity,
+        dtype: str,
+        shards: Iterable[Shard],
+        store: Place | None = None,
+        towers: str | None = None,
     ) -> Manifest:
-        """What is written when every shard is there; store: where they are, None: beside the manifest."""
+        """What is written when every shard is there; for `store` and `towers` see `Manifest`."""
         return Manifest(
             key=self.key,
             encoder_key=self.encoder,
@@ -71,6 +79,7 @@ class EmbedPlan:
             files=tuple(sorted(shards, key=lambda shard: shard.path)),
             latents=None if self.latents is None else self.latents.describe(),
             store=None if store is None else store.url,
+            towers=towers,
         )
 
 
@@ -86,10 +95,12 @@ def plan_shards(
         latents: how images are stored; None: as pixels.
     """
     encoder = encoder_key(asdict(identity), config.dtype)
-    key = cache_key(encoder, dataset.info.data_hash, None if latents is None else latents.describe())
+    form = None if latents is None else latents.describe()
+    key = cache_key(encoder, dataset.info.data_hash, form, config.mode)
     row_bytes = _row_bytes(dataset.info.rows) if latents is None else latents.row_bytes
     index = CaptionIndex.read(dataset, encoder)
-    token_bytes = identity.context_length * identity.width * _BYTES_PER_FEATURE
+    features = identity.context_length * identity.width if config.mode == "cached" else _TEXT_FEATURES
+    token_bytes = features * _BYTES_PER_FEATURE
     rows = {"train": dataset.info.num_train, "held_out": dataset.info.num_held_out, "captions": len(index)}
     sizes = {
         "images": _shard_rows(config.rows_per_shard, row_bytes),

@@ -140,6 +140,26 @@ class CaptionRows:
         return found
 
 
+@final
+class TextRows:
+    """The rows of a shard of captions that are not encoded.
+
+    Args:
+        shard: that is open.
+        name: in messages.
+    """
+
+    def __init__(self, shard: MappedShard, name: str) -> None:
+        self._name, self._texts = name, shard.column("caption")
+        self._checks = shard.column("check").to_numpy()
+
+    def text(self, row: int) -> str:
+        """A caption, checked."""
+        found: bytes = self._texts[row].as_buffer().to_pybytes()
+        _check(crc(found), self._checks[row], self._name, row)
+        return found.decode()
+
+
 def _lists(column: Any) -> NDArray[Any]:
     """(rows, size) of a column of lists of one size."""
     values: NDArray[Any] = column.values.to_numpy()

@@ -9,6 +9,7 @@ with the shards that are missing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from ray.data import Dataset as RayDataset
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.caption_index import CaptionIndex
-from workflows.embed.captions import CaptionShardWriter
+from workflows.embed.captions import CaptionShardWriter, TextShardWriter
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.latents import LatentShardWriter
 from workflows.embed.manifest import discard_damaged, discard_unlisted
@@ -72,21 +73,24 @@ def embed(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress
     )
     progress.start(len(plan.captions) + len(plan.images), "shards")
     progress.advance(len(shards))
-    store = CaptionStore.of(config.root_folder, plan.encoder) if config.embed.share_captions else None
+    online = config.embed.mode == "online"
+    store = CaptionStore.of(config.root_folder, plan.encoder) if config.embed.share_captions and not online else None
     captions = with_parts(captions, store, plan.index, plan.shard_rows["captions"])
     encode = (dataset, clip_folder, shelf, plan.encoder, config.embed.dtype, config.embed.batch_size)
     workers = _num_workers(config.embed.workers, len(captions))
     encoded = 0
     build_images = _images(dataset, shelf, base, latents, config.embed.workers)
-    for pass_items, build in (
-        (images, build_images),
-        (captions, lambda rows: _encoded(rows, encode, workers, store)),
-    ):
+    write_text = TextShardWriter(dataset, shelf, plan.encoder)
+    build_captions = (
+        (lambda rows: rows.map(write_text)) if online else (lambda rows: _encoded(rows, encode, workers, store))
+    )
+    for pass_items, build in ((images, build_images), (captions, build_captions)):
         for row in run_pass(pass_items, build):
             encoded += row.pop("encoded", 0)
             shards.append(Shard(**row))
             progress.advance(len(shards))
-    manifest = plan.manifest(dataset, identity, config.embed.dtype, shards, shelf.store)
+    towers = os.path.relpath(clip_folder, folder) if online else None
+    manifest = plan.manifest(dataset, identity, config.embed.dtype, shards, shelf.store, towers)
     manifest.save(folder)
     discard_unlisted(folder, manifest)
     if store is not None:

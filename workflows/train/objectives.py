@@ -93,7 +93,7 @@ class NoisyObjective:
 
     def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
         """See `Objective.open`; the artifact is an embedding cache."""
-        cache = EmbeddingCache.open(folder, CopySettings(config.cache_folder, config.cache_bytes))
+        cache = EmbeddingCache.open(folder, CopySettings(config.cache_folder, config.cache_bytes), device)
         return CachedBatches(cache, self.schedule.num_levels, config, device, all_pooled=self.contrasts)
 
     def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -179,7 +179,9 @@ def test_errors_arrive_as_themselves(inputs: dict[str, Artifact], tmp_path: Path
 def test_a_failed_pass_says_why_and_gives_its_processors_back(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     (tmp_path / "captions").write_text("a file where a folder should be")
     before = ray.cluster_resources()["CPU"]
-    with pytest.raises(StorageUnwritable, match=r"captions/shard-000000-.*\.arrow.*set storage\.root elsewhere$") as full:
+    with pytest.raises(
+        StorageUnwritable, match=r"captions/shard-000000-.*\.arrow.*set storage\.root elsewhere$"
+    ) as full:
         run(configure(), inputs, tmp_path)
     assert "\n" not in str(full.value), "Ray adds lines about its retries"
     deadline = time.monotonic() + 20
