@@ -175,6 +175,9 @@ class ClipConfig(Section):
         "auto", description="As the denoiser's (trained here)."
     )
     checkpoint_every: Unkeyed[PositiveInt] = Field(250, description="Steps between checkpoints (trained here).")
+    cache_folder: Unkeyed[Path | None] = Field(
+        None, description="Folder of each node for decoded pictures (trained here); default: one for temporary files."
+    )
 
     @property
     def most_workers(self) -> int:

@@ -9,6 +9,7 @@ if its bytes have the hash that the manifest gives.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import io
 import logging
@@ -49,7 +50,7 @@ class CopySettings:
     """Where copies of a store's shards go.
 
     Attributes:
-        folder: of all jobs of this node; None: `raverse-shards` in the system's folder for temporary files.
+        folder: of all jobs of this node; None: one in the system's folder for temporary files.
         limit: bytes of all copies in it; while a shard arrives there may be one more for each worker.
     """
 
@@ -59,7 +60,7 @@ class CopySettings:
     @property
     def place(self) -> Path:
         """The folder."""
-        return self.folder or Path(tempfile.gettempdir()) / "raverse-shards"
+        return self.folder or Path(tempfile.gettempdir()) / f"raverse-shards-{getpass.getuser()}"
 
 
 @final

@@ -24,7 +24,7 @@ from workflows.storage.mapped import write_mapped
 from workflows.storage.shards import Shard
 from workflows.towers.clip_model import build_tokenizer
 from workflows.towers.features import EncodedText
-from workflows.train.clip.batches import Texts
+from workflows.train.clip.batches import Rows, meanings_of, vocabulary_of
 from workflows.train.clip.objective import ClipObjective
 from workflows.train.clip.stage import loop_config
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
@@ -137,18 +137,18 @@ def classifier(config: RunConfig, cache: EmbeddingCache, digits: Dataset) -> Cla
 
 
 @pytest.fixture(scope="session")
-def texts(digits: Dataset) -> Texts:
-    """What the digits say."""
-    return Texts.read(digits, build_tokenizer(CLIP))
+def meanings(digits: Dataset) -> Rows:
+    """Which digits are the same."""
+    return meanings_of(digits)
 
 
 @pytest.fixture(scope="session")
-def clip(texts: Texts) -> ClipObjective:
+def clip(digits: Dataset) -> ClipObjective:
     """A tiny CLIP's objective."""
-    return ClipObjective(CLIP, 8, texts.ids.unique())
+    return ClipObjective(CLIP, 8, vocabulary_of(digits, build_tokenizer(CLIP)))
 
 
 @pytest.fixture(scope="session")
-def clip_loop(texts: Texts) -> TrainConfig:
+def clip_loop(meanings: Rows) -> TrainConfig:
     """How the loop trains it."""
-    return loop_config(CLIP, texts)
+    return loop_config(CLIP, meanings)

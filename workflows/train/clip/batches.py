@@ -6,22 +6,26 @@ same: samples are told apart by what they show, and a group takes at most one of
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.data.dataset import Dataset
 from workflows.errors import InvalidConfig
+from workflows.storage.copies import CopySettings
 from workflows.train.batches import Share
+from workflows.train.clip.samples import MappedSamples
 
 Rows: TypeAlias = NDArray[np.int64]
 _WORDINGS: Final = 1 << 24
+_TEXTS: Final = ("captions", "attributes")
 
 
 @final
@@ -60,41 +64,30 @@ class DistinctPlan:
         return samples, rng.integers(_WORDINGS, size=samples.shape)
 
 
-def meanings_of(attributes: Iterable[Sequence[str]], captions: Iterable[Sequence[str]]) -> Rows:
-    """Which samples show the same, `(n,)`: same attributes, or same first caption where there are none."""
-    keys: dict[Hashable, int] = {}
-    pairs = zip(attributes, captions, strict=True)
-    return np.array([keys.setdefault(tuple(values) or texts[0], len(keys)) for values, texts in pairs], np.int64)
+def meanings_of(dataset: Dataset) -> Rows:
+    """Which samples of the training split show the same, `(n,)`.
 
-
-@final
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """What the samples of the training split say and mean.
-
-    Attributes:
-        ids: token ids of its distinct captions, `(m, n)` int64.
-        of_sample: which of them each sample has.
-        meanings: see `meanings_of`.
+    They have the same attributes, or the same first caption where there are none. Reads no picture. Holds 4 bytes a
+    sample, and each text once.
     """
+    found = [_meant(batch["captions"], batch["attributes"]) for batch in dataset.batches("train", _TEXTS)]
+    meanings = pa.chunked_array(found, pa.string()).combine_chunks().dictionary_encode().indices
+    return np.asarray(meanings.to_numpy())
 
-    ids: Tensor
-    of_sample: list[list[int]]
-    meanings: Rows
 
-    @staticmethod
-    def read(data: Dataset, tokenizer: Any) -> Texts:
-        """Reads and tokenizes the captions, and no pictures."""
-        table = data.table("train", 0, data.info.num_train, ["captions", "attributes"])
-        captions: list[list[str]] = table["captions"].to_pylist()
-        index = {text: i for i, text in enumerate(dict.fromkeys(text for texts in captions for text in texts))}
-        of_sample = [[index[text] for text in texts] for texts in captions]
-        return Texts(tokenizer(list(index)), of_sample, meanings_of(table["attributes"].to_pylist(), captions))
+def _meant(captions: pa.ListArray, attributes: pa.ListArray) -> pa.StringArray:
+    named = pc.greater(pc.list_value_length(attributes), 0)
+    values = pc.binary_join(attributes, "\x1f")
+    return pc.if_else(named, pc.binary_join_element_wise("\x1e", values, ""), pc.list_element(captions, 0))
 
-    def pick(self, samples: Rows, wordings: Rows) -> Tensor:
-        """Which caption each sample gets, `(b,)`."""
-        pairs = zip((self.of_sample[sample] for sample in samples), wordings, strict=True)
-        return torch.tensor([own[wording % len(own)] for own, wording in pairs], dtype=torch.int64)
+
+def vocabulary_of(dataset: Dataset, tokenizer: Any) -> Tensor:
+    """Token ids that occur in the captions of the training split, ascending, `(v,)`; holds a batch of captions."""
+    found: set[int] = set()
+    for batch in dataset.batches("train", _TEXTS):
+        texts = pc.unique(pc.list_flatten(batch["captions"])).to_pylist()
+        found |= set(tokenizer(texts).unique().tolist())
+    return torch.tensor(sorted(found))
 
 
 @final
@@ -122,7 +115,9 @@ class ClipBatch:
 
 @final
 class ClipBatches:
-    """Batches of the data's training split, which every worker holds in memory.
+    """Batches of the data's training split.
+
+    Memory: 20 bytes a sample for `DistinctPlan`, and what `MappedSamples` states.
 
     Args:
         folder: of the data.
@@ -132,6 +127,7 @@ class ClipBatches:
         accumulate: parts of a step.
         seed: of the draws.
         device: where batches go.
+        copies: where decoded samples go.
 
     Raises:
         InvalidConfig: more parts than groups.
@@ -147,12 +143,12 @@ class ClipBatches:
         accumulate: int,
         seed: int,
         device: torch.device,
+        copies: CopySettings,
     ) -> None:
         data = Dataset.open(folder)
-        self._split, self._texts = data.read("train"), Texts.read(data, tokenizer)
-        self._rows = data.info.rows
-        self._ids = torch.searchsorted(vocabulary, self._texts.ids)
-        self._plan = DistinctPlan(self._texts.meanings, batch_size, seed)
+        self._samples, self._rows = MappedSamples(data, copies), data.info.rows
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._plan = DistinctPlan(meanings_of(data), batch_size, seed)
         self._parts, self._device = accumulate, device
         if accumulate > self._plan.num_groups:
             raise InvalidConfig(
@@ -163,17 +159,17 @@ class ClipBatches:
     @property
     def num_tokens(self) -> int:
         """See `Batches.num_tokens`."""
-        return self._ids.shape[1]
+        return int(self._tokenizer.context_length)
 
     def read(self, samples_seen: int, part: int, share: Share) -> ClipBatch:
         """See `Batches.read`."""
         samples, wordings = (drawn[part :: self._parts] for drawn in self._plan.batch(samples_seen))
         groups = torch.arange(len(samples)).repeat_interleave(self._plan.size)
-        rows = samples.ravel()[share.rows]
+        ids, stored, texts = self._samples.take(samples.ravel()[share.rows], wordings.ravel()[share.rows])
         return ClipBatch(
-            torch.from_numpy(self._split.sample_ids[rows]),
-            self._rows.to_x(torch.from_numpy(self._split.images[rows]).to(self._device)),
-            self._ids[self._texts.pick(rows, wordings.ravel()[share.rows])].to(self._device),
+            ids,
+            self._rows.to_x(stored.to(self._device)),
+            torch.searchsorted(self._vocabulary, self._tokenizer(texts)).to(self._device),
             groups.to(self._device),
             share,
         )

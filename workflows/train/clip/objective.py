@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from workflows.config.schema import ClipConfig, TrainConfig
+from workflows.storage.copies import CopySettings
 from workflows.towers.clip import PictureFormat
 from workflows.towers.clip_model import build_model, build_tokenizer, model_config
 from workflows.train.clip.batches import ClipBatch, ClipBatches
@@ -125,6 +126,7 @@ class ClipObjective:
             accumulate=config.accumulate,
             seed=config.seed,
             device=device,
+            copies=CopySettings(config.cache_folder, config.cache_bytes),
         )
 
     def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from workflows.towers.clip import load_clip
 from workflows.towers.clip_files import import_clip, save_clip
 from workflows.towers.clip_model import build_tokenizer, model_config
 from workflows.towers.zero_shot import zero_shot
-from workflows.train.clip.batches import DistinctPlan, Texts
+from workflows.train.clip.batches import DistinctPlan, Rows, meanings_of, vocabulary_of
 from workflows.train.clip.objective import ClipObjective
 from workflows.train.loop.fit import fit
 from workflows.train.loop.tracking import tracked_training
@@ -65,9 +65,9 @@ def train_clip(config: RunConfig, inputs: dict[str, Artifact], folder: Path, pro
 def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
     dataset, training = Dataset.open(data.folder), folder / TRAINING
     training.mkdir(exist_ok=True)
-    texts = Texts.read(dataset, build_tokenizer(config.clip))
-    objective = ClipObjective(config.clip, dataset.info.rows.side(config.clip.patch_size), texts.ids.unique())
-    loop = loop_config(config.clip, texts)
+    vocabulary = vocabulary_of(dataset, build_tokenizer(config.clip))
+    objective = ClipObjective(config.clip, dataset.info.rows.side(config.clip.patch_size), vocabulary)
+    loop = loop_config(config.clip, meanings_of(dataset))
     with tracked_training(config, "clip", {"data_hash": dataset.info.data_hash}, training, progress):
         trained = fit(objective, loop, data, training, progress)
     plot_losses(read_losses(training / LOSSES_FILE), training / "losses.png")
@@ -78,7 +78,7 @@ def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) 
     return trained.metrics | _judged(folder, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def loop_config(clip: ClipConfig, texts: Texts) -> TrainConfig:
+def loop_config(clip: ClipConfig, meanings: Rows) -> TrainConfig:
     """How the loop trains a CLIP: the section's own settings, and what CLIP is always trained with.
 
     A batch is whole groups, so it may be a little smaller than `clip.batch_size`.
@@ -87,7 +87,7 @@ def loop_config(clip: ClipConfig, texts: Texts) -> TrainConfig:
         num_workers=clip.num_workers,
         sharding=clip.sharding,
         steps=clip.steps,
-        batch_size=DistinctPlan(texts.meanings, clip.batch_size, clip.seed).batch_size,
+        batch_size=DistinctPlan(meanings, clip.batch_size, clip.seed).batch_size,
         accumulate=clip.accumulate,
         learning_rate=clip.learning_rate,
         weight_decay=_WEIGHT_DECAY,
@@ -95,6 +95,7 @@ def loop_config(clip: ClipConfig, texts: Texts) -> TrainConfig:
         ema_decay=0.0,
         precision=clip.precision,
         checkpoint_every=clip.checkpoint_every,
+        cache_folder=clip.cache_folder,
         seed=clip.seed,
     )
 

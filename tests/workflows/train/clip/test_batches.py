@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.workflows.train.conftest import CLIP
 from workflows.config.schema import TrainConfig
-from workflows.data.dataset import Dataset
+from workflows.data.dataset import DataInfo, Dataset, Split, write_split
 from workflows.errors import InvalidConfig
 from workflows.towers.clip_model import build_tokenizer
 from workflows.train.batches import Share
-from workflows.train.clip.batches import DistinctPlan, Texts, meanings_of
+from workflows.train.clip.batches import DistinctPlan, meanings_of, vocabulary_of
 from workflows.train.clip.objective import ClipObjective
 
 CPU = torch.device("cpu")
@@ -55,10 +55,22 @@ def test_a_batch_depends_on_the_seed_and_on_the_rows_seen_alone() -> None:
     assert (DistinctPlan(meanings, 8, seed=1).batch(0)[0] != whole[0][0]).any()
 
 
-def test_a_meaning_is_the_attributes_or_else_the_caption() -> None:
-    captions = (("a", "x"), ("b",), ("a",))
-    assert meanings_of((["red"], ["red"], ["blue"]), captions).tolist() == [0, 0, 1]
-    assert meanings_of(((), (), ()), captions).tolist() == [0, 1, 0]
+def test_samples_mean_the_same_by_their_attributes_or_else_by_their_first_caption(tmp_path: Path) -> None:
+    captions = (("a", "b"), ("c",), ("a",))
+
+    def meant(*attributes: tuple[str, ...]) -> list[int]:
+        split = Split(
+            np.arange(3), np.zeros((3, 1, 2, 2), np.uint8), captions, np.zeros(3, np.int64), attributes,
+            np.zeros(3, np.bool_),
+        )  # fmt: skip
+        parts = {"train": write_split(split, tmp_path, "train")}
+        return meanings_of(
+            Dataset(tmp_path, DataInfo("test", (1, 2, 2), (), {}, 3, 0, "0", (), (), None, parts))
+        ).tolist()
+
+    assert meant(("red",), ("red",), ("blue",)) == [0, 0, 1]
+    assert meant(("red", "x"), ("red", "y"), ("red", "x")) == [0, 1, 0]
+    assert meant((), (), ()) == [0, 1, 0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -100,9 +112,11 @@ def test_parts_hold_whole_groups(digits: Dataset, clip: ClipObjective, clip_loop
         clip.open(digits.folder, clip_loop.model_copy(update={"accumulate": 4}), CPU)
 
 
-def test_captions_are_read_without_the_pictures(digits: Dataset, texts: Texts, tmp_path: Path) -> None:
-    split = digits.read("train")
-    distinct = list(dict.fromkeys(text for several in split.captions for text in several))
-    assert texts.ids.tolist() == build_tokenizer(CLIP)(distinct).tolist()
-    assert [tuple(distinct[i] for i in own) for own in texts.of_sample] == list(split.captions)
-    assert len(set(texts.meanings)) == 10
+def test_captions_are_read_without_the_pictures(digits: Dataset) -> None:
+    tokenizer, split = build_tokenizer(CLIP), digits.read("train")
+    texts = sorted({text for several in split.captions for text in several})
+    assert vocabulary_of(digits, tokenizer).tolist() == tokenizer(texts).unique().tolist()
+    meanings = meanings_of(digits)
+    assert len(set(meanings.tolist())) == 10
+    first: dict[int, int] = {}
+    assert meanings.tolist() == [first.setdefault(int(label), len(first)) for label in split.labels]

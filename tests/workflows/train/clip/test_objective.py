@@ -21,7 +21,7 @@ from workflows.towers.clip_model import build_model, model_config
 from workflows.towers.identity import ClipIdentity
 from workflows.towers.zero_shot import zero_shot
 from workflows.train.batches import Share
-from workflows.train.clip.batches import ClipBatch, Texts
+from workflows.train.clip.batches import ClipBatch, Rows
 from workflows.train.clip.objective import ClipObjective
 from workflows.train.clip.stage import loop_config
 from workflows.train.loop.trainer import learning_rate
@@ -163,8 +163,8 @@ def test_a_short_training_names_held_out_digits(ranks: Ranks, digits: Dataset, j
     assert accuracy(ended.weights) > 0.6
 
 
-def test_the_loop_is_configured_as_a_clip_is_trained(texts: Texts) -> None:
-    loop = loop_config(CLIP.model_copy(update={"num_workers": (1, 2), "batch_size": 64}), texts)
+def test_the_loop_is_configured_as_a_clip_is_trained(meanings: Rows) -> None:
+    loop = loop_config(CLIP.model_copy(update={"num_workers": (1, 2), "batch_size": 64}), meanings)
     assert (loop.batch_size, loop.warmup_steps, loop.weight_decay, loop.ema_decay) == (60, 2, 0.1, 0.0)
     assert loop.num_workers == (1, 2)
     assert learning_rate(loop, 0) == pytest.approx(5e-4)
