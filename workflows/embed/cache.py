@@ -151,7 +151,7 @@ class EmbeddingCache:
         shape, dtype = (self.shape, self.rows.dtype) if self.latents is None else (self.latents.stored, np.float32)
         images = np.empty((len(indices), *shape), dtype)
         for visit, view in self.reader.visit(f"{split}/images", indices, ImageRows):
-            images[visit.places] = view.images(visit.rows)
+            images[visit.places] = view.images(visit.rows, shape)
         self.reader.opened.read(images.nbytes)
         return torch.from_numpy(images)
 

@@ -69,7 +69,9 @@ class CachedCaptions:
         return torch.from_numpy(pooled)
 
     def _visit(self, positions: Tensor) -> Iterator[tuple[Visit, CaptionRows]]:
-        return self._reader.visit("captions", positions, CaptionRows)
+        for visit, view in self._reader.visit("captions", positions, CaptionRows):
+            view.check_widths(self._clip["context_length"], self._clip["width"], self._clip["embed_dim"])
+            yield visit, view
 
 
 def texts_at(reader: RowReader, positions: Tensor) -> list[str]:

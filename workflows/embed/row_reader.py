@@ -103,8 +103,9 @@ class ImageRows:
         self._starts = shard.column("captions").offsets.to_numpy()
         self._captions, self._checks = shard.column("captions").values.to_numpy(), shard.column("check").to_numpy()
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Some rows, checked."""
+    def images(self, rows: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Some rows, checked; shape: of a row, as the manifest says."""
+        _check_shape(self._images.shape[1:], shape, self._name)
         found: NDArray[Any] = self._images[rows]
         for row, image in zip(rows, found, strict=True):
             _check(crc(image), self._image_checks[row], self._name, row)
@@ -132,6 +133,15 @@ class CaptionRows:
         self.mask, self.pooled = (_lists(shard.column(column)) for column in ("mask", "pooled"))
         tokens = shard.column("tokens")
         self._starts, self._tokens = tokens.offsets.to_numpy(), _lists(tokens.values)
+
+    def check_widths(self, num_tokens: int, width: int, pooled: int) -> None:
+        """Compares the widths of the columns with those of the towers.
+
+        Raises:
+            InvalidData: they are others.
+        """
+        found = self.mask.shape[1], self._tokens.shape[1], self.pooled.shape[1]
+        _check_shape(found, (num_tokens, width, pooled), self._name)
 
     def tokens(self, row: int) -> NDArray[Any]:
         """The tokens that are stored of a row, (kept, d), checked."""
@@ -164,6 +174,11 @@ def _lists(column: Any) -> NDArray[Any]:
     """(rows, size) of a column of lists of one size."""
     values: NDArray[Any] = column.values.to_numpy()
     return values.reshape(-1, column.type.list_size)
+
+
+def _check_shape(found: tuple[int, ...], wanted: tuple[int, ...], name: str) -> None:
+    if found != wanted:
+        raise InvalidData(f"{name} has rows of shape {found}, wanted {wanted}: {REMEDY}")
 
 
 def _check(found: int, wanted: int, name: str, row: int) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.feather
@@ -217,6 +218,24 @@ def test_a_shard_that_is_not_whole_is_named(
     path = cache.reader.shards(prefix)[-1].path
     harm(tmp_path / path)
     with pytest.raises(InvalidData, match=f"{path}.*run `raverse cache prune`, then the job again"):
+        every_row(EmbeddingCache.open(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"shape": (1, 8, 9)}, r"train/images/.* has rows of shape \(1, 8, 8\), wanted \(1, 8, 9\)"),
+        ({"width": 17}, r"captions/.* has rows of shape \(12, 16, 8\), wanted \(12, 17, 8\)"),
+        ({"embed_dim": 9}, r"captions/.* has rows of shape \(12, 16, 8\), wanted \(12, 16, 9\)"),
+    ],
+)
+def test_rows_of_another_width_are_named(
+    cache: EmbeddingCache, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    manifest = replace(cache.manifest, store=str(cache.folder))
+    manifest = replace(manifest, **changes) if "shape" in changes else replace(manifest, clip=manifest.clip | changes)
+    manifest.save(tmp_path)
+    with pytest.raises(InvalidData, match=told):
         every_row(EmbeddingCache.open(tmp_path))
 
 
