@@ -1,6 +1,7 @@
-"""Where the shards of one cache are put: the artifact's folder, or object storage.
+"""Where the shards of one cache, or the parts of a data set, are put: the artifact's folder, or object storage.
 
     <embed.store>/<cache key>/train/images/shard-00000-<sha256>.parquet
+    <data.store>/<data hash>/train/part-000000-<sha256>.parquet
 
 In object storage a shard bears the hash of its bytes. So no shard there is ever replaced by another one, jobs that make
 the same cache share what is there, and a file whose bytes are not those of its name is as good as none.
@@ -39,7 +40,7 @@ class Shelf:
 
     @staticmethod
     def of(folder: Path, url: str | None, key: str) -> Shelf:
-        """The shelf of a cache with this key; url: `embed.store`."""
+        """The shelf of what has this key; url: `embed.store` or `data.store`."""
         return Shelf(folder, None if url is None else Place(url) / key)
 
     def write(self, path: str, table: pa.Table, key: str) -> Shard:
@@ -48,7 +49,7 @@ class Shelf:
         Raises:
             StorageUnwritable: the folder or the store is full or read-only.
         """
-        return self._move(write_shard(self.folder, path, table, key))
+        return self.take(write_shard(self.folder, path, table, key))
 
     def copy(self, shard: Shard, source: Path) -> Shard:
         """Makes a shard of a file that holds the same bytes; see `copy_shard`.
@@ -67,14 +68,31 @@ class Shelf:
             InvalidData: the store cannot be read.
             StorageUnwritable: it cannot be written.
         """
-        stored = _by_item(() if self.store is None else self.store.sizes())
+        stored = self.stored()
         with ThreadPoolExecutor(READERS) as pool:
-            shards = pool.map(lambda item: self._find(item["path"], item["key"], stored.get(item["path"], [])), items)
+            shards = pool.map(
+                lambda item: self.find_one(item["path"], item["key"], stored.get(item["path"], [])), items
+            )
             return {item["path"]: shard for item, shard in zip(items, shards, strict=True) if shard is not None}
 
-    def _find(self, path: str, key: str, stored: Sequence[str]) -> Shard | None:
+    def stored(self) -> dict[str, list[str]]:
+        """Names of the shards in the store, by the path of the work item.
+
+        Raises:
+            InvalidData: the store cannot be read.
+        """
+        return _by_item(() if self.store is None else self.store.sizes())
+
+    def find_one(self, path: str, key: str, stored: Sequence[str]) -> Shard | None:
+        """The shard that an earlier run made of a work item; see `find`.
+
+        Args:
+            path: of the work item.
+            key: of what it is made from.
+            stored: its names in the store.
+        """
         if (shard := find_shard(self.folder, path, key)) is not None:
-            return self._move(shard)
+            return self.take(shard)
         return next((shard for name in stored if (shard := self._stored(name, key)) is not None), None)
 
     def _stored(self, name: str, key: str) -> Shard | None:
@@ -86,7 +104,12 @@ class Shelf:
             metadata = pq.read_metadata(file)
         return Shard(name, metadata.num_rows, sha256) if shard_key(metadata) == key else None
 
-    def _move(self, shard: Shard) -> Shard:
+    def take(self, shard: Shard) -> Shard:
+        """Brings a shard that lies in the folder to the store.
+
+        Raises:
+            StorageUnwritable: the store is full or read-only.
+        """
         if self.store is None:
             return shard
         source = self.folder / shard.path

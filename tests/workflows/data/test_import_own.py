@@ -20,7 +20,7 @@ from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_picture import bomb, encoded
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
-from workflows.data.dataset import Dataset
+from workflows.data.dataset import ROWS_PER_GROUP, Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable
 from workflows.runtime.progress import Progress
@@ -60,9 +60,9 @@ def test_each_format_becomes_a_data_artifact(name: str, tmp_path: Path) -> None:
             assert dataset.info.class_names[label] == samples.label(int(number))
     assert dataset.combinations(held_out).tolist() == held_out.labels.tolist()
     assert len(set(dataset.info.candidate_captions)) == 3
-    assert set(contents(tmp_path / "data")) == {
-        "train/part-000000.parquet", "held_out/part-000000.parquet", "rejected.parquet", "data.json",
-    }  # fmt: skip
+    parts = [part.path for split in dataset.info.parts.values() for part in split]
+    assert set(contents(tmp_path / "data")) == {*parts, "rejected.parquet", "data.json"}
+    assert {"train/part-000000.parquet", "held_out/part-000000.parquet"} <= set(parts)
 
 
 def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
@@ -129,8 +129,12 @@ def test_labels_that_no_file_can_hold_are_replaced_and_told(tmp_path: Path) -> N
 def test_a_piece_of_many_records_is_written_bit_by_bit(tmp_path: Path) -> None:
     source = samples.write_webdataset(tmp_path / "source", 2400)
     build(tmp_path / "data", source)
-    assert pq.read_metadata(tmp_path / "data/train/part-000000.parquet").num_row_groups >= 4
     dataset = Dataset.open(tmp_path / "data")
+    parts = [pq.read_metadata(tmp_path / "data" / part.path) for part in dataset.info.parts["train"]]
+    assert len(parts) == 2
+    for part in parts:
+        assert part.num_row_groups >= 3
+        assert max(part.row_group(group).num_rows for group in range(part.num_row_groups)) <= ROWS_PER_GROUP
     for split in map(dataset.read, ("train", "held_out")):
         for number, texts in zip(split.sample_ids, split.captions, strict=True):
             assert texts[0] == samples.caption(int(number))
