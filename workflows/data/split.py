@@ -10,7 +10,7 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-_AT_ONCE: Final = 1 << 20
+_AT_ONCE: Final = 1 << 16
 
 
 def stratified_held_out(groups: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:

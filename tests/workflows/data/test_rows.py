@@ -18,8 +18,8 @@ from tests.workflows.data.samples_own import picture
 from tests.workflows.data.test_check import check
 from workflows.config.load import load_config
 from workflows.data.dataset import DataInfo
-from workflows.data.own.importing import import_own
 from workflows.data.intake import Intake, PictureIntake, VectorIntake
+from workflows.data.own.importing import import_own
 from workflows.data.picture import PictureShape
 from workflows.data.png import decode_png
 from workflows.data.rows import Pictures, RowType, Vectors, rows_of
