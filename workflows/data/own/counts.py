@@ -1,4 +1,4 @@
-"""How often captions occur, in bounded memory: exactly for up to 200,000 of them, nearly beyond."""
+"""How often captions occur, in bounded memory: exactly for up to 100,000 of them, nearly beyond."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 COUNTS: Final = pa.schema({"label": pa.string(), "caption": pa.string(), "count": pa.int64()})
 MAX_CANDIDATES: Final = 256
-_KEPT: Final = 100_000
+_KEPT: Final = 50_000
 _LEAST_CLASSES: Final = 2
 _ROWS_AT_ONCE: Final = 4096
 

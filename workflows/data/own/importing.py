@@ -6,7 +6,7 @@
 
 Tasks read and write all rows. The driver decodes no picture, and reads no column of them. It holds at most 10 bytes for
 each row, between the first pass and the second: a rank of 8 bytes, an eighth of that to grow, and a mark of one byte.
-Beside these it holds about a kilobyte for each piece, the names of the classes, and some 200,000 captions at most
+Beside these it holds about a kilobyte for each piece, the names of the classes, and some 100,000 captions at most
 (`counts`). The list of a folder with a file for each picture (`folder`, `sidecar`) is held in addition.
 
 The pieces and the split depend on the input alone, so any number of workers writes the same bytes. An import that was
