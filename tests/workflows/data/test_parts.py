@@ -209,3 +209,13 @@ def test_a_store_that_cannot_be_written_stops_the_job_before_it_begins(bucket: B
         build(tmp_path / "data", source, f"data.store={url}")
     assert "\n" not in str(told.value)
     assert not (tmp_path / "data/data.json").exists()
+
+
+def test_any_number_of_blocks_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, log = write_many(tmp_path / "source"), io.StringIO()
+    build(tmp_path / "many", source)
+    monkeypatch.setattr("workflows.data.own.importing._BLOCKS_PER_CPU", 1)
+    (tmp_path / "few").mkdir()
+    build_data(configure(source), {}, tmp_path / "few", Progress(None, log))
+    assert contents(tmp_path / "few") == contents(tmp_path / "many")
+    assert "25/25 pieces\n" in log.getvalue()

@@ -48,6 +48,8 @@ from workflows.storage.shards import Shard
 from workflows.storage.shelf import Shelf
 
 _PIECES: Final = "parts"
+_BLOCKS_PER_CPU: Final = 16
+"""Few enough for the driver, and enough for processes that end at about the same time."""
 
 
 def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[DataInfo, int]:
@@ -108,7 +110,7 @@ def _import(
     found: dict[str, Imported] = {}
     ranks = bytearray()
     progress.start(len(items), "pieces")
-    for row in run_pass(items, lambda rows: rows.map(importer)):
+    for row in run_pass(items, lambda rows: rows.map(importer), _BLOCKS_PER_CPU):
         ranks += row.pop("ranks")
         found[row["path"]] = Imported(**row)
         progress.advance(len(found))
@@ -166,7 +168,7 @@ def _measure(plan: _Plan, folder: Path, intake: Intake, progress: Progress) -> M
     items, measure = plan.items(), PieceMeasurer(folder, plan.split, intake)
     found: dict[int, Moments] = {}
     progress.start(len(items), "pieces measured")
-    for row in run_pass(items, lambda rows: rows.map(measure)):
+    for row in run_pass(items, lambda rows: rows.map(measure), _BLOCKS_PER_CPU):
         found[row["number"]] = Moments(row["count"], np.array(row["mean"]), np.array(row["square"]))
         progress.advance(len(found))
     first, *others = (found[number] for number in sorted(found))
@@ -207,7 +209,7 @@ def _parts(plan: _Plan, write: PartWriter, progress: Progress) -> dict[str, tupl
     ]
     found: dict[str, dict[int, Shard]] = {split: {} for split in SPLITS}
     progress.start(plan.num_train + plan.num_held_out, "samples")
-    for row in run_pass(items, lambda rows: rows.flat_map(write)):
+    for row in run_pass(items, lambda rows: rows.flat_map(write), _BLOCKS_PER_CPU):
         split, number = row.pop("split"), row.pop("number")
         found[split][number] = Shard(**row)
         done += row["rows"]
