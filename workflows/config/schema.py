@@ -127,6 +127,10 @@ class DataConfig(Section):
         0.1, description="Fraction of attribute combinations never trained on (shapes)."
     )
     seed: int = Field(0, description="Seed of generation, wording and split.")
+    store: Unkeyed[StorePath | None] = Field(
+        None,
+        description="Folder or URL where parts of new data go, such as s3://BUCKET/PATH; default: `storage.root`.",
+    )
 
     @model_validator(mode="after")
     def _path_goes_with_its_source(self) -> DataConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflows.config.schema import DataConfig
-from workflows.data.own import Rules, Usable, columns_of, rules_of, use
+from workflows.data.own.records import Rules, Usable, columns_of, rules_of, use
 from workflows.data.png import data_url
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -32,6 +33,7 @@ from workflows.data.scale import VectorScale
 from workflows.errors import InvalidData, MissingArtifact
 from workflows.storage.place import Place, reason
 from workflows.storage.shards import Shard, ShardWriter
+from workflows.storage.shelf import Shelf
 
 SplitName: TypeAlias = Literal["train", "held_out"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -203,7 +205,7 @@ class Dataset:
         """
         return Dataset(folder, DataInfo.load(folder))
 
-    @property
+    @cached_property
     def place(self) -> Place:
         """Where the parts are."""
         return Place(str(self.folder) if self.info.store is None else self.info.store)
@@ -263,19 +265,28 @@ class Dataset:
         return np.array([self.info.combination(values) for values in split.attributes], np.int64)
 
 
-def write_split(split: Split, folder: Path, name: SplitName) -> tuple[Shard, ...]:
-    """Writes samples that are in memory as the parts of a split; returns the parts.
+def write_split(split: Split, folder: Path, name: SplitName, store: Place | None = None) -> tuple[Shard, ...]:
+    """Writes samples that are in memory as the parts of a split.
+
+    Args:
+        split: the samples.
+        folder: of the artifact.
+        name: of the split.
+        store: where finished parts go; None: they stay in the folder.
+
+    Returns:
+        The parts, in order.
 
     Raises:
-        StorageUnwritable: the folder is full or read-only.
+        StorageUnwritable: the folder or the store is full or read-only.
     """
-    parts = []
+    shelf, parts = Shelf(folder, store), []
     for number, start in enumerate(range(0, len(split), ROWS_PER_PART)):
         path, stop = part_path(name, number), min(start + ROWS_PER_PART, len(split))
         with ShardWriter(folder, path, SCHEMA, name) as writer:
             for first in range(start, stop, ROWS_PER_GROUP):
                 writer.write(_encode(split.rows(np.arange(first, min(first + ROWS_PER_GROUP, stop)))))
-            parts.append(writer.finish())
+            parts.append(shelf.take(writer.finish()))
     return tuple(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, final
 
@@ -13,7 +13,7 @@ from PIL import Image
 from workflows.data.picture import Found, PictureShape, prepare
 from workflows.data.png import encode_png, image_of, png_of
 from workflows.data.rows import Pictures, RowType, Vectors
-from workflows.data.scale import VectorScale
+from workflows.data.scale import Moments, VectorScale
 from workflows.errors import InvalidData
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ class Intake(Protocol):
         facts: entries of the check's report that say something about them.
         preset: configuration whose sizes suit a first job on them.
         options: fields of the `data` section that shape the rows.
+        measured: whether the type of the rows depends on the training samples.
     """
 
     counted: ClassVar[str]
     facts: ClassVar[tuple[str, ...]]
     preset: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
+    measured: ClassVar[bool]
 
     @staticmethod
     def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> Intake:
@@ -69,8 +71,12 @@ class Intake(Protocol):
         """A raw row as a cell of Parquet."""
         ...
 
-    def rows(self, parts: Iterable[Sequence[bytes]]) -> RowType:
-        """The type of the rows, once the raw cells of the training samples can be measured, part by part."""
+    def measure(self, cells: Sequence[bytes]) -> Moments:
+        """Moments of raw cells; never asked for where `measured` is false."""
+        ...
+
+    def rows(self, moments: Moments | None) -> RowType:
+        """The type of the rows, once those of the training samples are measured; None: they are not `measured`."""
         ...
 
     def thumbnail(self, row: NDArray[Any], side: int) -> bytes | None:
@@ -94,6 +100,7 @@ class PictureIntake:
     )
     preset: ClassVar[str] = "shapes"
     options: ClassVar[tuple[str, ...]] = ("image_size", "channels")
+    measured: ClassVar[bool] = False
 
     shape: PictureShape
 
@@ -120,7 +127,11 @@ class PictureIntake:
         """See `Intake.encode`."""
         return encode_png(row, compression=_FAST)
 
-    def rows(self, parts: Iterable[Sequence[bytes]]) -> Pictures:  # noqa: ARG002 - nothing is measured
+    def measure(self, cells: Sequence[bytes]) -> Moments:  # noqa: ARG002 - nothing is measured
+        """See `Intake.measure`."""
+        raise AssertionError("nothing of pictures is measured")
+
+    def rows(self, moments: Moments | None) -> Pictures:  # noqa: ARG002 - nothing is measured
         """See `Intake.rows`."""
         return Pictures((self.shape.channels, self.shape.size, self.shape.size))
 
@@ -139,6 +150,7 @@ class VectorIntake:
     # Vectors are small: they need no more steps than the digits.
     preset: ClassVar[str] = "digits"
     options: ClassVar[tuple[str, ...]] = ()
+    measured: ClassVar[bool] = True
 
     columns: tuple[str, ...]
 
@@ -165,10 +177,13 @@ class VectorIntake:
         """See `Intake.encode`."""
         return row.tobytes()
 
-    def rows(self, parts: Iterable[Sequence[bytes]]) -> Vectors:
+    def measure(self, cells: Sequence[bytes]) -> Moments:
+        """See `Intake.measure`."""
+        return Moments.of(np.frombuffer(b"".join(cells), "<f4").reshape(len(cells), len(self.columns)))
+
+    def rows(self, moments: Moments | None) -> Vectors:
         """See `Intake.rows`."""
-        numbers = (np.stack([self.read(cell)[0] for cell in cells]) for cells in parts)
-        return Vectors(VectorScale.fit(self.columns, numbers))
+        return Vectors(VectorScale.unit(self.columns) if moments is None else VectorScale.fit(self.columns, moments))
 
     def thumbnail(self, row: NDArray[np.float32], side: int) -> None:  # noqa: ARG002 - there is none
         """See `Intake.thumbnail`."""

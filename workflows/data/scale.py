@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@final
+@dataclass(frozen=True)
+class Moments:
+    """Moments of raw rows, column by column, in float64; those of two sets of rows add up to those of both.
+
+        mean = mean_a + d n_b / n,  square = square_a + square_b + d^2 n_a n_b / n  with  d = mean_b - mean_a
+
+    Rounding depends on the order of the sum, so it is always formed in the order of the rows.
+
+    Source: T. Chan, G. Golub, R. LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+    1979.
+
+    Attributes:
+        count: rows.
+        mean: (d,) of them; 0 of no rows.
+        square: (d,) sum of squared distances from the mean.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+
+    @staticmethod
+    def of(raw: NDArray[Any]) -> Moments:
+        """Measures raw rows of shape (n, d)."""
+        rows = raw.astype(np.float64)
+        mean = rows.mean(0) if len(rows) else np.zeros(rows.shape[1])
+        return Moments(len(rows), mean, ((rows - mean) ** 2).sum(0))
+
+    def __add__(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        away, share = other.mean - self.mean, other.count / count
+        square = self.square + other.square + away**2 * self.count * share
+        return Moments(count, self.mean + away * share, square)
 
 
 @final
@@ -31,25 +69,13 @@ class VectorScale:
         return VectorScale(tuple(columns), (0.0,) * len(columns), (1.0,) * len(columns))
 
     @staticmethod
-    def fit(columns: tuple[str, ...], parts: Iterable[NDArray[np.float32]]) -> VectorScale:
-        """Measures raw rows, given in parts of shape (n, d)."""
-        count, total, square = 0, np.zeros(len(columns)), np.zeros(len(columns))
-        shift: NDArray[np.float64] | None = None
-        for part in parts:
-            if not len(part):
-                continue
-            # Moments about a first row: of a column with a large mean and a small spread little is left otherwise.
-            shift = part[0].astype(np.float64) if shift is None else shift
-            away = part.astype(np.float64) - shift
-            count, total, square = count + len(part), total + away.sum(0), square + (away**2).sum(0)
-        if shift is None:
+    def fit(columns: tuple[str, ...], moments: Moments) -> VectorScale:
+        """The scale of rows with these moments."""
+        if not moments.count:
             return VectorScale.unit(columns)
-        mean = total / count
-        std = np.sqrt(np.maximum(square / count - mean**2, 0.0))
-        constant = std <= np.finfo(np.float32).eps * np.abs(shift + mean)
-        return VectorScale(
-            columns, tuple((shift + mean).tolist()), tuple(np.where(constant | (std == 0), 1.0, std).tolist())
-        )
+        std = np.sqrt(moments.square / moments.count)
+        constant = std <= np.finfo(np.float32).eps * np.abs(moments.mean)
+        return VectorScale(columns, tuple(moments.mean.tolist()), tuple(np.where(constant, 1.0, std).tolist()))
 
     @staticmethod
     def of(values: Mapping[str, Any] | None) -> VectorScale | None:

@@ -1,4 +1,4 @@
-"""The data stage: captioned images in, two Parquet files and `data.json` out."""
+"""The data stage: captioned images in, the parts of two splits and `data.json` out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from workflows.errors import InvalidData
 from workflows.options.sources import BUILT_IN_DATA
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
+from workflows.storage.shelf import Shelf
 
 
 def build_data(
@@ -37,9 +38,10 @@ def build_data(
 
     Raises:
         InvalidData: fractions that leave nothing to train on or nothing to hold out, or own data that cannot be used.
+        StorageUnwritable: the folder or the store is full or read-only.
     """
     if config.data.source not in BUILT_IN_DATA:
-        from workflows.data.import_own import import_own
+        from workflows.data.own.importing import import_own
 
         info, num_rejected = import_own(config.data, folder, progress)
         return _figures(info) | {"num_rejected": num_rejected}
@@ -49,11 +51,12 @@ def build_data(
             f"{len(train)} samples to train on and {len(held_out)} held out: set data.held_out between 0 and 1"
         )
     progress.start(len(train) + len(held_out), "samples")
-    parts = {"train": write_split(train, folder, "train")}
+    store = Shelf.of(folder, config.data.store, info.data_hash).store
+    parts = {"train": write_split(train, folder, "train", store)}
     progress.advance(len(train))
-    parts["held_out"] = write_split(held_out, folder, "held_out")
+    parts["held_out"] = write_split(held_out, folder, "held_out", store)
     progress.advance(len(train) + len(held_out))
-    info = replace(info, parts=parts)
+    info = replace(info, parts=parts, store=None if store is None else store.url)
     info.save(folder)
     return _figures(info)
 

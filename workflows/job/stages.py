@@ -72,12 +72,20 @@ def _check_training_tracked(config: RunConfig) -> None:
         _check_tracking(config)
 
 
+def _check_data_store(config: RunConfig) -> None:
+    _check_bucket(config.data.store)
+
+
 def _check_store(config: RunConfig) -> None:
-    if config.embed.store is not None:
+    _check_bucket(config.embed.store)
+
+
+def _check_bucket(url: str | None) -> None:
+    if url is not None:
         from workflows.deploy.doctor.findings import refuse_problems
         from workflows.deploy.doctor.stores import check_bucket
 
-        refuse_problems([check_bucket(config.embed.store)])
+        refuse_problems([check_bucket(url)])
 
 
 def _check_clip_tracked(config: RunConfig) -> None:
@@ -137,6 +145,7 @@ STAGES: Final = (
         help="Builds the captioned images and splits them into training and held-out.",
         load=_data,
         sections=_data_section,
+        checks=(_check_data_store,),
     ),
     Stage(
         name="clip",

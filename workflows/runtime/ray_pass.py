@@ -15,12 +15,16 @@ _ADVICE: Final = "\nFailed to "
 """What Ray Data puts behind the message of any error, with how to change its retries."""
 
 
-def run_pass(items: Sequence[dict[str, Any]], build: Callable[[RayDataset], RayDataset]) -> Iterator[dict[str, Any]]:
-    """Runs one pass over work items, one block each.
+def run_pass(
+    items: Sequence[dict[str, Any]], build: Callable[[RayDataset], RayDataset], blocks_per_cpu: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Runs one pass over work items.
 
     Args:
         items: rows for Ray Data.
         build: adds the work, such as `lambda rows: rows.map(write)`.
+        blocks_per_cpu: items are joined to so many blocks for each CPU at most, since Ray Data takes 20 ms of the
+            driver for a block; None: each item is a block.
 
     Yields:
         What the work returns, as rows are finished.
@@ -42,7 +46,10 @@ def run_pass(items: Sequence[dict[str, Any]], build: Callable[[RayDataset], RayD
     failure = None
     with DataContext.current(context):
         try:
-            yield from build(ray.data.from_items(list(items), override_num_blocks=len(items))).iter_rows()
+            blocks = len(items)
+            if blocks_per_cpu is not None:
+                blocks = min(blocks, max(1, blocks_per_cpu * int(ray.cluster_resources().get("CPU", 1))))
+            yield from build(ray.data.from_items(list(items), override_num_blocks=blocks)).iter_rows()
         except RayError as error:
             cause = getattr(error, "cause", None)
             failure = _as_raised(cause) if isinstance(cause, RaverseError) else error

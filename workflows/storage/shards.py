@@ -21,6 +21,8 @@ from workflows.storage.atomic import PartialFile, whole_file
 from workflows.storage.hashing import file_sha256
 
 _KEY: Final = b"raverse.shard_key"
+_ROWS_AT_ONCE: Final = 1024
+"""Of a shard that is read through; it may hold many thousands of pictures."""
 
 
 @final
@@ -151,7 +153,7 @@ def find_shard(folder: Path, path: str, key: str) -> Shard | None:
             metadata = file.metadata
             if shard_key(metadata) != key:
                 return None
-            for _ in file.iter_batches():
+            for _ in file.iter_batches(_ROWS_AT_ONCE):
                 pass
     except (OSError, pa.ArrowException):
         return None

@@ -1,6 +1,7 @@
-"""Where the shards of one cache are put: the artifact's folder, or object storage.
+"""Where the shards of one cache, or the parts of a data set, are put: the artifact's folder, or object storage.
 
-    <embed.store>/<cache key>/train/images/shard-00000-<sha256>.arrow
+    <embed.store>/<cache key>/train/images/shard-000000-<sha256>.arrow
+    <data.store>/<data hash>/train/part-000000-<sha256>.parquet
 
 In object storage a shard bears the hash of its bytes. So no shard there is ever replaced by another one, jobs that make
 the same cache share what is there, and a file whose bytes are not those of its name is as good as none.
@@ -37,7 +38,7 @@ class Shelf:
 
     @staticmethod
     def of(folder: Path, url: str | None, key: str) -> Shelf:
-        """The shelf of a cache with this key; url: `embed.store`."""
+        """The shelf of what has this key; url: `embed.store` or `data.store`."""
         return Shelf(folder, None if url is None else Place(url) / key)
 
     def write(self, path: str, table: pa.Table, key: str) -> Shard:
@@ -47,7 +48,7 @@ class Shelf:
             StorageUnwritable: the folder or the store is full or read-only.
         """
         write = write_mapped if path.endswith(ENDING) else write_shard
-        return self.move(write(self.folder, path, table, key))
+        return self.take(write(self.folder, path, table, key))
 
     def copy(self, path: str, rows: int, source: Path) -> Shard:
         """Makes a shard of a file with the same bytes, whose name is their hash; see `copy_shard`.
@@ -67,13 +68,36 @@ class Shelf:
             InvalidData: the store cannot be read.
             StorageUnwritable: it cannot be written.
         """
-        stored = _by_item(() if self.store is None else self.store.sizes())
+        stored = self.stored()
         with ThreadPoolExecutor(READERS) as pool:
-            shards = pool.map(lambda item: self._find(item["path"], item["key"], stored.get(item["path"], [])), items)
+            shards = pool.map(
+                lambda item: self.find_one(item["path"], item["key"], stored.get(item["path"], [])), items
+            )
             return {item["path"]: shard for item, shard in zip(items, shards, strict=True) if shard is not None}
 
-    def move(self, shard: Shard) -> Shard:
-        """Brings a finished shard from the folder to the store, if there is one.
+    def stored(self) -> dict[str, list[str]]:
+        """Names of the shards in the store, by the path of the work item.
+
+        Raises:
+            InvalidData: the store cannot be read.
+        """
+        return _by_item(() if self.store is None else self.store.sizes())
+
+    def find_one(self, path: str, key: str, stored: Sequence[str]) -> Shard | None:
+        """The shard that an earlier run made of a work item; see `find`.
+
+        Args:
+            path: of the work item.
+            key: of what it is made from.
+            stored: its names in the store.
+        """
+        find = find_mapped if path.endswith(ENDING) else find_shard
+        if (shard := find(self.folder, path, key)) is not None:
+            return self.take(shard)
+        return next((shard for name in stored if (shard := self._stored(name, key)) is not None), None)
+
+    def take(self, shard: Shard) -> Shard:
+        """Brings a shard that lies in the folder to the store, if there is one.
 
         Raises:
             StorageUnwritable: the store is full or read-only.
@@ -84,12 +108,6 @@ class Shelf:
         stored = self._put(shard, source, self.store)
         source.unlink()
         return stored
-
-    def _find(self, path: str, key: str, stored: Sequence[str]) -> Shard | None:
-        find = find_mapped if path.endswith(ENDING) else find_shard
-        if (shard := find(self.folder, path, key)) is not None:
-            return self.move(shard)
-        return next((shard for name in stored if (shard := self._stored(name, key)) is not None), None)
 
     def _stored(self, name: str, key: str) -> Shard | None:
         assert self.store is not None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_picture import bomb, encoded
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
-from workflows.data.dataset import Dataset
+from workflows.data.dataset import ROWS_PER_GROUP, Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidConfig, InvalidData, StorageUnwritable
 from workflows.runtime.progress import Progress
@@ -60,9 +61,9 @@ def test_each_format_becomes_a_data_artifact(name: str, tmp_path: Path) -> None:
             assert dataset.info.class_names[label] == samples.label(int(number))
     assert dataset.combinations(held_out).tolist() == held_out.labels.tolist()
     assert len(set(dataset.info.candidate_captions)) == 3
-    assert set(contents(tmp_path / "data")) == {
-        "train/part-000000.parquet", "held_out/part-000000.parquet", "rejected.parquet", "data.json",
-    }  # fmt: skip
+    parts = [part.path for split in dataset.info.parts.values() for part in split]
+    assert set(contents(tmp_path / "data")) == {*parts, "rejected.parquet", "data.json"}
+    assert {"train/part-000000.parquet", "held_out/part-000000.parquet"} <= set(parts)
 
 
 def test_without_labels_there_are_no_classes(tmp_path: Path) -> None:
@@ -129,8 +130,12 @@ def test_labels_that_no_file_can_hold_are_replaced_and_told(tmp_path: Path) -> N
 def test_a_piece_of_many_records_is_written_bit_by_bit(tmp_path: Path) -> None:
     source = samples.write_webdataset(tmp_path / "source", 2400)
     build(tmp_path / "data", source)
-    assert pq.read_metadata(tmp_path / "data/train/part-000000.parquet").num_row_groups >= 4
     dataset = Dataset.open(tmp_path / "data")
+    parts = [pq.read_metadata(tmp_path / "data" / part.path) for part in dataset.info.parts["train"]]
+    assert len(parts) == 2
+    for part in parts:
+        assert part.num_row_groups >= 3
+        assert max(part.row_group(group).num_rows for group in range(part.num_row_groups)) <= ROWS_PER_GROUP
     for split in map(dataset.read, ("train", "held_out")):
         for number, texts in zip(split.sample_ids, split.captions, strict=True):
             assert texts[0] == samples.caption(int(number))
@@ -193,6 +198,12 @@ def test_the_same_input_gives_the_same_bytes_whatever_was_there(tmp_path: Path) 
     (source / "0700.txt").write_text("another caption")
     build(tmp_path / "two", source)
     assert contents(tmp_path / "one") != contents(tmp_path / "two")
+    for number in range(300, 1100):
+        (source / f"{number:04d}.png").unlink()
+        (source / f"{number:04d}.txt").unlink()
+    build(tmp_path / "two", source)
+    build(tmp_path / "few", source)
+    assert contents(tmp_path / "few") == contents(tmp_path / "two"), "no part of what is gone is left"
 
 
 @ray.remote(num_cpus=1)
@@ -202,11 +213,11 @@ class Holder:
     def hold(self) -> None: ...
 
 
-@pytest.mark.parametrize("name", ["parquet", "webdataset"])
-def test_one_worker_and_two_write_the_same_bytes(name: str, tmp_path: Path) -> None:
-    source = samples.WRITERS[name](tmp_path / "source", 40)
+@pytest.mark.parametrize("write", [samples.write_parquet, samples.write_webdataset, samples.write_vectors])
+def test_one_worker_and_two_write_the_same_bytes(write: Callable[[Path, int], Path], tmp_path: Path) -> None:
+    source = write(tmp_path / "source", 40)
     for number in range(2):
-        samples.WRITERS[name](source / f"{number}", 600)  # more than are written at once
+        write(source / f"{number}", 600)  # more than are written at once
     assert ray.cluster_resources()["CPU"] == 2
     build(tmp_path / "two", source)
     holder = Holder.remote()
@@ -218,35 +229,77 @@ def test_one_worker_and_two_write_the_same_bytes(name: str, tmp_path: Path) -> N
 
 
 KILLED = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import ray
-from PIL import Image
 from tests.workflows.data.test_import_own import build
-address, folder, source = sys.argv[1:]
+from workflows.runtime.progress import Progress
+address, folder, source, unit, *more = sys.argv[1:]
+start, loop = Progress.start, []
+Progress.start = lambda self, total, name: (loop.append(name), start(self, total, name))
+Progress.advance = lambda self, done: os.kill(os.getpid(), signal.SIGKILL) if loop[-1] == unit and done >= 3 else None
 ray.init(address=address, log_to_driver=False)
-build(Path(folder), source)
+build(Path(folder), source, *more)
 """
 
 
-def test_an_import_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    source = samples.write_parquet(tmp_path / "source", 3)
+def write_many(folder: Path) -> Path:
+    """13 files, of which 12 give two pieces each."""
+    samples.write_parquet(folder, 3)
     for number in range(12):
-        samples.write_parquet(source / f"{number:02d}", 600)  # two pieces each
-    folder = tmp_path / "killed"
+        samples.write_parquet(folder / f"{number:02d}", 600)
+    return folder
+
+
+def kill(folder: Path, source: Path, unit: str, *more: str) -> dict[Path, int]:
+    """Kills the driver of an import in the loop over these units; returns when each file was finished."""
     address = ray.get_runtime_context().gcs_address
-    arguments = [sys.executable, "-c", KILLED, address, str(folder), str(source)]
-    with subprocess.Popen(arguments, cwd=Path(__file__).parents[3], env=os.environ | {"PYTHONPATH": "."}) as process:
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("parts/part-??????.parquet"))) < 3 and time.monotonic() < deadline:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("parts/part-??????.parquet")}
-    assert len(stamps) >= 3
+    arguments = [sys.executable, "-c", KILLED, address, str(folder), str(source), unit, *more]
+    environment = os.environ | {"PYTHONPATH": "."}
+    killed = subprocess.run(arguments, cwd=Path(__file__).parents[3], env=environment, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
     assert not (folder / "data.json").exists()
-    build(folder, source)
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("part-??????.parquet")}
+
+
+def unchanged(stamps: dict[Path, int], place: str) -> set[bool]:
+    """Whether the files of a folder are those that were there."""
+    found = {path: stamp for path, stamp in stamps.items() if path.parent.name == place}
+    return {path.is_file() and path.stat().st_mtime_ns == stamp for path, stamp in found.items()}
+
+
+def test_an_import_that_was_killed_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, folder = write_many(tmp_path / "source"), tmp_path / "killed"
     build(tmp_path / "whole", source)
+    stamps = kill(folder, source, "pieces")
+    assert 3 <= len(stamps) < 25
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda _: None)
+        build(folder, source)
+    assert unchanged(stamps, "parts") == {True}
+    shutil.rmtree(folder / "parts")
     assert contents(folder) == contents(tmp_path / "whole")
     counts = Counter(Dataset.open(folder).read("train").captions)
     assert counts[(samples.caption(2), "another wording of 2")] > 0
+
+
+def test_an_import_that_was_killed_while_it_wrote_the_splits_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder, other = write_many(tmp_path / "source"), tmp_path / "killed", tmp_path / "other"
+    build(tmp_path / "whole", source)
+    build(tmp_path / "another", source, "data.held_out=0.4")
+    stamps = kill(folder, source, "samples")
+    assert len({path for path in stamps if path.parent.name == "parts"}) == 25
+    shutil.copytree(folder, other)
+    stamps_of_other = {other / path.relative_to(folder): stamp for path, stamp in stamps.items()}
+    build(folder, source)
+    assert unchanged(stamps, "train") == unchanged(stamps, "held_out") == {True}
+    assert contents(folder) == contents(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda _: None)
+        build(other, source, "data.held_out=0.4")
+    assert unchanged(stamps_of_other, "train") == {False}, "parts of another split are no good"
+    assert unchanged(stamps_of_other, "parts") == {True}
+    shutil.rmtree(other / "parts")
+    assert contents(other) == contents(tmp_path / "another")

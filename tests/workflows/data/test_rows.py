@@ -18,8 +18,8 @@ from tests.workflows.data.samples_own import picture
 from tests.workflows.data.test_check import check
 from workflows.config.load import load_config
 from workflows.data.dataset import DataInfo
-from workflows.data.import_own import import_own
 from workflows.data.intake import Intake, PictureIntake, VectorIntake
+from workflows.data.own.importing import import_own
 from workflows.data.picture import PictureShape
 from workflows.data.png import decode_png
 from workflows.data.rows import Pictures, RowType, Vectors, rows_of
@@ -39,7 +39,7 @@ KINDS_TOLD_APART = re.compile(
 def stored_rows(intake: Intake, raw: NDArray) -> tuple[RowType, NDArray]:
     """As the import leads raw rows through Parquet."""
     cells = [intake.encode(row) for row in raw]
-    rows = intake.rows(iter([cells[:7], cells[7:]]))
+    rows = intake.rows(intake.measure(cells[:7]) + intake.measure(cells[7:]) if intake.measured else None)
     return rows, np.stack([rows.decode(cell) for cell in rows.store(cells)])
 
 
@@ -101,6 +101,7 @@ def test_files_make_the_type_and_hold_no_more_for_it(
     assert data == {
         "source": "mine", "shape": list(shape), "class_names": [], "attributes": {}, "num_train": 1, "num_held_out": 1,
         "data_hash": "0", "candidate_captions": ["x"], "unseen_combinations": [], "scale": plain,
+        "parts": {}, "store": None,
     }  # fmt: skip
     assert (package["shape"], package["scale"]) == (list(shape), plain)
     assert set(package) == {

@@ -13,7 +13,7 @@ import pytest
 
 from tests.workflows.data import samples_own as samples
 from workflows.data.intake import PictureIntake
-from workflows.data.own import Rules, clean_captions, use
+from workflows.data.own.records import Rules, clean_captions, use
 from workflows.data.picture import PictureShape
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location

@@ -15,7 +15,7 @@ from tests.workflows.data.test_check import check
 from tests.workflows.data.test_sources import faults, records
 from workflows.config.load import load_config
 from workflows.data.dataset import Dataset
-from workflows.data.scale import VectorScale
+from workflows.data.scale import Moments, VectorScale
 from workflows.data.sources import detect
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns
@@ -73,7 +73,7 @@ def test_missing_and_wrong_columns_are_named(tmp_path: Path) -> None:
 def test_scale_normalises_and_goes_back() -> None:
     rng = np.random.default_rng(0)
     raw = np.stack([rng.normal(1e6, 3.0, 500), rng.normal(0, 1e-4, 500), np.full(500, 5.0)], axis=1)
-    scale = VectorScale.fit(("a", "b", "c"), iter([raw[:0], raw[:100], raw[100:]]))
+    scale = VectorScale.fit(("a", "b", "c"), sum(map(Moments.of, (raw[:100], raw[100:])), start=Moments.of(raw[:0])))
     np.testing.assert_allclose(scale.mean, raw.mean(0), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(scale.std[:2], raw.std(0)[:2], rtol=1e-9)
     assert scale.std[2] == 1.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from workflows.config.schema import EvaluateConfig
-from workflows.data.dataset import DataInfo, Dataset, Split, write_split
+from workflows.data.dataset import DataInfo, Dataset, Split, SplitName, write_split
 from workflows.evaluate.jobs import plan_jobs
 from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
 from workflows.runtime.progress import Progress
@@ -24,14 +24,15 @@ CAPTIONS = tuple(f"caption number {number}" for number in range(6))
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     """12 + 6 gray pictures with captions and no labels; four captions are candidates."""
-    rng = np.random.default_rng(0)
-    for name, count in (("train", 12), ("held_out", 6)):
+    rng, parts = np.random.default_rng(0), {}
+    counts: dict[SplitName, int] = {"train": 12, "held_out": 6}
+    for name, count in counts.items():
         images = rng.integers(0, 256, (count, 1, 8, 8), np.uint8)
         texts = tuple((CAPTIONS[row % 6],) for row in range(count))
         none = np.full(count, -1, np.int64)
         split = Split(np.arange(count), images, texts, none, ((),) * count, np.zeros(count, np.bool_))
-        write_split(split, tmp_path / f"{name}.parquet")
-    DataInfo("folder", (1, 8, 8), (), {}, 12, 6, "0" * 64, CAPTIONS[:4], ()).save(tmp_path)
+        parts[name] = write_split(split, tmp_path, name)
+    DataInfo("folder", (1, 8, 8), (), {}, 12, 6, "0" * 64, CAPTIONS[:4], (), parts=parts).save(tmp_path)
     return Dataset.open(tmp_path)
 
 

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 from workflows.config.schema import EvaluateConfig
-from workflows.data.dataset import SCHEMA, DataInfo, Dataset
+from workflows.data.dataset import SCHEMA, SPLITS, DataInfo, Dataset, part_path
 from workflows.data.rows import Pictures, Vectors
 from workflows.data.scale import VectorScale
 from workflows.evaluate import vectors
 from workflows.evaluate.sampling import SampleJob
 from workflows.evaluate.stage import _EVALUATIONS
 from workflows.runtime.progress import Progress
+from workflows.storage.shards import write_shard
 
 SCALE = VectorScale(("a", "b"), (100.0, -5.0), (10.0, 0.5))
 COLORS = ("red", "blue")
@@ -33,8 +34,8 @@ def normals(rows: int, seed: int) -> NDArray[Any]:
 
 def write_data(folder: Path) -> Dataset:
     info = DataInfo("vectors", (2,), COLORS, {"label": COLORS}, 60, 40, "0", ("a red one", "a blue one"), (), SCALE)
-    info.save(folder)
-    for seed, split in enumerate(("train", "held_out")):
+    parts = {}
+    for seed, split in enumerate(SPLITS):
         rows = normals(info.num_samples(split), seed)
         names = [COLORS[row % 2] for row in range(len(rows))]
         columns = {
@@ -45,7 +46,8 @@ def write_data(folder: Path) -> Dataset:
             "attributes": [[name] for name in names],
             "unseen": [False] * len(rows),
         }
-        pq.write_table(pa.table(columns, schema=SCHEMA), folder / f"{split}.parquet")
+        parts[split] = (write_shard(folder, part_path(split, 0), pa.table(columns, schema=SCHEMA), split),)
+    replace(info, parts=parts).save(folder)
     return Dataset.open(folder)
 
 

@@ -34,8 +34,9 @@ def check_storage(config: RunConfig) -> Iterator[Finding]:
         )
     if config.data.path is not None:
         yield check_readable(config.data.path)
-    if config.embed.store is not None:
-        yield check_bucket(config.embed.store)
+    for store in dict.fromkeys((config.data.store, config.embed.store)):
+        if store is not None:
+            yield check_bucket(store)
 
 
 def check_readable(place: str) -> Finding:
