@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -259,10 +259,31 @@ class Dataset:
 
         Without attributes: of its first caption, -1 where that is no candidate.
         """
+        return self._combinations(split.captions, split.attributes)
+
+    def all_combinations(self, name: SplitName) -> NDArray[np.int64]:
+        """The same of all samples of a split; reads no picture, and holds 8 bytes a sample."""
+        batches = self.batches(name, ["captions", "attributes"])
+        found = (
+            self._combinations(batch["captions"].to_pylist(), batch["attributes"].to_pylist()) for batch in batches
+        )
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def chunks(self, name: SplitName) -> Iterator[Split]:
+        """All samples of a split in order, at most `ROWS_PER_GROUP` of them in memory.
+
+        Raises:
+            InvalidData: a part is missing or damaged.
+        """
+        return (decode(pa.Table.from_batches([batch]), self.info.rows) for batch in self.batches(name))
+
+    def _combinations(
+        self, captions: Iterable[Sequence[str]], attributes: Iterable[Sequence[str]]
+    ) -> NDArray[np.int64]:
         if not self.info.attributes:
             index = {text: number for number, text in enumerate(self.info.candidate_captions)}
-            return np.array([index.get(texts[0], -1) for texts in split.captions], np.int64)
-        return np.array([self.info.combination(values) for values in split.attributes], np.int64)
+            return np.array([index.get(texts[0], -1) for texts in captions], np.int64)
+        return np.array([self.info.combination(values) for values in attributes], np.int64)
 
 
 def write_split(split: Split, folder: Path, name: SplitName, store: Place | None = None) -> tuple[Shard, ...]:

@@ -90,7 +90,7 @@ def train_classifier(
     with tracked_training(config, "classifier", _hashes(cache), folder, progress):
         trained = fit(objective, section.train, cache, folder, progress)
     bundle = _save(objective, trained, cache, folder)
-    meanings = torch.from_numpy(dataset.combinations(dataset.read("held_out")))
+    meanings = torch.from_numpy(dataset.all_combinations("held_out"))
     measured = accuracy_by_level(bundle, cache, meanings)
     plot_accuracy(measured, folder / "accuracy_by_level.png")
     figures = {"text_accuracy": measured[0].text} if measured else {}
