@@ -56,7 +56,7 @@ class CachedCaptions:
                 stored = torch.from_numpy(np.array(view.tokens(int(row))))
                 count += stored.nbytes
                 tokens[place, torch.from_numpy(mask[place]).bool()] = _as(stored, self._dtype)
-        self._reader.opened.read(count)
+        self._reader.opened.touched(len(positions), count)
         return tokens, torch.from_numpy(mask).bool(), torch.from_numpy(pooled)
 
     def pooled(self, positions: Tensor) -> Tensor:

@@ -36,10 +36,12 @@ REMEDY: Final = "run `raverse cache prune`, then the job again"
 _ATTEMPTS: Final = 6
 _LONGEST_WAIT: Final = 20.0
 """Seconds between two attempts."""
-_MOST_OPEN: Final = 1024
-"""Mapped shards; a mapping costs an entry in a table of the system, no memory."""
+_MOST_OPEN: Final = 256
+"""Mapped shards: more than a window has."""
 _RELEASED_AFTER: Final = 128 << 20
-"""Bytes of mapped pages that are read before all are given back."""
+"""Bytes of mapped pages, as they are counted, before all are given back."""
+_AROUND: Final = 256 << 10
+"""Bytes that the system maps around a row when it is touched: 64 KiB for each of some columns."""
 _LOCKS: Final = 64
 _log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class CopySettings:
 class OpenShards:
     """Opens shards when they are first asked for, from any thread.
 
-    Memory: pages of local files, at most 128 MiB until they are given back. Where copies cannot be written, shards of
+    Memory: pages of local files, about 300 MiB until they are given back. Where copies cannot be written, shards of
     a store are kept in memory instead, at most 1 GiB of them.
 
     Args:
@@ -107,10 +109,10 @@ class OpenShards:
                 self._open[shard.sha256] = found
         return found
 
-    def read(self, count: int) -> None:
-        """Says how many bytes of mapped pages were read; after so many all are given back."""
+    def touched(self, rows: int, count: int) -> None:
+        """Says how many rows were read, and how many bytes of them; after so many all pages are given back."""
         with self._lock:
-            self._touched += count
+            self._touched += count + rows * _AROUND
             if self._touched > _RELEASED_AFTER:
                 self._touched = 0
                 for shard in self._open.values():
