@@ -251,6 +251,8 @@ SCALED: Final = tuple(kind for kind in KINDS.values() if kind.scale is not None)
 SCALE_NAMES: Final = tuple(kind.scale for kind in SCALED if kind.scale is not None)
 FURTHER_NAMES: Final = tuple(name for name in SETTINGS if name not in SCALE_NAMES)
 """The settings that are no scale."""
+NEUTRAL_SETTINGS: Final[Mapping[str, SettingValue]] = {name: SETTINGS[name].neutral for name in FURTHER_NAMES}
+"""What leaves guidance to its scales, whatever a model's own settings are."""
 DEFAULT_SCALES: Final[Mapping[str, float]] = {kind.scale: kind.default for kind in SCALED if kind.scale is not None}
 """Default of each scale, by its name."""
 
