@@ -56,8 +56,12 @@ def with_guidance(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(setting: Setting) -> Any:
-    option = typer.Option(setting.command_option, help=f"{setting.description} Default: the model's.")
-    return Annotated[_TYPES[setting.form] | None, option]
+    name = setting.command_option
+    # A model's own setting may be on, so a flag can also be switched off.
+    names = f"{name}/--no-{name.removeprefix('--')}" if setting.form == "flag" else name
+    return Annotated[
+        _TYPES[setting.form] | None, typer.Option(names, help=f"{setting.description} Default: the model's.")
+    ]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

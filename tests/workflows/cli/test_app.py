@@ -76,7 +76,9 @@ def test_commands_and_options_are_the_golden_ones() -> None:
     for name, verb in sorted(vars(group)["commands"].items()):
         below = {f"{name} {key}": value for key, value in sorted(getattr(verb, "commands", {}).items())}
         for key, value in ({name: verb} | below).items():
-            options = sorted(option for parameter in value.params for option in parameter.opts)
+            options = sorted(
+                option for parameter in value.params for option in (*parameter.opts, *parameter.secondary_opts)
+            )
             lines.append(" ".join((key, *options)))
     assert "\n".join(lines) + "\n" == (GOLDEN / "commands.txt").read_text()
 
