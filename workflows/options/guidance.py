@@ -147,7 +147,8 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         Setting("clip_scale", "Scale of CLIP's gradient.", neutral=0.0),
         Setting(
             "guidance_interval",
-            "Guides only where the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar) lies in [MIN, MAX).",
+            "Guides only where the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar) lies in [MIN, MAX); "
+            "0 and 1e9 leave an end open.",
             high=1e9,
             neutral=(0.0, 1e9),
             form="interval",
@@ -384,11 +385,10 @@ class Guidance:
         """
         numbers = {"guidance_scale": 1.0}
         for name, value in self.values:
-            # A neutral end of an interval is a number, and the first level of some schedules is infinitely noisy.
-            if name not in SCALE_NAMES and value == SETTINGS[name].neutral:
-                continue
-            parts = value if isinstance(value, tuple) else (value,)
-            numbers |= dict(zip(SETTINGS[name].core_names, parts, strict=True))
+            setting = SETTINGS[name]
+            ends = zip(setting.core_names, _ends(value), _ends(setting.neutral), strict=True)
+            # The first level of some schedules is infinitely noisy, and an end that is left open has to hold it.
+            numbers |= {core: end for core, end, neutral in ends if name in SCALE_NAMES or end != neutral}
         return numbers
 
 
@@ -409,6 +409,10 @@ def offered_kinds(parts: Iterable[Need]) -> tuple[str, ...]:
     """The kinds that a model with these parts offers, in the table's order."""
     there = {"nothing", *parts}
     return tuple(kind.name for kind in KINDS.values() if kind.needs in there)
+
+
+def _ends(value: SettingValue) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _parse(name: str) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ import torch
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.guidance import ClassifierFreeGuidance
+from diffusion_core.oracle import GaussianMixture, OracleDenoiser
+from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.options.examples import EXAMPLES
 from workflows import options
 from workflows.errors import InvalidRequest
@@ -67,6 +69,31 @@ def test_the_neutral_value_of_a_setting_changes_nothing(package: ModelPackage, n
     plain = package.condition([PROMPT], "classifier_free", guidance_scale=0.5)
     neutral = package.condition([PROMPT], "classifier_free", guidance_scale=0.5, **{name: SETTINGS[name].neutral})
     assert torch.equal(package.sample(plain, seeds=[7]), package.sample(neutral, seeds=[7]))
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided"),
+    [((0.5, 1e9), True), ((0.0, 1e9), True), ((0.5, 1e8), False), ((0.0, 0.5), False)],
+)
+def test_an_end_that_is_left_open_holds_the_noisiest_level(interval: tuple[float, float], guided: bool) -> None:
+    """At zero terminal SNR its sigma is infinite."""
+    schedule = NoiseSchedule.cosine(100).with_zero_terminal_snr()
+    mixture = GaussianMixture(
+        weights=torch.tensor([0.5, 0.5]),
+        means=torch.tensor([[-1.0, 0.0], [1.0, 0.5]]),
+        deviations=torch.tensor([0.1, 0.2]),
+        classes=torch.tensor([0, 1]),
+    )
+    denoiser = ClassifierFreeGuidance(OracleDenoiser(mixture, schedule))
+    plain = Guidance.of("classifier_free", guidance_scale=3.0)
+    limited = plain.with_settings(guidance_interval=interval)
+    x_t, level = torch.ones(1, 2), torch.tensor([100])
+    found, all_levels, nowhere = (
+        denoiser(x_t, level, Condition.of(label=[1]).with_settings(**guidance.core_settings())).x0
+        for guidance in (limited, plain, plain.at(1.0))
+    )
+    assert not torch.equal(all_levels, nowhere)
+    assert torch.equal(found, all_levels if guided else nowhere)
 
 
 class Counting:
