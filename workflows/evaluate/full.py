@@ -22,8 +22,7 @@ from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.pixels import to_data
 from workflows.errors import InvalidData
-from workflows.evaluate.jobs import HEADLINE
-from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
+from workflows.evaluate.measure import HEADLINE, Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
 from workflows.evaluate.metrics.judge import judge_accuracy, train_judge
 from workflows.evaluate.metrics.neighbours import Neighbours, draw_neighbours, nearest

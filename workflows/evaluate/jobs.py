@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from workflows.config.schema import EvaluateConfig
-from workflows.evaluate.measure import Drawn
+from workflows.evaluate.measure import HEADLINE, Drawn
 from workflows.evaluate.pictures import Column
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
 from workflows.options.guidance import KINDS, Guidance, GuidanceKind
 from workflows.package.files import CLIP, scorer_folder
 
-HEADLINE: Final = "classifier_free"
-"""The kind whose pictures the headline figures are of."""
 _GRID_ROWS: Final = 10
 
 

@@ -15,8 +15,8 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset
-from workflows.evaluate.jobs import HEADLINE, compared_scales, grid, offered, plan_jobs, titles
-from workflows.evaluate.measure import Drawn, image_vectors, spread
+from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs, titles
+from workflows.evaluate.measure import HEADLINE, Drawn, image_vectors, spread
 from workflows.evaluate.metrics.scores import clip_score, diversity
 from workflows.evaluate.pictures import draw_grid
 from workflows.evaluate.prompts import Prompts

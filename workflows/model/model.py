@@ -35,7 +35,7 @@ from workflows.model.codec import Codec, Pixels
 from workflows.model.guidance import steer
 from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
-from workflows.options.guidance import Guidance, Need, SettingValue, offered_kinds
+from workflows.options.guidance import DEFAULT_GUIDANCE, Guidance, Need, SettingValue, offered_kinds
 from workflows.options.samplers import DEFAULT_SAMPLER, SPACINGS, make_plan
 from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
@@ -188,7 +188,7 @@ class ModelPackage:
     def condition(
         self,
         prompts: Sequence[str] | int,
-        guidance: Guidance | str = "classifier_free",
+        guidance: Guidance | str = DEFAULT_GUIDANCE.name,
         *,
         labels: Sequence[int] | None = None,
         negative_prompts: Sequence[str] | None = None,
