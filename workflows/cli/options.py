@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any, Final
 
 import typer
 
-from workflows.options.guidance import KINDS, SETTINGS, Guidance, Setting
+from workflows.errors import InvalidRequest
+from workflows.options.guidance import DEFAULT_GUIDANCE, KINDS, SETTINGS, Guidance, Setting
 from workflows.options.samplers import SAMPLERS
 
 ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
@@ -47,12 +49,23 @@ def with_guidance(verb: Callable[..., None]) -> Callable[..., None]:
         verb(guidance=lambda: Guidance.of(guidance, **settings), **given)
 
     own = inspect.signature(verb, eval_str=True).parameters.values()
-    made = [_parameter("guidance", Annotated[str, _GUIDANCE], "classifier_free")]
+    made = [_parameter("guidance", Annotated[str, _GUIDANCE], DEFAULT_GUIDANCE.name)]
     made += [_parameter(setting.name, _option(setting), None) for setting in SETTINGS.values()]
     parameters = [parameter for parameter in own if parameter.name != "guidance"] + made
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """A message about a setting of guidance names its option instead."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param not in SETTINGS:
+            raise
+        raise InvalidRequest(f"{SETTINGS[error.param].command_option}: {error.reason}", error.param) from error
 
 
 def _option(setting: Setting) -> Any:

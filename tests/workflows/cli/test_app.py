@@ -113,6 +113,11 @@ def test_missing_file(raverse: Callable[..., Result]) -> None:
     assert_one_sentence(done, "photos.yaml", "digits, shapes")
 
 
+def test_a_setting_that_does_not_fit_is_named_as_its_option(raverse: Callable[..., Result]) -> None:
+    done = raverse("sample", "a seven", "--guidance", "clip", "--apg-eta", "0")
+    assert_one_sentence(done, "raverse: --apg-eta: it has no effect", "or take guidance classifier_free")
+
+
 def test_missing_input_of_a_stage(raverse: Callable[..., Result]) -> None:
     done = raverse("denoiser", "--config", "digits")
     assert_one_sentence(done, "raverse data")

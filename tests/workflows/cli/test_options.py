@@ -8,7 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from workflows.cli.options import with_guidance
+from workflows.cli.options import naming_options, with_guidance
+from workflows.errors import InvalidRequest
 from workflows.options.guidance import Guidance
 
 
@@ -47,3 +48,17 @@ def test_a_flag_of_the_model_can_be_switched_off() -> None:
     own = {"guidance_scale": 0.5, "cfg_plus_plus": True}
     assert read("--no-cfg-plus-plus", "--scale", "3").over(own).core_settings() == {"guidance_scale": 3.0}
     assert read("--scale", "0.5").over(own).core_settings() == {"guidance_scale": 0.5, "cfg_plus_plus": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "told"),
+    [
+        ("guidance_scale: found 2: give such", "guidance_scale", "--scale: found 2: give such"),
+        ("apg_eta: no effect", "apg_eta", "--apg-eta: no effect"),
+        ("prompt: missing", "prompt", "prompt: missing"),
+    ],
+)
+def test_a_message_about_a_setting_names_its_option(message: str, param: str, told: str) -> None:
+    with pytest.raises(InvalidRequest) as caught, naming_options():
+        raise InvalidRequest(message, param)
+    assert (str(caught.value), caught.value.param) == (told, param)

@@ -151,6 +151,11 @@ def test_what_a_gradient_costs(guidance: str, settings: dict[str, float], cost: 
         ("classifier_free", {"guidance_interval": [1.0]}, "guidance_interval"),
         ("classifier_free", {"guidance_interval": [2.0, 1.0]}, "guidance_interval"),
         ("classifier_free", {"guidance_interval": 1.0}, "guidance_interval"),
+        ("classifier_free", {"guidance_interval": [1.0, 1.0]}, "guidance_interval"),
+        ("classifier_free", {"guidance_interval": (True, 2)}, "guidance_interval"),
+        ("classifier_free", {"guidance_scale": True}, "guidance_scale"),
+        ("classifier_free", {"cfg_plus_plus": 0.5}, "cfg_plus_plus"),
+        ("classifier_free", {"bogus": 1.0}, "bogus"),
         ("classifier_free", {"apg_norm": "long"}, "apg_norm"),
         ("classifier_free", {"cfg_plus_plus": True, "guidance_scale": 2.0}, "guidance_scale"),
     ],
@@ -159,6 +164,51 @@ def test_what_cannot_be_read_names_the_field(guidance: str, settings: dict[str, 
     with pytest.raises(InvalidRequest) as caught:
         Guidance.of(guidance, **settings)
     assert caught.value.param == param
+
+
+def test_what_is_next_to_it_can_be_read() -> None:
+    values = {"guidance_interval": [1, 1.1], "guidance_scale": 1, "cfg_plus_plus": True, "apg_norm": 1e9}
+    assert Guidance.of("classifier_free", **values).settings == {
+        "guidance_interval": (1.0, 1.1), "guidance_scale": 1.0, "cfg_plus_plus": 1.0, "apg_norm": 1e9
+    }  # fmt: skip
+    assert Guidance.of("classifier_free", cfg_plus_plus=0).settings == {"cfg_plus_plus": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "settings", "message"),
+    [
+        (
+            "clip",
+            {"apg_eta": 0.0},
+            "apg_eta: it has no effect with guidance 'clip': leave it out, or take guidance classifier_free",
+        ),
+        ("classifier_free", {"bogus": 1}, f"bogus: unknown setting: give one of {', '.join(SETTINGS)}"),
+        (
+            "classifier_free",
+            {"guidance_rescale": 2},
+            "guidance_rescale: found 2, wanted a number in [0, 1]: give that, or leave it out",
+        ),
+        (
+            "classifier_free",
+            {"cfg_plus_plus": True, "guidance_scale": 2},
+            "guidance_scale: found 2, wanted a number in [0, 1] with cfg_plus_plus: give such a scale, or switch "
+            "cfg_plus_plus off",
+        ),
+    ],
+)
+def test_a_message_says_what_was_found_what_was_wanted_and_what_to_do(
+    guidance: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Guidance.of(guidance, **settings)
+    assert str(caught.value) == message
+    assert f"{caught.value.param}: {caught.value.reason}" == message
+
+
+def test_a_setting_that_nobody_knows_is_not_left_out_in_silence() -> None:
+    assert Guidance.of("direct").with_settings(guidance_rescale=0.5).settings == {}, "one of another kind is"
+    with pytest.raises(InvalidRequest, match="bogus: unknown setting"):
+        Guidance.of("direct").with_settings(bogus=1.0)
 
 
 def test_a_default_scale_that_a_setting_excludes_is_refused() -> None:
