@@ -22,6 +22,7 @@ from workflows.options.fields import guidance_fields, scales_type, sweep_fields
 from workflows.options.guidance import DEFAULT_GUIDANCE, KINDS, SETTINGS, Guidance, GuidanceKind, SettingValue
 from workflows.options.networks import NetworkName
 from workflows.options.samplers import SAMPLERS, SPACINGS, SamplerName, SpacingName
+from workflows.options.schedules import SCHEDULES, ScheduleName
 from workflows.options.sources import BUILT_IN_DATA, SourceName
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -200,9 +201,7 @@ class EmbedConfig(Section):
 class ScheduleConfig(Section):
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field(
-        "cosine", description="Family of the schedule."
-    )
+    kind: ScheduleName = Field(SCHEDULES[0], description="Family of the schedule.")
     num_levels: PositiveInt = Field(1000, description="T: levels run from 0 (clean) to T (noise).")
     zero_terminal_snr: bool = Field(False, description="Rescale so that alpha_bar_T = 0 (needs v or x0).")
 
@@ -418,7 +417,7 @@ class SweepConfig(_SweepBase):
 
     samplers: tuple[SamplerName, ...] = Field(tuple(SAMPLERS), description="Samplers of the table of spacings.")
     spacings: tuple[SpacingName, ...] = Field(SPACINGS, description="Spacings of that table.")
-    schedules: tuple[Literal["linear", "cosine", "scaled_linear", "sigmoid"], ...] = Field(
+    schedules: tuple[ScheduleName, ...] = Field(
         (), description="Noise schedules to compare; each trains a model of its own."
     )
     num_steps: PositiveInt = Field(20, description="Steps of the tables of guidance, spacings and schedules.")

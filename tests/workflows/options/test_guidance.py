@@ -191,8 +191,10 @@ def test_what_is_next_to_it_can_be_read() -> None:
         (
             "classifier_free",
             {"cfg_plus_plus": True, "guidance_scale": 2},
-            "guidance_scale: found 2, wanted a number in [0, 1] with cfg_plus_plus: "
-            + "give such a scale, or switch cfg_plus_plus off",
+            (
+                "guidance_scale: found 2, wanted a number in [0, 1] with cfg_plus_plus: "
+                "give such a scale, or switch cfg_plus_plus off"
+            ),
         ),
     ],
 )
