@@ -63,9 +63,10 @@ def naming_options() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.param not in SETTINGS:
+        setting = SETTINGS.get(error.param or "")
+        if setting is None:
             raise
-        raise InvalidRequest(f"{SETTINGS[error.param].command_option}: {error.reason}", error.param) from error
+        raise InvalidRequest(f"{setting.command_option}: {error.reason}", setting.name) from error
 
 
 def _option(setting: Setting) -> Any:
