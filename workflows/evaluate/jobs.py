@@ -69,7 +69,7 @@ def jobs_by_kind(
     return jobs
 
 
-def plan_jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool = True) -> dict[str, SampleJob]:
+def all_jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool = True) -> dict[str, SampleJob]:
     """All jobs of an evaluation by name; their rows are the same prompts and seeds, as far as they go.
 
     The headline comes first, with its rows in rounds over all combinations. The other jobs take rows of it
