@@ -23,7 +23,7 @@ from workflows.cli.options import (
     with_guidance,
 )
 from workflows.options.guidance import Guidance
-from workflows.options.samplers import DEFAULT_SAMPLER, ETA_SAMPLERS
+from workflows.options.samplers import DEFAULT_SAMPLER, ETA_READERS
 from workflows.runtime.preflight import exclusive_storage
 from workflows.runtime.session import ray_session
 
@@ -44,7 +44,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the first picture; picture i has seed + i.")] = 0,
     sampler: SamplerOption = DEFAULT_SAMPLER,
     steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
-    eta: Annotated[float, typer.Option(help=f"Noise of {ETA_SAMPLERS}, in [0, 1].")] = 0.0,
+    eta: Annotated[float, typer.Option(help=f"Noise of {ETA_READERS}, in [0, 1].")] = 0.0,
     guidance: Callable[[], Guidance],
     negative: Annotated[str | None, typer.Option("--negative", help="What the picture does not show.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,

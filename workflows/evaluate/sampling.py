@@ -143,5 +143,5 @@ def _load(package: str) -> ModelPackage:
 
 
 def _resources() -> dict[str, Any]:
-    """One CPU, and a GPU where the cluster has any."""
+    """A task takes one CPU, and a GPU where the cluster has any."""
     return {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}

@@ -83,7 +83,7 @@ _EVALUATIONS: Final[dict[str, Callable[[EvaluateConfig, Dataset, Path, Path, Pro
     "pictures": evaluate_pictures,
     "vectors": evaluate_vectors,
 }
-"""By `RowType.name`."""
+"""The evaluations by `RowType.name`."""
 
 
 def _train_judge(data_folder: Path, seed: int) -> Judge:

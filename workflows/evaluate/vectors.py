@@ -30,7 +30,7 @@ from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 
 _LEAST_ROWS: Final = 8
-"""Of a caption, for a distance of its own."""
+"""A caption with fewer rows gets no distance of its own."""
 _HISTOGRAMS: Final = 4
 
 

@@ -162,7 +162,7 @@ class ModelPackage:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """Of the denoiser."""
+        """The noise schedule of the denoiser."""
         return self.denoiser.schedule
 
     @property
@@ -177,7 +177,7 @@ class ModelPackage:
 
     @property
     def defaults(self) -> Defaults:
-        """Of requests."""
+        """The values that a request gets which does not give its own."""
         return self.card.defaults
 
     @property
@@ -280,7 +280,7 @@ class ModelPackage:
         return self.rows.from_x(self.codec.decode(x))
 
     def previews(self, x0: Data) -> Tensor:
-        """As `drawn`, of rows on their way, quickly."""
+        """Rows on their way as `drawn` gives them, by a quicker and coarser decoding."""
         return self.rows.from_x(self.codec.preview(x0))
 
     def _parts(self) -> list[Need]:

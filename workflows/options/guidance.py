@@ -188,7 +188,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         ),
     )
 }
-"""By name. The neutral ends of an interval or norm are so large that no picture reaches them."""
+"""The settings by name. The neutral ends of an interval or norm are so large that no picture reaches them."""
 
 
 def _second_pass(setting: CoreSetting) -> float:
@@ -252,7 +252,7 @@ KINDS: Final[Mapping[str, GuidanceKind]] = {
         ),
     )
 }
-"""By name, in the order in which interfaces list them."""
+"""The kinds by name, in the order in which interfaces list them."""
 
 
 def _names(holds: Callable[[GuidanceKind], bool]) -> str:
@@ -273,7 +273,7 @@ FURTHER_NAMES: Final = tuple(name for name in SETTINGS if name not in SCALE_NAME
 NEUTRAL_SETTINGS: Final[Mapping[str, SettingValue]] = {name: SETTINGS[name].neutral for name in FURTHER_NAMES}
 """What leaves guidance to its scales, whatever a model's own settings are."""
 DEFAULT_SCALES: Final[Mapping[str, float]] = {kind.scale: kind.default for kind in SCALED if kind.scale is not None}
-"""Default of each scale, by its name."""
+"""The default of each scale, by its name."""
 
 if TYPE_CHECKING:
     KindName: TypeAlias = str

@@ -66,8 +66,8 @@ SAMPLERS: Final[Mapping[str, Sampler]] = {
         Sampler("dpm_solver", "DPM-Solver++", _dpm_solver),
     )
 }
-"""By name; the first is the default."""
-ETA_SAMPLERS: Final = " or ".join(sampler.name for sampler in SAMPLERS.values() if sampler.takes_eta)
+"""The samplers by name; the first is the default."""
+ETA_READERS: Final = " or ".join(sampler.name for sampler in SAMPLERS.values() if sampler.takes_eta)
 """Those that read `eta`, for messages and descriptions."""
 DEFAULT_SAMPLER: Final = next(iter(SAMPLERS))
 SPACINGS: Final = ("trailing", "leading", "linspace", "quadratic")
@@ -83,7 +83,7 @@ else:
 
 def useless_eta(name: str) -> str:
     """What to say of an eta for a sampler that has none."""
-    return f"has no effect with sampler {name!r}: leave it out, or take {ETA_SAMPLERS}"
+    return f"has no effect with sampler {name!r}: leave it out, or take {ETA_READERS}"
 
 
 def checked_sampler(name: str, eta: float = 0.0) -> Sampler:

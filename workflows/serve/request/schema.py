@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.options.fields import guidance_fields
 from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, LABEL_KINDS, NEGATIVE_KINDS, KindName
-from workflows.options.samplers import DEFAULT_SAMPLER, ETA_SAMPLERS, SamplerName
+from workflows.options.samplers import DEFAULT_SAMPLER, ETA_READERS, SamplerName
 
 LARGEST_SEED: Final = 2**64 - 1
 MOST_PARTIAL_IMAGES: Final = 3
@@ -49,7 +49,7 @@ class _PictureFields(BaseModel):
     sampler: SamplerName = Field(DEFAULT_SAMPLER, description="How to step.")
     num_inference_steps: int | None = Field(None, ge=1, description="Steps; default and limit: the service's.")
     eta: float | None = Field(
-        None, ge=0, le=1, allow_inf_nan=False, description=f"Noise of {ETA_SAMPLERS}: 0 none, 1 as DDPM."
+        None, ge=0, le=1, allow_inf_nan=False, description=f"Noise of {ETA_READERS}: 0 none, 1 as DDPM."
     )
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first picture, the next has seed + 1, ..")
 
@@ -94,7 +94,7 @@ class _SettingsFields(BaseModel):
     size: str
     sampler: SamplerName
     num_inference_steps: int
-    eta: float | None = Field(None, description=f"Of {ETA_SAMPLERS} only.")
+    eta: float | None = Field(None, description=f"Of {ETA_READERS} only.")
     guidance: KindName
     guidance_scale: float
     prompt: str
