@@ -40,22 +40,23 @@ class LogDensity(Protocol):
 
 @final
 class ClassifierFreeGuidance:
-    r"""Extrapolates from what to avoid to what is wanted: `x0_n + w (x0_c - x0_n)`, and eps alike.
+    r"""Extrapolates away from the unconditional prediction: `x0_u + w (x0_c - x0_u)`, and eps alike.
 
-    "Avoid" is the row's negative condition, or the null condition. A row with w = 1 (or outside its interval of
-    sigma) costs one evaluation, with w = 0 also one; others cost two, in the same call.
+    The unconditional prediction is that of the row's negative condition, where it has one, else of the null condition.
+    A row with w = 1 (or outside its interval of sigma) costs one evaluation, with w = 0 also one; others cost two, in
+    the same call.
 
     Settings:
         guidance_scale: w, finite.
         guidance_sigma_min, guidance_sigma_max: guides where `min <= sqrt((1 - ab) / ab) < max`.
         guidance_rescale: phi in [0, 1]; brings the deviation of x0 back to that of x0_c.
-        apg_eta: weight of the part of `x0_c - x0_n` parallel to x0_c (1: plain).
-        apg_norm: longest allowed `x0_c - x0_n` (infinite: plain).
+        apg_eta: weight of the part of `x0_c - x0_u` parallel to x0_c (1: plain).
+        apg_norm: longest allowed `x0_c - x0_u` (infinite: plain).
         cfg_plus_plus: 1: the step adds back the noise predicted without guidance; w is then in [0, 1].
 
     Args:
         denoiser: what is guided.
-        scale: w of rows that do not say.
+        scale: w of rows without the setting.
 
     References:
         Ho & Salimans, Classifier-Free Diffusion Guidance (2022), whose w is this one minus 1; Kynkäänniemi et al.
@@ -90,75 +91,74 @@ class ClassifierFreeGuidance:
         if condition is None:
             return self.denoiser(x_t, level, None)
         if condition.settings.keys().isdisjoint(_INTERVAL):
-            asked = condition.derived(self, lambda: self._asked(condition, None))
+            batch = condition.derived(self, lambda: self._batch(condition, None))
         else:
-            asked = self._asked(condition, self.schedule.sigma(level).cpu())
-        if len(asked.pair) == 0:
-            return self.denoiser(x_t, level, asked.shown)
-        index, alone = asked.pair.to(x_t.device), len(asked.pair) < len(x_t)
+            batch = self._batch(condition, self.schedule.sigma(level).cpu())
+        if len(batch.pair) == 0:
+            return self.denoiser(x_t, level, batch.condition)
+        index, alone = batch.pair.to(x_t.device), len(batch.pair) < len(x_t)
         both = self.denoiser(
-            torch.cat([x_t, x_t[index]]), torch.cat([level, level[asked.pair.to(level.device)]]), asked.shown
+            torch.cat([x_t, x_t[index]]), torch.cat([level, level[batch.pair.to(level.device)]]), batch.condition
         )
-        first, avoided = both.rows(slice(0, len(x_t))), both.rows(slice(len(x_t), None))
-        wanted = first.rows(index) if alone else first
-        guided = _extrapolate(wanted, avoided, asked.scale)
-        if asked.reshaped:
-            guided = _reshape(guided, wanted, avoided, asked.scale, asked.say)
-        if asked.renoised:
-            guided = guided.renoise_with(avoided.eps, asked.plus_plus.to(x_t.device))
+        first, uncond = both.rows(slice(0, len(x_t))), both.rows(slice(len(x_t), None))
+        cond = first.rows(index) if alone else first
+        guided = _extrapolate(cond, uncond, batch.scale)
+        if batch.reshaped:
+            guided = _reshape(guided, cond, uncond, batch.scale, batch.settings)
+        if batch.renoised:
+            guided = guided.renoise_with(uncond.eps, batch.plus_plus.to(x_t.device))
         return first.with_rows(index, guided) if alone else guided
 
-    def _asked(self, condition: Condition, sigma: Rows | None) -> _Asked:
-        """Every row is shown once (its negative where w = 0), then the negatives of the rows that need both.
+    def _batch(self, condition: Condition, sigma: Rows | None) -> _Batch:
+        """Every row once (without its condition where w = 0), then the rows that need both without theirs.
 
         Args:
             condition: of the rows.
             sigma: of their levels, where some have an interval.
         """
-        say = {name: condition.setting(name, default) for name, default in self._defaults.items()}
-        _require_finite(say["guidance_scale"], "guidance_scale")
-        scale, plus_plus = say["guidance_scale"], say["cfg_plus_plus"] > 0
+        settings = {name: condition.setting(name, default) for name, default in self._defaults.items()}
+        _require_finite(settings["guidance_scale"], "guidance_scale")
+        scale, plus_plus = settings["guidance_scale"], settings["cfg_plus_plus"] > 0
         if sigma is not None:
             # At zero terminal SNR sigma is infinite: an interval without an upper end holds it.
-            below = (sigma < say["guidance_sigma_max"]) | say["guidance_sigma_max"].isinf()
-            inside = (sigma >= say["guidance_sigma_min"]) & below
+            below = (sigma < settings["guidance_sigma_max"]) | settings["guidance_sigma_max"].isinf()
+            inside = (sigma >= settings["guidance_sigma_min"]) & below
             scale, plus_plus = torch.where(inside, scale, 1.0), plus_plus & inside
         single = ((scale == 0) | (scale == 1)) & ~plus_plus
-        only_negative, pair = ((scale == 0) & single).nonzero().flatten(), (~single).nonzero().flatten()
-        shown = condition.with_rows(only_negative, _avoided(condition)) if len(only_negative) else condition
+        only_uncond, pair = ((scale == 0) & single).nonzero().flatten(), (~single).nonzero().flatten()
+        shown = condition.with_rows(only_uncond, _unconditional(condition)) if len(only_uncond) else condition
         if len(pair):
-            shown = Condition.cat([shown, _avoided(condition).rows(pair)])
-        apart = {name: value[pair] for name, value in say.items()}
-        return _Asked(shown, pair, scale[pair], plus_plus[pair], apart)
+            shown = Condition.cat([shown, _unconditional(condition).rows(pair)])
+        return _Batch(shown, pair, scale[pair], plus_plus[pair], {name: rows[pair] for name, rows in settings.items()})
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
-    """What classifier-free guidance makes of a condition.
+class _Batch:
+    """The rows that classifier-free guidance evaluates in one call.
 
     Attributes:
-        shown: to the guided denoiser: every row, then those of `pair` with what they avoid.
+        condition: of every row, then of those of `pair` without their own.
         pair: the rows that are evaluated twice.
         scale: of those rows.
         plus_plus: whether they are re-noised.
-        say: all their settings.
+        settings: all their settings.
     """
 
-    shown: Condition
+    condition: Condition
     pair: Tensor
     scale: Tensor
     plus_plus: RowMask
-    say: Mapping[str, Tensor]
+    settings: Mapping[str, Tensor]
 
     @cached_property
     def reshaped(self) -> bool:
-        """Whether any row wants adaptive projection or rescaling."""
-        plain = (self.say["apg_eta"] == 1) & self.say["apg_norm"].isinf() & (self.say["guidance_rescale"] <= 0)
-        return not bool(plain.all())
+        """Whether any row has adaptive projection or rescaling."""
+        whole = (self.settings["apg_eta"] == 1) & self.settings["apg_norm"].isinf()
+        return not bool((whole & (self.settings["guidance_rescale"] <= 0)).all())
 
     @cached_property
     def renoised(self) -> bool:
-        """Whether any row is."""
+        """Whether any row is re-noised."""
         return bool(self.plus_plus.any())
 
 
@@ -172,7 +172,7 @@ class AutoGuidance:
     Args:
         denoiser: the strong one.
         weak: smaller or less trained, with the same schedule.
-        scale: w of rows that do not say.
+        scale: w of rows without the setting.
 
     Raises:
         InvalidGuidance: the two have different schedules.
@@ -200,8 +200,8 @@ class AutoGuidance:
         """See `Denoiser.__call__`."""
         check_rows(x_t, level, condition)
         strong = self.denoiser(x_t, level, condition)
-        asked = Condition.null(len(x_t)) if condition is None else condition
-        scale = asked.setting("autoguidance_scale", self._scale)
+        given = Condition.null(len(x_t)) if condition is None else condition
+        scale = given.setting("autoguidance_scale", self._scale)
         _require_finite(scale, "autoguidance_scale")
         rows = (scale != 1).nonzero().flatten()
         if len(rows) == 0:
@@ -227,7 +227,7 @@ class GradientGuidance:
         log_density: judges each row.
         name: of the setting.
         at: what `log_density` is shown: `x_t`, or the predicted `x0`.
-        scale: s of rows that do not say.
+        scale: s of rows without the setting.
 
     References:
         Dhariwal & Nichol, Diffusion Models Beat GANs (2021), algorithm 2, with one score shift for all samplers;
@@ -312,7 +312,7 @@ class Thresholding:
 
     Args:
         denoiser: what is kept in range.
-        clip_x0: bound of rows that do not say.
+        clip_x0: bound of rows without the setting.
 
     References:
         Saharia et al., Imagen (2022), section 2.3.
@@ -339,11 +339,11 @@ class Thresholding:
             InvalidGuidance: a negative bound, or a quantile outside [0, 1].
         """
         prediction = self.denoiser(x_t, level, condition)
-        asked = Condition.null(len(x_t)) if condition is None else condition
-        if asked.settings.keys().isdisjoint(self._defaults) and self._defaults["clip_x0"] > 0:
+        given = Condition.null(len(x_t)) if condition is None else condition
+        if given.settings.keys().isdisjoint(self._defaults) and self._defaults["clip_x0"] > 0:
             everywhere = self._defaults["clip_x0"]
             return prediction.with_x0(prediction.x0.clamp(-everywhere, everywhere))
-        bound, quantile = (asked.setting(name, default) for name, default in self._defaults.items())
+        bound, quantile = (given.setting(name, default) for name, default in self._defaults.items())
         if not bool(((bound >= 0) & (quantile >= 0) & (quantile <= 1)).all()):
             raise InvalidGuidance("clip_x0 must be >= 0 and dynamic_threshold in [0, 1]: 0 turns either off")
         x0 = prediction.x0
@@ -355,32 +355,32 @@ class Thresholding:
         return prediction if x0 is prediction.x0 else prediction.with_x0(x0, (bound > 0) | (quantile > 0))
 
 
-def _avoided(condition: Condition) -> Condition:
-    """What each row moves away from; it keeps the row's own settings, for wrappers further in."""
+def _unconditional(condition: Condition) -> Condition:
+    """The condition that each row moves away from; it keeps the row's own settings, for wrappers further in."""
     if condition.negative is None:
         return condition.hidden()
     return replace(condition.negative, settings=condition.settings, negative=None)
 
 
-def _extrapolate(wanted: Prediction, avoided: Prediction, scale: Tensor) -> Prediction:
-    """`avoided + w (wanted - avoided)`, in x0 and in eps: linear, so it is exact at both ends of the schedule."""
-    w = expand(scale.to(wanted.x0), wanted.x0)
-    return replace(wanted, x0=torch.lerp(avoided.x0, wanted.x0, w), eps=torch.lerp(avoided.eps, wanted.eps, w))
+def _extrapolate(cond: Prediction, uncond: Prediction, scale: Tensor) -> Prediction:
+    """`uncond + w (cond - uncond)`, in x0 and in eps: linear, so it is exact at both ends of the schedule."""
+    w = expand(scale.to(cond.x0), cond.x0)
+    return replace(cond, x0=torch.lerp(uncond.x0, cond.x0, w), eps=torch.lerp(uncond.eps, cond.eps, w))
 
 
 def _reshape(
-    guided: Prediction, wanted: Prediction, avoided: Prediction, scale: Tensor, say: Mapping[str, Tensor]
+    guided: Prediction, cond: Prediction, uncond: Prediction, scale: Tensor, settings: Mapping[str, Tensor]
 ) -> Prediction:
     """Adaptive projection and rescaling of x0, on the rows that ask for them."""
-    projected = (say["apg_eta"] != 1) | torch.isfinite(say["apg_norm"])
-    rescaled = say["guidance_rescale"] > 0
+    projected = (settings["apg_eta"] != 1) | torch.isfinite(settings["apg_norm"])
+    rescaled = settings["guidance_rescale"] > 0
     x0 = guided.x0
     if bool(projected.any()):
-        update = _projected(wanted.x0 - avoided.x0, wanted.x0, say["apg_eta"], say["apg_norm"])
-        x0 = torch.where(expand(projected.to(x0.device), x0), wanted.x0 + _times(scale - 1.0, update), x0)
+        update = _projected(cond.x0 - uncond.x0, cond.x0, settings["apg_eta"], settings["apg_norm"])
+        x0 = torch.where(expand(projected.to(x0.device), x0), cond.x0 + _times(scale - 1.0, update), x0)
     if bool(rescaled.any()):
-        ratio = _deviation(wanted.x0) / _deviation(x0).clamp(min=torch.finfo(x0.dtype).tiny)
-        x0 = x0 * torch.lerp(torch.ones_like(ratio), ratio, expand(say["guidance_rescale"].to(x0), x0))
+        ratio = _deviation(cond.x0) / _deviation(x0).clamp(min=torch.finfo(x0.dtype).tiny)
+        x0 = x0 * torch.lerp(torch.ones_like(ratio), ratio, expand(settings["guidance_rescale"].to(x0), x0))
     return guided.with_x0(x0, projected | rescaled)
 
 

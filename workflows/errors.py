@@ -92,6 +92,11 @@ class InvalidRequest(RaverseError, ValueError):
         super().__init__(message, param)
         self.param = param
 
+    @property
+    def reason(self) -> str:
+        """The message without the name of the field, for callers that name it in another way."""
+        return str(self).removeprefix(f"{self.param}: ")
+
     def __str__(self) -> str:
         return str(self.args[0])
 

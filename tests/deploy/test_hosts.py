@@ -14,12 +14,12 @@ import pytest
 import yaml
 
 from tests.deploy.hosts import Hosts, allowed, three_hosts
+from tests.tools import need
 from workflows.train.losslog import read_losses
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not allowed(), reason="`ip netns add` is not allowed: run as root, with iproute2"),
 ]
 
 STEPS = 400
@@ -38,6 +38,7 @@ JOB = {
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    need(allowed() or None, "the right to `ip netns add`", "run as root, with iproute2")
     with three_hosts(tmp_path_factory.mktemp("hosts")) as made:
         yield made
 

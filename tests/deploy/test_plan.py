@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from workflows.cli import app as cli
-from workflows.deploy.plan import MODELS, UTILISATION, Phase, make_plan, plan_text, read_phase
+from workflows.deploy.plan import MODELS, UTILISATION, Phase, estimate, estimate_text, read_phase
 from workflows.errors import InvalidConfig
 
 SD2 = MODELS["sd2"]
@@ -42,7 +42,7 @@ def test_the_operations_are_those_of_stable_diffusion_2(pixels: int) -> None:
 
 
 def test_hours_are_those_of_two_public_runs_within_a_quarter() -> None:
-    found = make_plan(SD2, SEEN, "a100")
+    found = estimate(SD2, SEEN, "a100")
     mosaic = 81.33 * 24 * 8  # days on 8 A100, encoded before
     images_per_second = 60.0  # Anyscale: an A100, over both resolutions
     anyscale = sum(phase.images for phase in SEEN) / images_per_second / 3600
@@ -52,22 +52,22 @@ def test_hours_are_those_of_two_public_runs_within_a_quarter() -> None:
 
 
 def test_the_hours_follow_work_and_gpu() -> None:
-    one, twice = (make_plan(SD2, [Phase(1e6, 512)], "a100", epochs=epochs) for epochs in (1, 2))
+    one, twice = (estimate(SD2, [Phase(1e6, 512)], "a100", epochs=epochs) for epochs in (1, 2))
     assert twice.train_hours == 2 * one.train_hours
     assert twice.encode_hours == one.encode_hours
     assert twice.online_factor == one.online_factor
-    faster = make_plan(SD2, [Phase(1e6, 512)], "h100")
+    faster = estimate(SD2, [Phase(1e6, 512)], "h100")
     assert faster.train_hours == pytest.approx(one.train_hours * 312 / 989)
     assert one.train_hours == pytest.approx(1e6 * 3 * 804_257_464_320 / (312e12 * UTILISATION) / 3600)
 
 
 def test_storage_and_replicas_are_counted() -> None:
-    found = make_plan(SD2, [Phase(10, 512)], "a100", images_per_second=10.0, num_steps=50)
+    found = estimate(SD2, [Phase(10, 512)], "a100", images_per_second=10.0, num_steps=50)
     assert found.latent_bytes == 10 * 4 * 64 * 64 * 2 * 4
     assert found.caption_bytes == 10 * (77 * 1024 * 2 + 1024 * 4)
     assert found.checkpoint_bytes == 865_910_724 * 16
     assert (found.replicas - 1) * 0.7 < 10.0 * found.seconds_per_image <= found.replicas * 0.7
-    assert make_plan(SD2, [Phase(10, 512)], "a100", images_per_second=0.0).replicas == 1
+    assert estimate(SD2, [Phase(10, 512)], "a100", images_per_second=0.0).replicas == 1
 
 
 @pytest.mark.parametrize(("text", "phase"), [("2e9", Phase(2e9, 512)), ("1.5E3@256", Phase(1500, 256))])
@@ -83,14 +83,14 @@ def test_what_is_no_number_is_told(text: str) -> None:
 
 def test_an_uncounted_resolution_is_told() -> None:
     with pytest.raises(InvalidConfig, match="counted at 256, 512 pixels"):
-        make_plan(SD2, [Phase(1, 1024)], "a100")
+        estimate(SD2, [Phase(1, 1024)], "a100")
 
 
 def test_the_command_prints_what_the_page_shows() -> None:
     options = ["plan", "--images", "1.1264e9@256", "--images", "1.7408e9@512", "--gpus", "256", "--price", "2"]
     result = CliRunner().invoke(cli.app, options)
     assert result.exit_code == 0, result.output
-    assert result.output.strip() == plan_text(make_plan(SD2, SEEN, "a100"), 256, 2.0)
+    assert result.output.strip() == estimate_text(estimate(SD2, SEEN, "a100"), 256, 2.0)
     page = (Path(__file__).parents[2] / "deploy" / "SCALING.md").read_text()
     assert result.output.strip() in page
     assert "raverse " + " ".join(options) in page

@@ -151,15 +151,15 @@ def plan(
     Example: raverse plan --images 2e9 --gpus 256 --load 20
     """
     from diffusion_core.errors import RaverseError
-    from workflows.deploy.plan import MODELS, make_plan, plan_text, read_phase
+    from workflows.deploy.plan import MODELS, estimate, estimate_text, read_phase
 
     try:
         phases = [read_phase(text) for text in images]
-        made = make_plan(MODELS[model], phases, gpu, epochs=epochs, images_per_second=load, num_steps=steps)
+        made = estimate(MODELS[model], phases, gpu, epochs=epochs, images_per_second=load, num_steps=steps)
     except RaverseError as error:
         typer.echo(f"raverse: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(plan_text(made, gpus, price))
+    typer.echo(estimate_text(made, gpus, price))
 
 
 render = typer.Typer(no_args_is_help=True, help="Writes files for other tools, from the configuration of a run.")

@@ -66,7 +66,7 @@ def open_command(name_or_file: str, overrides: list[str] | None) -> Iterator[Com
 
 
 def _interrupt_on_signals() -> None:
-    """Ends an orderly way on Ctrl-C, `kill` and a closed terminal alike."""
+    """Makes `kill` and a closed terminal raise what Ctrl-C does, so that the command ends in order."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

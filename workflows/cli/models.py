@@ -13,9 +13,17 @@ import typer
 
 from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.cli.command import Command, open_command, run_stage
-from workflows.cli.options import ConfigOption, ModelOption, SamplerOption, SetOption, StoreOption, with_guidance
+from workflows.cli.options import (
+    ConfigOption,
+    ModelOption,
+    SamplerOption,
+    SetOption,
+    StoreOption,
+    naming_options,
+    with_guidance,
+)
 from workflows.options.guidance import Guidance
-from workflows.options.samplers import DEFAULT_SAMPLER
+from workflows.options.samplers import DEFAULT_SAMPLER, ETA_READERS
 from workflows.runtime.preflight import exclusive_storage
 from workflows.runtime.session import ray_session
 
@@ -36,7 +44,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the first picture; picture i has seed + i.")] = 0,
     sampler: SamplerOption = DEFAULT_SAMPLER,
     steps: Annotated[int | None, typer.Option(help="Default: the model's.")] = None,
-    eta: Annotated[float, typer.Option(help="Of DDIM, in [0, 1].")] = 0.0,
+    eta: Annotated[float, typer.Option(help=f"Noise of {ETA_READERS}, in [0, 1].")] = 0.0,
     guidance: Callable[[], Guidance],
     negative: Annotated[str | None, typer.Option("--negative", help="What the picture does not show.")] = None,
     gif: Annotated[Path | None, typer.Option(help="Also writes the predicted picture at every step.")] = None,
@@ -58,7 +66,7 @@ def sample(
 
     Example: raverse sample "a handwritten seven" --model raverse-digits@champion --seed 7
     """
-    with open_command(config, overrides) as command:
+    with open_command(config, overrides) as command, naming_options():
         from workflows.draw.request import DrawRequest
 
         asked = DrawRequest(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any, Final
 
 import typer
 
-from workflows.options.guidance import KINDS, SETTINGS, Guidance, Setting
+from workflows.errors import InvalidRequest
+from workflows.options.guidance import DEFAULT_GUIDANCE, KINDS, SETTINGS, Guidance, Setting
 from workflows.options.samplers import SAMPLERS
 
 ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
@@ -47,7 +49,7 @@ def with_guidance(verb: Callable[..., None]) -> Callable[..., None]:
         verb(guidance=lambda: Guidance.of(guidance, **settings), **given)
 
     own = inspect.signature(verb, eval_str=True).parameters.values()
-    made = [_parameter("guidance", Annotated[str, _GUIDANCE], "classifier_free")]
+    made = [_parameter("guidance", Annotated[str, _GUIDANCE], DEFAULT_GUIDANCE.name)]
     made += [_parameter(setting.name, _option(setting), None) for setting in SETTINGS.values()]
     parameters = [parameter for parameter in own if parameter.name != "guidance"] + made
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -55,9 +57,25 @@ def with_guidance(verb: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """A message about a setting of guidance names its option instead."""
+    try:
+        yield
+    except InvalidRequest as error:
+        setting = SETTINGS.get(error.param or "")
+        if setting is None:
+            raise
+        raise InvalidRequest(f"{setting.command_option}: {error.reason}", setting.name) from error
+
+
 def _option(setting: Setting) -> Any:
-    option = typer.Option(setting.command_option, help=f"{setting.description} Default: the model's.")
-    return Annotated[_TYPES[setting.form] | None, option]
+    name = setting.command_option
+    # A model's own setting may be on, so a flag can also be switched off.
+    names = f"{name}/--no-{name.removeprefix('--')}" if setting.form == "flag" else name
+    return Annotated[
+        _TYPES[setting.form] | None, typer.Option(names, help=f"{setting.description} Default: the model's.")
+    ]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

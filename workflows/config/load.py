@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from workflows.config.schema import UNTOLD, RunConfig
+from workflows.config.faults import describe, place
+from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig
 
 
@@ -85,11 +86,9 @@ def _explain(name: str, error: ValidationError) -> str:
 
 
 def _explain_one(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == UNTOLD:
-        return f"{path}: {fault['msg']}"
+    path = place(fault)
     if fault["type"] != "extra_forbidden":
-        return f"{path}: {fault['msg']} (found {fault.get('input')!r})"
+        return f"{path}: {describe(fault)}"
     near = difflib.get_close_matches(path, config_keys(), n=1, cutoff=0.5)
     return f"{path}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
 

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from workflows.config.keys import KeyedWhere, T, Unkeyed
-from workflows.options.fields import guidance_fields, sweep_fields
-from workflows.options.guidance import SETTINGS, Guidance, GuidanceKind, SettingValue
+from workflows.errors import InvalidRequest
+from workflows.options.fields import guidance_fields, scales_type, sweep_fields
+from workflows.options.guidance import DEFAULT_GUIDANCE, KINDS, SETTINGS, Guidance, GuidanceKind, SettingValue
 from workflows.options.networks import NetworkName
 from workflows.options.samplers import SAMPLERS, SPACINGS, SamplerName, SpacingName
+from workflows.options.schedules import SCHEDULES, ScheduleName
 from workflows.options.sources import BUILT_IN_DATA, SourceName
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -44,13 +45,9 @@ Workers = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidato
 DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
 
 
-UNTOLD: Final = "untold"
-"""Type of an error whose input is not to be repeated."""
-
-
 def _without_password(url: str) -> str:
     if urlsplit(url).password is not None:
-        raise PydanticCustomError(UNTOLD, "a password in a URL ends up in files: give credentials in the environment")
+        raise ValueError("a password in a URL ends up in files: give credentials in the environment")
     return url
 
 
@@ -218,9 +215,7 @@ class EmbedConfig(Section):
 class ScheduleConfig(Section):
     """The noise schedule."""
 
-    kind: Literal["linear", "cosine", "scaled_linear", "sigmoid"] = Field(
-        "cosine", description="Family of the schedule."
-    )
+    kind: ScheduleName = Field(SCHEDULES[0], description="Family of the schedule.")
     num_levels: PositiveInt = Field(1000, description="T: levels run from 0 (clean) to T (noise).")
     zero_terminal_snr: bool = Field(False, description="Rescale so that alpha_bar_T = 0 (needs v or x0).")
 
@@ -379,8 +374,10 @@ class ClassifierConfig(Section):
 if TYPE_CHECKING:
     _GuidanceBase = Section
     _SweepBase = Section
+    _Scales = tuple[float, ...]
 else:
     _GuidanceBase, _SweepBase = guidance_fields(Section, "GuidanceFields"), sweep_fields(Section, "SweepFields")
+    _Scales = scales_type(KINDS[DEFAULT_GUIDANCE.name])
 
 
 class GuidanceSettings(_GuidanceBase):
@@ -404,9 +401,7 @@ class EvaluateConfig(GuidanceSettings):
     num_prompts: PositiveInt = Field(500, description="Pictures for the headline accuracy.")
     num_steps: PositiveInt = Field(50, description="DDIM steps.")
     gradient_eta: Fraction = Field(1.0, description="Eta of both: fresh noise covers what a gradient spoils.")
-    scales: tuple[float, ...] = Field(
-        (0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared."
-    )
+    scales: _Scales = Field((0.0, 1.0, 2.0), description="Scales at which accuracy and diversity are compared.")
     num_prompts_per_scale: PositiveInt = Field(200, description="Pictures per compared scale.")
     num_prompts_per_gradient: PositiveInt = Field(
         100, description="Pictures per kind of classifier and CLIP guidance (first ones of the compared)."
@@ -423,9 +418,12 @@ class EvaluateConfig(GuidanceSettings):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
-        headline = Guidance.of("classifier_free")
-        for scale in (self.guidance_settings["guidance_scale"], *self.scales):
-            headline.with_settings(**(self.guidance_settings | {"guidance_scale": scale}))
+        headline = DEFAULT_GUIDANCE.over(self.guidance_settings)
+        for scale in self.scales:
+            try:
+                headline.at(scale)
+            except InvalidRequest as error:
+                raise InvalidRequest(f"scales: {error.reason}", "scales") from None
         return self
 
 
@@ -444,7 +442,7 @@ class SweepConfig(_SweepBase):
 
     samplers: tuple[SamplerName, ...] = Field(tuple(SAMPLERS), description="Samplers of the table of spacings.")
     spacings: tuple[SpacingName, ...] = Field(SPACINGS, description="Spacings of that table.")
-    schedules: tuple[Literal["linear", "cosine", "scaled_linear", "sigmoid"], ...] = Field(
+    schedules: tuple[ScheduleName, ...] = Field(
         (), description="Noise schedules to compare; each trains a model of its own."
     )
     num_steps: PositiveInt = Field(20, description="Steps of the tables of guidance, spacings and schedules.")

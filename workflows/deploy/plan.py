@@ -84,7 +84,7 @@ class Phase:
 
 @final
 @dataclass(frozen=True)
-class Plan:
+class Estimate:
     """The answer.
 
     Attributes:
@@ -122,7 +122,7 @@ def read_phase(text: str) -> Phase:
     return Phase(float(match["images"]), int(match["pixels"] or 512))
 
 
-def make_plan(
+def estimate(
     model: Model,
     phases: Sequence[Phase],
     gpu: Gpu,
@@ -130,7 +130,7 @@ def make_plan(
     epochs: float = 1.0,
     images_per_second: float = 1.0,
     num_steps: int = 50,
-) -> Plan:
+) -> Estimate:
     """Counts it all.
 
     Args:
@@ -156,7 +156,7 @@ def make_plan(
     images = sum(phase.images for phase in phases)
     checkpoint = model.parameters * _FULL * _ADAM_COPIES
     seconds = num_steps * 2 * model.forward[phases[-1].pixels] / rate
-    return Plan(
+    return Estimate(
         encode_hours=encode / rate / 3600,
         train_hours=train / rate / 3600,
         online_factor=1.0 + epochs * encode / train,
@@ -169,18 +169,18 @@ def make_plan(
     )
 
 
-def plan_text(plan: Plan, num_gpus: int, price: float) -> str:
+def estimate_text(made: Estimate, num_gpus: int, price: float) -> str:
     """One line per figure."""
-    hours = plan.encode_hours + plan.train_hours
+    hours = made.encode_hours + made.train_hours
     lines = {
-        "latents": f"{plan.latent_bytes / 1e12:,.1f} TB",
-        "captions' tokens": f"{plan.caption_bytes / 1e12:,.1f} TB, if no two captions are the same",
-        "checkpoint": f"{plan.checkpoint_bytes / 1e9:,.1f} GB, {plan.kept_bytes / 1e9:,.1f} GB for those that are kept",
-        "encoding": f"{plan.encode_hours:,.0f} GPU-hours, once",
-        "training": f"{plan.train_hours:,.0f} GPU-hours; {plan.online_factor:.2f} times that if it encodes as it goes",
+        "latents": f"{made.latent_bytes / 1e12:,.1f} TB",
+        "captions' tokens": f"{made.caption_bytes / 1e12:,.1f} TB, if no two captions are the same",
+        "checkpoint": f"{made.checkpoint_bytes / 1e9:,.1f} GB, {made.kept_bytes / 1e9:,.1f} GB for those that are kept",
+        "encoding": f"{made.encode_hours:,.0f} GPU-hours, once",
+        "training": f"{made.train_hours:,.0f} GPU-hours; {made.online_factor:.2f} times that if it encodes as it goes",
         "time": f"{hours / num_gpus / 24:,.1f} days on {num_gpus} GPUs",
         "cost": f"{hours * price:,.0f} at {price:g} a GPU-hour",
-        "a picture": f"{plan.seconds_per_image:.2f} s",
-        "replicas": f"{plan.replicas} for the load, each busy {_BUSY:.0%} of the time",
+        "a picture": f"{made.seconds_per_image:.2f} s",
+        "replicas": f"{made.replicas} for the load, each busy {_BUSY:.0%} of the time",
     }
     return "\n".join(f"{name:18}{value}" for name, value in lines.items())

@@ -22,8 +22,7 @@ from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.pixels import to_data
 from workflows.errors import InvalidData
-from workflows.evaluate.jobs import HEADLINE
-from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
+from workflows.evaluate.measure import HEADLINE, Drawn, asked_for, image_vectors, spread, text_vectors
 from workflows.evaluate.metrics.fidelity import clip_fd, fidelity
 from workflows.evaluate.metrics.judge import judge_accuracy, train_judge
 from workflows.evaluate.metrics.neighbours import Neighbours, draw_neighbours, nearest
@@ -32,7 +31,7 @@ from workflows.evaluate.pictures import Column, draw_grid
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model.model import ModelPackage
-from workflows.options.guidance import Guidance
+from workflows.options.guidance import NEUTRAL_SETTINGS, Guidance
 from workflows.package.files import check_draws_pictures
 from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
@@ -79,7 +78,8 @@ def evaluate_model(config: RunConfig, source: ModelSource, dataset: Dataset, pro
     asked = config.evaluate
     job = SampleJob(
         ask(dataset, asked.num_prompts, asked.seed),
-        Guidance.of(HEADLINE).over(asked.guidance_settings),
+        # What the section leaves out is left out, also where the model has a setting of its own for it.
+        Guidance.of(HEADLINE).over(asked.guidance_settings).over(NEUTRAL_SETTINGS),
         num_steps=asked.num_steps,
     )
     started = time.monotonic()

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from workflows.config.schema import EvaluateConfig
-from workflows.evaluate.measure import Drawn
+from workflows.evaluate.measure import HEADLINE, Drawn
 from workflows.evaluate.pictures import Column
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
 from workflows.options.guidance import KINDS, Guidance, GuidanceKind
 from workflows.package.files import CLIP, scorer_folder
 
-HEADLINE: Final = "classifier_free"
-"""The kind whose pictures the headline figures are of."""
 _GRID_ROWS: Final = 10
 
 
@@ -71,7 +69,7 @@ def jobs_by_kind(
     return jobs
 
 
-def plan_jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool = True) -> dict[str, SampleJob]:
+def all_jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool = True) -> dict[str, SampleJob]:
     """All jobs of an evaluation by name; their rows are the same prompts and seeds, as far as they go.
 
     The headline comes first, with its rows in rounds over all combinations. The other jobs take rows of it
@@ -82,9 +80,18 @@ def plan_jobs(asked: EvaluateConfig, prompts: Prompts, *, labelled: bool = True)
     jobs = jobs_by_kind(asked, prompts, compared, guided, labelled=labelled)
     headline = jobs[HEADLINE]
     for scale in asked.scales:
-        if scale not in (0.0, 1.0, headline.guidance.scale):
+        if scale not in (headline.guidance.scale, *_same_as(headline.guidance)):
             jobs[f"scale_{scale:g}"] = replace(headline, prompts=compared, guidance=headline.guidance.at(scale))
     return jobs
+
+
+def _same_as(guidance: Guidance) -> dict[float, str]:
+    """The scales at which a kind without one draws the same pictures, with the name of its job.
+
+    Settings that are no scale spoil that: with an interval 0 is not the unconditional model, and with CFG++ 1 is not
+    the plain conditional one.
+    """
+    return {} if guidance.further() else {0.0: "none", 1.0: "direct"}
 
 
 def offered(jobs: dict[str, SampleJob], package: Path) -> dict[str, SampleJob]:
@@ -98,13 +105,10 @@ def offered(jobs: dict[str, SampleJob], package: Path) -> dict[str, SampleJob]:
 
 
 def compared_scales(asked: EvaluateConfig, drawn: dict[str, Drawn]) -> dict[float, Drawn]:
-    """The pictures at each scale: 0 is the unconditional model, 1 the plain conditional one."""
+    """The pictures at each scale, whether they were drawn for it or are those of another job."""
     headline = drawn[HEADLINE]
-    found = {
-        0.0: drawn["none"],
-        1.0: drawn["direct"],
-        headline.job.guidance.scale: headline.rows(headline.job.prompts.comparable(asked.num_prompts_per_scale)),
-    }
+    found = {scale: drawn[name] for scale, name in _same_as(headline.job.guidance).items()}
+    found[headline.job.guidance.scale] = headline.rows(headline.job.prompts.comparable(asked.num_prompts_per_scale))
     return {scale: found[scale] if scale in found else drawn[f"scale_{scale:g}"] for scale in asked.scales}
 
 

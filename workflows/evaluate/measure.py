@@ -20,8 +20,11 @@ from workflows.evaluate.metrics.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics.scores import accuracy, clip_score, diversity, histogram
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import SampleJob
+from workflows.options.guidance import DEFAULT_GUIDANCE
 from workflows.towers.clip import Clip
 
+HEADLINE: Final = DEFAULT_GUIDANCE.name
+"""The kind whose pictures the headline figures are of."""
 _BATCH: Final = 256
 
 
@@ -63,18 +66,18 @@ def measure(
     """All figures of an evaluation.
 
     Args:
-        drawn: pictures by kind; `classifier_free` is the headline, `none` the unconditional ones.
+        drawn: pictures by kind; `HEADLINE` is the one of the main figures, `none` the unconditional ones.
         scales: pictures of the same prompts and seeds at several classifier-free scales.
         dataset: names attributes, and gives real pictures to compare with.
         clip: scores pictures.
         judge: that judged.
     """
-    info, headline = dataset.info, drawn["classifier_free"]
+    info, headline = dataset.info, drawn[HEADLINE]
     unseen = headline.job.prompts.unseen
     figures: dict[str, Any] = {"accuracy": float(headline.right[~unseen].mean())}
     if unseen.any():
         figures["accuracy_unseen"] = float(headline.right[unseen].mean())
-    others = [kind for kind in drawn if kind not in ("classifier_free", "none")]
+    others = [kind for kind in drawn if kind not in (HEADLINE, "none")]
     figures |= {f"{kind}_accuracy": drawn[kind].accuracy for kind in sorted(others)}
     shares = histogram(drawn["none"].judged, info)
     figures["unconditional_classes"] = sum(share > 0 for share in shares.values())

@@ -77,10 +77,10 @@ def sample_jobs(
         RaverseError: what a task says, such as `NonFinite` for a model that gives no picture.
     """
     kind = PackageCard.load(package).rows
-    places = [(job, start) for job, wanted in enumerate(jobs) for start in range(0, len(wanted.prompts), batch_size)]
+    places = [(number, start) for number, job in enumerate(jobs) for start in range(0, len(job.prompts), batch_size)]
     items = [
-        {"place": place, "package": str(package), "job": pickle.dumps(jobs[job].part(start, start + batch_size))}
-        for place, (job, start) in enumerate(places)
+        {"place": place, "package": str(package), "job": pickle.dumps(jobs[number].part(start, start + batch_size))}
+        for place, (number, start) in enumerate(places)
     ]
     drawn: dict[int, NDArray[Any]] = {}
     progress.start(sum(len(job.prompts) for job in jobs), "pictures")
@@ -89,8 +89,8 @@ def sample_jobs(
         drawn[row["place"]] = np.frombuffer(row["pixels"], kind.dtype).reshape(-1, *kind.shape)
         progress.advance(sum(len(part) for part in drawn.values()))
     return [
-        np.concatenate([drawn[place] for place, (job, _) in enumerate(places) if job == wanted])
-        for wanted in range(len(jobs))
+        np.concatenate([drawn[place] for place, (owner, _) in enumerate(places) if owner == number])
+        for number in range(len(jobs))
     ]
 
 
@@ -143,5 +143,5 @@ def _load(package: str) -> ModelPackage:
 
 
 def _resources() -> dict[str, Any]:
-    """One CPU, and a GPU where the cluster has any."""
+    """A task takes one CPU, and a GPU where the cluster has any."""
     return {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}

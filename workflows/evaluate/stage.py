@@ -11,7 +11,7 @@ import ray
 
 from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
-from workflows.evaluate.jobs import compared_scales, grid, offered, plan_jobs, titles
+from workflows.evaluate.jobs import all_jobs, compared_scales, grid, offered, titles
 from workflows.evaluate.measure import Drawn, measure
 from workflows.evaluate.metrics.judge import Judge, train_judge
 from workflows.evaluate.packaging import assemble_package
@@ -65,7 +65,7 @@ def evaluate_pictures(
     """
     if not dataset.info.attributes:
         return evaluate_unlabelled(asked, dataset, clip_folder, folder, progress)
-    jobs = plan_jobs(asked, ask(dataset, asked.num_prompts, asked.seed))
+    jobs = all_jobs(asked, ask(dataset, asked.num_prompts, asked.seed))
     jobs = offered(jobs, folder / PACKAGE)
     training = ray.remote(num_cpus=1)(_train_judge).remote(dataset.folder, asked.seed)
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)
@@ -83,7 +83,7 @@ _EVALUATIONS: Final[dict[str, Callable[[EvaluateConfig, Dataset, Path, Path, Pro
     "pictures": evaluate_pictures,
     "vectors": evaluate_vectors,
 }
-"""By `RowType.name`."""
+"""The evaluations by `RowType.name`."""
 
 
 def _train_judge(data_folder: Path, seed: int) -> Judge:

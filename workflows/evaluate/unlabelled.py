@@ -15,8 +15,8 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset
-from workflows.evaluate.jobs import HEADLINE, compared_scales, grid, offered, plan_jobs, titles
-from workflows.evaluate.measure import Drawn, image_vectors, spread
+from workflows.evaluate.jobs import all_jobs, compared_scales, grid, offered, titles
+from workflows.evaluate.measure import HEADLINE, Drawn, image_vectors, spread
 from workflows.evaluate.metrics.scores import clip_score, diversity
 from workflows.evaluate.pictures import draw_grid
 from workflows.evaluate.prompts import Prompts
@@ -43,7 +43,7 @@ def evaluate_unlabelled(
         `clip_score_real` and `retrieval_real` of held-out pictures, `clip_score_KIND`, `clip_score_at_scale`,
         `diversity_at_scale`, and `judged`: false.
     """
-    jobs = plan_jobs(asked, ask_captions(dataset, asked.num_prompts, asked.seed), labelled=False)
+    jobs = all_jobs(asked, ask_captions(dataset, asked.num_prompts, asked.seed), labelled=False)
     jobs = offered(jobs, folder / PACKAGE)
     progress.log("no labels: pictures are scored by CLIP, not judged")
     images = sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress, asked.workers)

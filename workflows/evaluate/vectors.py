@@ -22,14 +22,15 @@ from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.rows import Vectors
 from workflows.data.scale import VectorScale
-from workflows.evaluate.jobs import HEADLINE, jobs_by_kind
+from workflows.evaluate.jobs import jobs_by_kind
+from workflows.evaluate.measure import HEADLINE
 from workflows.evaluate.prompts import Prompts
 from workflows.evaluate.sampling import sample_jobs
 from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
 
 _LEAST_ROWS: Final = 8
-"""Of a caption, for a distance of its own."""
+"""A caption with fewer rows gets no distance of its own."""
 _HISTOGRAMS: Final = 4
 
 

@@ -118,7 +118,7 @@ def run_job(config: RunConfig, progress: Progress, plan: Sequence[Planned], sess
             if session_seconds == 0.0:
                 session_seconds = _enter(stack, session(config), progress)
             inputs = {source: done[source].artifact for source in planned.stage.inputs}
-            done[name] = Outcome(run_stage(config, planned, inputs, progress), skipped=False)
+            done[name] = Outcome(make_artifact(config, planned, inputs, progress), skipped=False)
     return JobResult(tuple(done.values()), time.monotonic() - started, session_seconds)
 
 
@@ -135,7 +135,7 @@ def run_one(config: RunConfig, progress: Progress, plan: Sequence[Planned], name
     inputs = {source: require_artifact(rows[source].folder, source) for source in planned.stage.inputs}
     check_job(config, [planned])
     with session(config):
-        return Outcome(run_stage(config, planned, inputs, progress), skipped=False)
+        return Outcome(make_artifact(config, planned, inputs, progress), skipped=False)
 
 
 def check_job(config: RunConfig, unfinished: Sequence[Planned]) -> None:
@@ -144,7 +144,7 @@ def check_job(config: RunConfig, unfinished: Sequence[Planned]) -> None:
         check(config)
 
 
-def run_stage(config: RunConfig, planned: Planned, inputs: dict[str, Artifact], progress: Progress) -> Artifact:
+def make_artifact(config: RunConfig, planned: Planned, inputs: dict[str, Artifact], progress: Progress) -> Artifact:
     """Runs a stage's function in its folder and commits the artifact."""
     stage = planned.stage
     started = time.monotonic()

@@ -10,7 +10,7 @@ import torch
 
 from diffusion_core.condition import NO_LABEL, Condition
 from workflows.errors import InvalidRequest
-from workflows.options.guidance import Guidance
+from workflows.options.guidance import LABEL_KINDS, NEGATIVE_KINDS, Guidance
 
 if TYPE_CHECKING:
     from workflows.towers.features import EncodedText
@@ -68,11 +68,11 @@ def _check_inputs(
 ) -> None:
     if negative is not None and not guidance.takes_negative:
         raise InvalidRequest(
-            f"a negative prompt has no effect with guidance {guidance.name!r}: take `classifier_free`",
+            f"a negative prompt has no effect with guidance {guidance.name!r}: take {NEGATIVE_KINDS}",
             "negative_prompt",
         )
     if labels is not None and not guidance.takes_label and not (sees_labels and guidance.sees_prompt):
-        raise InvalidRequest(f"a label has no effect with guidance {guidance.name!r}: take `classifier`", "label")
+        raise InvalidRequest(f"a label has no effect with guidance {guidance.name!r}: take {LABEL_KINDS}", "label")
     by_label = labels is not None and (sees_labels or all(kind.takes_label for kind in guidance.rows))
     if guidance.kinds != ("none",) and text is None and not by_label:
         raise InvalidRequest(f"guidance {guidance.name} needs a prompt", "prompt")

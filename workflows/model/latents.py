@@ -82,9 +82,9 @@ def fit_preview(autoencoder: Autoencoder, channels: int) -> Tensor:
     pictures = functional.avg_pool2d(autoencoder.decode(z).clamp(-1, 1).cpu(), autoencoder.factor)
     rows = z.permute(0, 2, 3, 1).reshape(-1, channels).double()
     design = torch.cat([torch.ones(len(rows), 1, dtype=torch.float64), rows], dim=1)
-    wanted = pictures.permute(0, 2, 3, 1).reshape(len(rows), -1).double()
+    colours = pictures.permute(0, 2, 3, 1).reshape(len(rows), -1).double()
     normal = design.T @ design + _RIDGE * torch.eye(design.shape[1], dtype=torch.float64)
-    solution: Tensor = torch.linalg.solve(normal, design.T @ wanted)
+    solution: Tensor = torch.linalg.solve(normal, design.T @ colours)
     return solution.T.float().contiguous()
 
 

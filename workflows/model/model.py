@@ -35,7 +35,7 @@ from workflows.model.codec import Codec, Pixels
 from workflows.model.guidance import steer
 from workflows.model.parts import adapt, guided, open_classifier, open_codec
 from workflows.model.sampling import Sampling
-from workflows.options.guidance import Guidance, Need, SettingValue, offered_kinds
+from workflows.options.guidance import DEFAULT_GUIDANCE, Guidance, Need, SettingValue, offered_kinds
 from workflows.options.samplers import DEFAULT_SAMPLER, SPACINGS, make_plan
 from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
@@ -162,7 +162,7 @@ class ModelPackage:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """Of the denoiser."""
+        """The noise schedule of the denoiser."""
         return self.denoiser.schedule
 
     @property
@@ -177,7 +177,7 @@ class ModelPackage:
 
     @property
     def defaults(self) -> Defaults:
-        """Of requests."""
+        """The values that a request gets which does not give its own."""
         return self.card.defaults
 
     @property
@@ -188,7 +188,7 @@ class ModelPackage:
     def condition(
         self,
         prompts: Sequence[str] | int,
-        guidance: Guidance | str = "classifier_free",
+        guidance: Guidance | str = DEFAULT_GUIDANCE.name,
         *,
         labels: Sequence[int] | None = None,
         negative_prompts: Sequence[str] | None = None,
@@ -280,7 +280,7 @@ class ModelPackage:
         return self.rows.from_x(self.codec.decode(x))
 
     def previews(self, x0: Data) -> Tensor:
-        """As `drawn`, of rows on their way, quickly."""
+        """Rows on their way as `drawn` gives them, by a quicker and coarser decoding."""
         return self.rows.from_x(self.codec.preview(x0))
 
     def _parts(self) -> list[Need]:

@@ -67,13 +67,17 @@ class Setting:
         """
         numbers = tuple(value) if self.form == "interval" and isinstance(value, list | tuple) else (value,)
         if len(numbers) != len(self.core_names) or not all(self._in_range(number) for number in numbers):
-            raise InvalidRequest(f"{self.name}: found {value!r}, wanted {self.wanted}", self.name)
+            raise InvalidRequest(f"{self.name}: {self.fault(value)}", self.name)
         if self.form != "interval":
             return float(value)
         low, high = (float(number) for number in numbers)
         if low >= high:
-            raise InvalidRequest(f"{self.name}: found {value!r}, wanted the smaller number first", self.name)
+            raise InvalidRequest(f"{self.name}: {self.fault(value)}", self.name)
         return (low, high)
+
+    def fault(self, value: Any) -> str:
+        """What is wrong with a value that it does not take, and what to do."""
+        return f"found {value!r}, wanted {self.wanted}: give that, or leave it out"
 
     def plain(self, value: SettingValue) -> float | bool | list[float]:
         """A checked value as JSON has it: a number, true or false, or a list of two numbers."""
@@ -87,10 +91,13 @@ class Setting:
         if self.form == "flag":
             return "true or false"
         bounds = f"in [{self.low:g}, {self.high:g}]" if math.isfinite(self.high) else f"of at least {self.low:g}"
-        return f"two numbers {bounds}" if self.form == "interval" else f"a number {bounds}"
+        return f"two numbers {bounds}, the smaller first" if self.form == "interval" else f"a number {bounds}"
 
     def _in_range(self, value: Any) -> bool:
-        return isinstance(value, int | float) and self.low <= value <= self.high and math.isfinite(value)
+        if self.form == "flag":
+            return value in (False, True)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high and math.isfinite(value)
 
 
 @final
@@ -147,7 +154,8 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         Setting("clip_scale", "Scale of CLIP's gradient.", neutral=0.0),
         Setting(
             "guidance_interval",
-            "Guides only where the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar) lies in [MIN, MAX).",
+            "Guides only where the noise level sigma = sqrt((1 - alpha_bar) / alpha_bar) lies in [MIN, MAX); "
+            "0 and 1e9 leave an end open.",
             high=1e9,
             neutral=(0.0, 1e9),
             form="interval",
@@ -180,7 +188,7 @@ SETTINGS: Final[Mapping[str, Setting]] = {
         ),
     )
 }
-"""By name. The neutral ends of an interval or norm are so large that no picture reaches them."""
+"""The settings by name. The neutral ends of an interval or norm are so large that no picture reaches them."""
 
 
 def _second_pass(setting: CoreSetting) -> float:
@@ -244,15 +252,28 @@ KINDS: Final[Mapping[str, GuidanceKind]] = {
         ),
     )
 }
-"""By name, in the order in which interfaces list them."""
+"""The kinds by name, in the order in which interfaces list them."""
 
+
+def _names(holds: Callable[[GuidanceKind], bool]) -> str:
+    return " or ".join(kind.name for kind in KINDS.values() if holds(kind))
+
+
+SCALED_KINDS: Final = _names(lambda kind: kind.scale is not None)
+"""Those that have a strength, for messages and descriptions."""
+NEGATIVE_KINDS: Final = _names(lambda kind: kind.takes_negative)
+"""Those that read a negative prompt."""
+LABEL_KINDS: Final = _names(lambda kind: kind.takes_label)
+"""Those that can be asked for a class."""
 SCALED: Final = tuple(kind for kind in KINDS.values() if kind.scale is not None)
 """The kinds that have a strength."""
 SCALE_NAMES: Final = tuple(kind.scale for kind in SCALED if kind.scale is not None)
 FURTHER_NAMES: Final = tuple(name for name in SETTINGS if name not in SCALE_NAMES)
 """The settings that are no scale."""
+NEUTRAL_SETTINGS: Final[Mapping[str, SettingValue]] = {name: SETTINGS[name].neutral for name in FURTHER_NAMES}
+"""What leaves guidance to its scales, whatever a model's own settings are."""
 DEFAULT_SCALES: Final[Mapping[str, float]] = {kind.scale: kind.default for kind in SCALED if kind.scale is not None}
-"""Default of each scale, by its name."""
+"""The default of each scale, by its name."""
 
 if TYPE_CHECKING:
     KindName: TypeAlias = str
@@ -287,9 +308,11 @@ class Guidance:
         """
         bare = cls(_parse(name))
         given = {key: value for key, value in settings.items() if value is not None}
-        if unread := [key for key in given if key not in bare.reads]:
+        if unread := [key for key in given if key in SETTINGS and key not in bare.reads]:
+            others = _names(lambda kind: unread[0] in kind.reads)
             raise InvalidRequest(
-                f"{unread[0]}: it has no effect with guidance {bare.name!r}: leave it out, or take another", unread[0]
+                f"{unread[0]}: it has no effect with guidance {bare.name!r}: leave it out, or take guidance {others}",
+                unread[0],
             )
         return bare.with_settings(**given)
 
@@ -337,8 +360,11 @@ class Guidance:
         """Sets some of the settings that its kinds read; others are left out.
 
         Raises:
-            InvalidRequest: a value out of range, or values that exclude each other; names the setting.
+            InvalidRequest: an unknown setting, a value out of range, or values that exclude each other; names the
+                setting.
         """
+        if unknown := [name for name in settings if name not in SETTINGS]:
+            raise InvalidRequest(f"{unknown[0]}: unknown setting: give one of {', '.join(SETTINGS)}", unknown[0])
         table = self.settings | {
             name: SETTINGS[name].checked(value) for name, value in settings.items() if name in self.reads
         }
@@ -382,11 +408,10 @@ class Guidance:
         """
         numbers = {"guidance_scale": 1.0}
         for name, value in self.values:
-            # A neutral end of an interval is a number, and the first level of some schedules is infinitely noisy.
-            if name not in SCALE_NAMES and value == SETTINGS[name].neutral:
-                continue
-            parts = value if isinstance(value, tuple) else (value,)
-            numbers |= dict(zip(SETTINGS[name].core_names, parts, strict=True))
+            setting = SETTINGS[name]
+            ends = zip(setting.core_names, _ends(value), _ends(setting.neutral), strict=True)
+            # The first level of some schedules is infinitely noisy, and an end that is left open has to hold it.
+            numbers |= {core: end for core, end, neutral in ends if name in SCALE_NAMES or end != neutral}
         return numbers
 
 
@@ -409,6 +434,10 @@ def offered_kinds(parts: Iterable[Need]) -> tuple[str, ...]:
     return tuple(kind.name for kind in KINDS.values() if kind.needs in there)
 
 
+def _ends(value: SettingValue) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 def _parse(name: str) -> tuple[str, ...]:
     kinds = set(name.split("+"))
     if unknown := sorted(kinds - KINDS.keys()):
@@ -422,6 +451,7 @@ def _check_together(settings: Mapping[str, SettingValue]) -> None:
     scale = settings.get("guidance_scale")
     if settings.get("cfg_plus_plus") and isinstance(scale, float) and scale > 1.0:
         raise InvalidRequest(
-            f"guidance_scale: found {scale:g}, wanted a number in [0, 1] with cfg_plus_plus: give guidance_scale",
+            f"guidance_scale: found {scale:g}, wanted a number in [0, 1] with cfg_plus_plus: "
+            "give such a scale, or switch cfg_plus_plus off",
             "guidance_scale",
         )

@@ -45,7 +45,7 @@ NETWORKS: Final[Mapping[str, NetworkOption]] = {
         NetworkOption("mlp", "vectors", {"width": "width", "depth": "depth"}),
     )
 }
-"""By name; the first one that fits the rows is the default."""
+"""The networks by name; the first one that fits the rows is the default."""
 
 
 def networks_for(rows: str) -> tuple[str, ...]:

@@ -66,7 +66,9 @@ SAMPLERS: Final[Mapping[str, Sampler]] = {
         Sampler("dpm_solver", "DPM-Solver++", _dpm_solver),
     )
 }
-"""By name; the first is the default."""
+"""The samplers by name; the first is the default."""
+ETA_READERS: Final = " or ".join(sampler.name for sampler in SAMPLERS.values() if sampler.takes_eta)
+"""Those that read `eta`, for messages and descriptions."""
 DEFAULT_SAMPLER: Final = next(iter(SAMPLERS))
 SPACINGS: Final = ("trailing", "leading", "linspace", "quadratic")
 """Names of the functions of `diffusion_core.spacing`; the first is the default."""
@@ -79,6 +81,11 @@ else:
     SpacingName = Literal[SPACINGS]
 
 
+def useless_eta(name: str) -> str:
+    """What to say of an eta for a sampler that has none."""
+    return f"has no effect with sampler {name!r}: leave it out, or take {ETA_READERS}"
+
+
 def checked_sampler(name: str, eta: float = 0.0) -> Sampler:
     """The sampler of this name.
 
@@ -88,8 +95,7 @@ def checked_sampler(name: str, eta: float = 0.0) -> Sampler:
     if name not in SAMPLERS:
         raise InvalidRequest(f"unknown sampler {name!r}: give one of {', '.join(SAMPLERS)}", "sampler")
     if eta != 0.0 and not SAMPLERS[name].takes_eta:
-        others = " or ".join(sampler.name for sampler in SAMPLERS.values() if sampler.takes_eta)
-        raise InvalidRequest(f"eta = {eta} has no effect with {name}: leave it out, or take {others}", "eta")
+        raise InvalidRequest(f"eta: {useless_eta(name)}", "eta")
     return SAMPLERS[name]
 
 

@@ -48,7 +48,7 @@ class Base:
 
     @property
     def text_folder(self) -> Path:
-        """Of its text tower."""
+        """The folder of its text tower."""
         return self.folder / CLIP
 
     @property

@@ -34,7 +34,7 @@ from workflows.storage.atomic import whole_folder
 from workflows.storage.hashing import file_sha256
 
 FORMAT_VERSION: Final = 1
-"""Of `package.json`; others are refused."""
+"""The version of `package.json` that is read and written; others are refused."""
 CARD_FILE: Final = "package.json"
 BUNDLES: Final = ("denoiser", "classifier")
 CLIP: Final = "clip"
@@ -62,7 +62,7 @@ class Defaults:
     guidance: Mapping[str, Any] = field(default_factory=lambda: DEFAULT_SCALES)
 
     def describe(self) -> dict[str, Any]:
-        """As it is written in `package.json`: all numbers side by side."""
+        """The values as `package.json` holds them: all numbers side by side."""
         return {"num_steps": self.num_steps, **self.guidance}
 
     @staticmethod

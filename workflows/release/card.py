@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from workflows.options.guidance import Guidance
+from workflows.options.guidance import DEFAULT_GUIDANCE, Guidance
+from workflows.options.samplers import DEFAULT_SAMPLER, SAMPLERS
 from workflows.package.files import PackageCard
 
 _FIGURES: Final = {
@@ -32,7 +34,9 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         figures: of the evaluation.
         tags: of the version.
     """
-    call = 'model.predict(table, params={"guidance_scale": 2.0, "sampler": "ddim", "seed": 7})'
+    guidance = DEFAULT_GUIDANCE.over(card.defaults.guidance)
+    params = {"guidance_scale": guidance.scale, "sampler": DEFAULT_SAMPLER, "seed": 7}
+    call = f"model.predict(table, params={json.dumps(params)})"
     rows = [f"| {what} | {figures[key]:.4g} |" for key, what in _FIGURES.items() if key in figures]
     example = next(iter(card.candidate_captions), "")
     lines = [
@@ -54,11 +58,13 @@ def model_card(name: str, card: PackageCard, figures: Mapping[str, Any], tags: M
         "```",
         "",
         f"Data {card.data_hash[:16]}, package {card.hash[:16]}, code {tags.get('git_commit', 'unknown')[:16]}.",
-        f"Defaults: {card.defaults.num_steps} DDIM steps, {_guidance(card)}.",
+        f"Defaults: {card.defaults.num_steps} {SAMPLERS[DEFAULT_SAMPLER].title} steps, {_described(guidance)}.",
     ]
     return "\n".join(lines)[:_LONGEST]
 
 
-def _guidance(card: PackageCard) -> str:
-    guidance = Guidance.of("classifier_free").over(card.defaults.guidance)
-    return f"classifier-free scale {guidance.scale:g}"
+def _described(guidance: Guidance) -> str:
+    """Its scale, and every other setting that it holds."""
+    (kind,) = guidance.rows
+    further = [f"{name} {json.dumps(value)}" for name, value in guidance.further().items()]
+    return ", ".join([f"{kind.title} scale {guidance.scale:g}", *further])

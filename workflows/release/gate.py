@@ -85,7 +85,7 @@ class Comparison:
         )
 
     def values(self) -> dict[str, Any]:
-        """As JSON-serializable values."""
+        """The comparison as JSON-serializable values."""
         return {"passed": self.passed, "lines": [asdict(line) for line in self.lines]}
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
+from workflows.config.faults import describe, place
 from workflows.config.schema import PositiveInt, RunConfig, Section
 from workflows.errors import InvalidConfig
 from workflows.tracking.store import tracking_uri
@@ -107,7 +108,7 @@ class ServeArgs(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+            faults = [f"{place(fault)}: {describe(fault)}" for fault in error.errors()]
             known = ", ".join(cls.model_fields)
             raise InvalidConfig(f"args of the Serve application: {'; '.join(faults)} (known: {known})") from None
 
@@ -129,5 +130,5 @@ class UserConfig(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+            faults = [f"{place(fault)}: {describe(fault)}" for fault in error.errors()]
             raise InvalidConfig(f"user_config of the sampler: {'; '.join(faults)}") from None

@@ -31,7 +31,7 @@ from workflows.evaluate.metrics.scores import clip_score
 from workflows.evaluate.prompts import Prompts, ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
 from workflows.model.model import ModelPackage
-from workflows.options.guidance import SCALED, Guidance
+from workflows.options.guidance import NEUTRAL_SETTINGS, SCALED, Guidance, GuidanceKind
 from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
 from workflows.sweep.plots import draw_guidance, draw_spacings, draw_steps_eta
@@ -93,7 +93,10 @@ def plan_prompts(asked: SweepConfig, dataset: Dataset) -> Prompts:
 
 
 def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
-    """Every table's points. Scale 0 is the unconditional model, and classifier-free scale 1 the plain conditional."""
+    """Every table's points. Scale 0 is the unconditional model, and classifier-free scale 1 the plain conditional.
+
+    The scale alone is swept: a model's own interval, rescaling, projection or CFG++ is left out.
+    """
     plain = SampleJob(prompts, Guidance.of("direct"), num_steps=asked.num_steps)
     steps_eta = [
         Point({"steps": steps, "eta": eta}, replace(plain, num_steps=steps, eta=eta))
@@ -104,7 +107,7 @@ def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
         Point({"guidance": job.guidance.name, "scale": job.guidance.scale, "eta": job.eta}, job)
         for kind in SCALED
         for job in (
-            replace(plain, guidance=Guidance.of(kind.name).at(scale), eta=asked.gradient_eta if kind.gradient else 0.0)
+            replace(plain, guidance=_only_scale(kind, scale), eta=asked.gradient_eta if kind.gradient else 0.0)
             for scale in asked.scales(kind)
         )
     ]
@@ -116,6 +119,10 @@ def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
     unconditional = Point({"guidance": "none", "scale": 0.0, "eta": 0.0}, replace(plain, guidance=Guidance.of("none")))
     direct = Point({"guidance": "direct", "scale": 1.0, "eta": 0.0}, plain)
     return {"steps_eta": steps_eta, "guidance": [unconditional, direct, *guidance], "spacings": spacings}
+
+
+def _only_scale(kind: GuidanceKind, scale: float) -> Guidance:
+    return Guidance.of(kind.name).at(scale).over(NEUTRAL_SETTINGS)
 
 
 def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def open_client(uri: str) -> MlflowClient:
         TrackingUnreachable: the store cannot be used.
     """
     check_tracking(uri)
-    set_environment()
+    set_mlflow_environment()
     with reaching(uri):
         from mlflow import MlflowClient
 
@@ -90,7 +90,7 @@ def open_client(uri: str) -> MlflowClient:
     return client
 
 
-def set_environment() -> None:
+def set_mlflow_environment() -> None:
     """Turns MLflow's telemetry off and its patience down; to be called before MLflow is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

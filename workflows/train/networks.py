@@ -42,11 +42,5 @@ def classifier_network(
 
 def noise_schedule(section: ScheduleConfig) -> NoiseSchedule:
     """The configured schedule."""
-    families = {
-        "linear": NoiseSchedule.linear,
-        "cosine": NoiseSchedule.cosine,
-        "scaled_linear": NoiseSchedule.scaled_linear,
-        "sigmoid": NoiseSchedule.sigmoid,
-    }
-    schedule = families[section.kind](section.num_levels)
+    schedule: NoiseSchedule = getattr(NoiseSchedule, section.kind)(section.num_levels)
     return schedule.with_zero_terminal_snr() if section.zero_terminal_snr else schedule

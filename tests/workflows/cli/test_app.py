@@ -76,7 +76,9 @@ def test_commands_and_options_are_the_golden_ones() -> None:
     for name, verb in sorted(vars(group)["commands"].items()):
         below = {f"{name} {key}": value for key, value in sorted(getattr(verb, "commands", {}).items())}
         for key, value in ({name: verb} | below).items():
-            options = sorted(option for parameter in value.params for option in parameter.opts)
+            options = sorted(
+                option for parameter in value.params for option in (*parameter.opts, *parameter.secondary_opts)
+            )
             lines.append(" ".join((key, *options)))
     assert "\n".join(lines) + "\n" == (GOLDEN / "commands.txt").read_text()
 
@@ -109,6 +111,11 @@ def test_unknown_key_names_the_nearest(raverse: Callable[..., Result], tmp_path:
 def test_missing_file(raverse: Callable[..., Result]) -> None:
     done = raverse("run", "--config", "photos.yaml")
     assert_one_sentence(done, "photos.yaml", "digits, shapes")
+
+
+def test_a_setting_that_does_not_fit_is_named_as_its_option(raverse: Callable[..., Result]) -> None:
+    done = raverse("sample", "a seven", "--guidance", "clip", "--apg-eta", "0")
+    assert_one_sentence(done, "raverse: --apg-eta: it has no effect", "or take guidance classifier_free")
 
 
 def test_missing_input_of_a_stage(raverse: Callable[..., Result]) -> None:

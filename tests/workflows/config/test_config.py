@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from workflows.config.load import builtin_configs, config_keys, load_config
 from workflows.config.schema import RESERVED_NAMES, RunConfig
 from workflows.errors import InvalidConfig
+from workflows.options.guidance import KINDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -85,6 +86,25 @@ def test_a_file_is_read_and_paths_are_absolute(tmp_path: Path, monkeypatch: pyte
         (["name.first=x"], ["'name' is a value, not a section"]),
         (["serve.port=[1"], ["serve.port", "not YAML"]),
         (["denoiser.train.steps=0", "sevre.port=1"], ["denoiser.train.steps", "sevre"]),
+        (["register.gate.guidance=magic"], ["register.gate.guidance: unknown guidance 'magic': give one of none,"]),
+        (["data.path=/tmp"], ["data: data.path goes with your own data"]),
+        (
+            ["evaluate.guidance_interval=[1]"],
+            ["evaluate.guidance_interval: found [1], wanted two numbers in [0, 1e+09]"],
+        ),
+        (["evaluate.guidance_interval=[2, 1]"], ["evaluate.guidance_interval: found [2.0, 1.0], wanted two numbers"]),
+        (
+            ["evaluate.apg_eta=101"],
+            ["evaluate.apg_eta: found 101, wanted a number in [0, 100]: give that, or leave it"],
+        ),
+        (["evaluate.cfg_plus_plus=2"], ["evaluate.cfg_plus_plus: found 2, wanted true or false"]),
+        (
+            ["evaluate.cfg_plus_plus=true"],
+            ["evaluate.guidance_scale: found 2, wanted a number in [0, 1] with cfg_plus"],
+        ),
+        (["evaluate.scales=[0, -1]"], ["evaluate.scales.1: found -1, wanted a number of at least 0"]),
+        (["sweep.guidance_scales=[-1, .nan]"], ["guidance_scales.0: found -1", "guidance_scales.1: found nan, wanted"]),
+        (["sweep.clip_scales=[-5]"], ["sweep.clip_scales.0: found -5, wanted a number of at least 0"]),
     ],
 )
 def test_mistakes_are_named(items: list[str], parts: list[str]) -> None:
@@ -93,6 +113,27 @@ def test_mistakes_are_named(items: list[str], parts: list[str]) -> None:
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "Value error" not in str(caught.value)
+    assert "{" not in str(caught.value), "a whole section is not repeated"
+
+
+PLUS_PLUS = ["evaluate.cfg_plus_plus=true", "evaluate.guidance_scale=0.5"]
+
+
+@pytest.mark.parametrize("scales", ["[0, 1, 2]", "[0, 0.5, 1.5]"])
+def test_a_compared_scale_that_a_setting_excludes_is_the_one_at_fault(scales: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        load_config("digits", [*PLUS_PLUS, f"evaluate.scales={scales}"])
+    assert str(caught.value).startswith("configuration digits: evaluate.scales: found ")
+    assert "wanted a number in [0, 1] with cfg_plus_plus" in str(caught.value)
+    assert "guidance_scale" not in str(caught.value), "that one is in range"
+
+
+def test_compared_scales_that_no_setting_excludes_load() -> None:
+    found = load_config("digits", [*PLUS_PLUS, "evaluate.scales=[0, 0.5, 1]"]).evaluate
+    assert (found.scales, found.cfg_plus_plus) == ((0.0, 0.5, 1.0), True)
+    assert load_config("digits", ["evaluate.scales=[0, 1, 8]"]).evaluate.scales == (0.0, 1.0, 8.0)
+    assert load_config("digits", ["sweep.clip_scales=[0, 9]"]).sweep.scales(KINDS["clip"]) == (0.0, 9.0)
 
 
 @pytest.mark.parametrize(

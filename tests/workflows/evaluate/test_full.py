@@ -15,6 +15,7 @@ from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
 from workflows.data.stage import build_data
 from workflows.errors import InvalidData, TrackingUnreachable
+from workflows.evaluate import full
 from workflows.evaluate.full import evaluate_model
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, sample_jobs
@@ -71,6 +72,27 @@ def test_figures_are_complete_and_the_same_twice(
     assert first.figures == second.figures
     assert {"metrics.json", "samples.png", "neighbours.png"} <= {file.name for file in first.folder.iterdir()}
     assert "clip_fd" in first.text()
+
+
+def test_a_model_is_drawn_as_the_configuration_says_whatever_its_own_settings_are(
+    config: RunConfig, source: ModelSource, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model whose own guidance is CFG++ could not be drawn at the configuration's scale of 2 otherwise."""
+    asked: list[SampleJob] = []
+
+    def stop(_folder: Path, jobs: list[SampleJob], *_: object) -> None:
+        asked.extend(jobs)
+        raise InterruptedError
+
+    monkeypatch.setattr(full, "sample_jobs", stop)
+    for changes in ([], ["evaluate.guidance_rescale=0.5"]):
+        changed = load_config("digits", [f"storage.root={config.root_folder}", *SMALL, *changes])
+        with pytest.raises(InterruptedError):
+            evaluate_model(changed, source, dataset, Progress.silent())
+    own = {"guidance_scale": 0.5, "cfg_plus_plus": True}
+    plain, rescaled = (job.guidance.over(own).core_settings() for job in asked)
+    assert plain == {"guidance_scale": 2.0}
+    assert rescaled == {"guidance_scale": 2.0, "guidance_rescale": 0.5}
 
 
 def test_one_worker_and_two_draw_the_same(

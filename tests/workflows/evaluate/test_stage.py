@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from diffusion_core.errors import NonFinite
 from workflows.config.load import load_config
 from workflows.config.schema import EvaluateConfig, RunConfig
 from workflows.data.dataset import Dataset
-from workflows.evaluate.jobs import compared_scales, plan_jobs
+from workflows.evaluate.jobs import all_jobs, compared_scales
+from workflows.evaluate.measure import Drawn
 from workflows.evaluate.prompts import ask
 from workflows.evaluate.sampling import SampleJob, draw, sample_jobs
 from workflows.evaluate.stage import evaluate
@@ -52,7 +54,7 @@ def evaluated(
 
 
 def test_jobs_share_prompts_and_seeds(config: RunConfig, dataset: Dataset) -> None:
-    jobs = plan_jobs(config.evaluate, ask(dataset, 40, seed=0))
+    jobs = all_jobs(config.evaluate, ask(dataset, 40, seed=0))
     sizes = {name: len(job.prompts) for name, job in jobs.items()}
     assert sizes == {
         "classifier_free": 40,
@@ -70,7 +72,7 @@ def test_jobs_share_prompts_and_seeds(config: RunConfig, dataset: Dataset) -> No
 
 
 def test_a_scale_of_the_headline_is_not_drawn_again(dataset: Dataset) -> None:
-    jobs = plan_jobs(EvaluateConfig(scales=(0.0, 1.0, 2.0), guidance_scale=2.0), ask(dataset, 40, seed=0))
+    jobs = all_jobs(EvaluateConfig(scales=(0.0, 1.0, 2.0), guidance_scale=2.0), ask(dataset, 40, seed=0))
     assert not [name for name in jobs if name.startswith("scale_")]
 
 
@@ -106,7 +108,7 @@ def test_workers_draw_what_one_process_draws(
     ray_session: None, evaluated: tuple[Path, dict], config: RunConfig, dataset: Dataset
 ) -> None:
     package = evaluated[0] / "package"
-    jobs = list(plan_jobs(config.evaluate, ask(dataset, 20, seed=1)).values())
+    jobs = list(all_jobs(config.evaluate, ask(dataset, 20, seed=1)).values())
     together = sample_jobs(package, jobs, 8, Progress.silent())
     for job, images in zip(jobs, together, strict=True):
         alone = [draw(str(package), job.part(start, start + 8)) for start in range(0, len(job.prompts), 8)]
@@ -118,10 +120,8 @@ def test_workers_draw_what_one_process_draws(
 def test_scale_0_is_unconditional_and_scale_1_direct(
     ray_session: None, evaluated: tuple[Path, dict], config: RunConfig, dataset: Dataset
 ) -> None:
-    from workflows.evaluate.measure import Drawn
-
     package = str(evaluated[0] / "package")
-    jobs = plan_jobs(config.evaluate, ask(dataset, 40, seed=0))
+    jobs = all_jobs(config.evaluate, ask(dataset, 40, seed=0))
     drawn = {}
     for name, job in jobs.items():
         images = draw(package, job)
@@ -135,10 +135,36 @@ def test_scale_0_is_unconditional_and_scale_1_direct(
         assert found.job.prompts.seeds == prompts.seeds
 
 
+@pytest.mark.parametrize(
+    ("further", "elsewhere"),
+    [({}, ()), ({"cfg_plus_plus": True}, (1.0,)), ({"guidance_interval": [0.5, 5.0]}, (0.0,))],
+)
+def test_the_pictures_at_a_scale_are_drawn_with_all_other_settings(
+    dataset: Dataset, tiny_package: Path, further: dict[str, Any], elsewhere: tuple[float, ...]
+) -> None:
+    """Plain guidance at 0 and 1 is another kind, which is drawn anyway; with CFG++ or an interval it is not."""
+    asked = EvaluateConfig(scales=(0.0, 0.5, 1.0), guidance_scale=0.5, num_steps=3, num_prompts_per_scale=20, **further)
+    jobs = all_jobs(asked, ask(dataset, 20, seed=0))
+    assert {name for name in jobs if name.startswith("scale_")} == ({"scale_0", "scale_1"} if further else set())
+    images = {name: draw(str(tiny_package), job) for name, job in jobs.items() if not job.guidance.gradient}
+    drawn = {name: Drawn(jobs[name], found, np.zeros((20, 1), np.int64)) for name, found in images.items()}
+    for scale, found in compared_scales(asked, drawn).items():
+        guidance = Guidance.of("classifier_free", guidance_scale=scale, **further)
+        right = draw(str(tiny_package), SampleJob(found.job.prompts, guidance, num_steps=3))
+        assert difference(found.images, right) <= 1, f"scale {scale}"
+        if scale in elsewhere:
+            assert difference(images["direct" if scale else "none"], right) > 1, "the other kind shows something else"
+
+
+def difference(images: np.ndarray, others: np.ndarray) -> int:
+    """The largest difference between two pixels."""
+    return int(np.abs(images.astype(int) - others).max())
+
+
 def test_a_model_that_gives_no_number_is_named(
     ray_session: None, config: RunConfig, dataset: Dataset, tmp_path: Path, write_package
 ) -> None:
     package = write_package(tmp_path, spread=float("nan"))
-    job = plan_jobs(config.evaluate, ask(dataset, 20, seed=0))["direct"]
+    job = all_jobs(config.evaluate, ask(dataset, 20, seed=0))["direct"]
     with pytest.raises(NonFinite, match="no finite picture"):
         sample_jobs(package, [job], 8, Progress.silent())

@@ -11,7 +11,7 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import DataInfo, Dataset, Split, SplitName, write_split
-from workflows.evaluate.jobs import plan_jobs
+from workflows.evaluate.jobs import all_jobs
 from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
 from workflows.runtime.progress import Progress
 from workflows.serve.check import requests_for
@@ -43,9 +43,9 @@ def test_prompts_are_held_out_captions_each_at_least_twice(dataset: Dataset) -> 
     assert sorted(np.unique(prompts.combinations, return_counts=True)[1].tolist()) == [2, 2, 2, 2]
     assert len(set(prompts.seeds)) == 8
     assert ask_captions(dataset, 8, seed=0).texts == prompts.texts
-    jobs = plan_jobs(EvaluateConfig(), prompts, labelled=False)
+    jobs = all_jobs(EvaluateConfig(), prompts, labelled=False)
     assert "classifier_prompt" in jobs and not any(job.by_label for job in jobs.values())
-    assert plan_jobs(EvaluateConfig(), prompts)["classifier_label"].by_label
+    assert all_jobs(EvaluateConfig(), prompts)["classifier_label"].by_label
 
 
 def test_a_caption_that_is_no_candidate_has_no_meaning(dataset: Dataset) -> None:

@@ -11,8 +11,8 @@ MOST_FILES = 3
 EDITS = (
     instead(
         "workflows/serve/request/schema.py",
-        "import DEFAULT_SAMPLER, SamplerName\n",
-        "import DEFAULT_SAMPLER, SamplerName, SpacingName\n",
+        "import DEFAULT_SAMPLER, ETA_READERS, SamplerName\n",
+        "import DEFAULT_SAMPLER, ETA_READERS, SamplerName, SpacingName\n",
     ),
     below(
         "workflows/serve/request/schema.py",

@@ -17,7 +17,7 @@ from workflows.cli.app import app
 from workflows.data.png import decode_png
 from workflows.model.model import clip_folder
 from workflows.package.reference import ModelVersion, ResolvedModel
-from workflows.serve.http.guard import Rules
+from workflows.serve.http.guard import AccessRules
 from workflows.serve.http.ingress import http_api
 from workflows.serve.http.keys import KeyRing
 from workflows.serve.http.metrics import IngressMetrics
@@ -82,7 +82,7 @@ class Service:
         found = ResolvedModel(ModelVersion(_MODEL, "1", "", {}), package)
         with mock.patch.object(versions, "resolve", return_value=found):
             self._replica = Replica(args, LocalEncoder(package))  # type: ignore[arg-type]
-        rules, metrics = Rules(KeyRing(()), "never"), IngressMetrics([_MODEL])
+        rules, metrics = AccessRules(KeyRing(()), "never"), IngressMetrics([_MODEL])
         self._api = http_api({_MODEL: LocalBackend(self._replica)}, rules, metrics)
 
     @property

@@ -116,7 +116,7 @@ def test_what_no_plan_can_do() -> None:
     schedule = NoiseSchedule.cosine(100)
     with pytest.raises(InvalidRequest, match="unknown sampler") as unknown:
         make_plan(schedule, "euler", 7)
-    with pytest.raises(InvalidRequest, match="no effect with ddpm") as useless:
+    with pytest.raises(InvalidRequest, match="no effect with sampler 'ddpm': leave it out, or take ddim") as useless:
         make_plan(schedule, "ddpm", 7, 0.5)
     assert (unknown.value.param, useless.value.param) == ("sampler", "eta")
     with pytest.raises(InvalidLevels):

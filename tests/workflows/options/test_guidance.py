@@ -14,6 +14,8 @@ import torch
 from diffusion_core.condition import Condition
 from diffusion_core.denoiser import NetworkDenoiser
 from diffusion_core.guidance import ClassifierFreeGuidance
+from diffusion_core.oracle import GaussianMixture, OracleDenoiser
+from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.options.examples import EXAMPLES
 from workflows import options
 from workflows.errors import InvalidRequest
@@ -67,6 +69,31 @@ def test_the_neutral_value_of_a_setting_changes_nothing(package: ModelPackage, n
     plain = package.condition([PROMPT], "classifier_free", guidance_scale=0.5)
     neutral = package.condition([PROMPT], "classifier_free", guidance_scale=0.5, **{name: SETTINGS[name].neutral})
     assert torch.equal(package.sample(plain, seeds=[7]), package.sample(neutral, seeds=[7]))
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided"),
+    [((0.5, 1e9), True), ((0.0, 1e9), True), ((0.5, 1e8), False), ((0.0, 0.5), False)],
+)
+def test_an_end_that_is_left_open_holds_the_noisiest_level(interval: tuple[float, float], guided: bool) -> None:
+    """At zero terminal SNR its sigma is infinite."""
+    schedule = NoiseSchedule.cosine(100).with_zero_terminal_snr()
+    mixture = GaussianMixture(
+        weights=torch.tensor([0.5, 0.5]),
+        means=torch.tensor([[-1.0, 0.0], [1.0, 0.5]]),
+        deviations=torch.tensor([0.1, 0.2]),
+        classes=torch.tensor([0, 1]),
+    )
+    denoiser = ClassifierFreeGuidance(OracleDenoiser(mixture, schedule))
+    plain = Guidance.of("classifier_free", guidance_scale=3.0)
+    limited = plain.with_settings(guidance_interval=interval)
+    x_t, level = torch.ones(1, 2), torch.tensor([100])
+    found, all_levels, nowhere = (
+        denoiser(x_t, level, Condition.of(label=[1]).with_settings(**guidance.core_settings())).x0
+        for guidance in (limited, plain, plain.at(1.0))
+    )
+    assert not torch.equal(all_levels, nowhere)
+    assert torch.equal(found, all_levels if guided else nowhere)
 
 
 class Counting:
@@ -124,6 +151,11 @@ def test_what_a_gradient_costs(guidance: str, settings: dict[str, float], cost: 
         ("classifier_free", {"guidance_interval": [1.0]}, "guidance_interval"),
         ("classifier_free", {"guidance_interval": [2.0, 1.0]}, "guidance_interval"),
         ("classifier_free", {"guidance_interval": 1.0}, "guidance_interval"),
+        ("classifier_free", {"guidance_interval": [1.0, 1.0]}, "guidance_interval"),
+        ("classifier_free", {"guidance_interval": (True, 2)}, "guidance_interval"),
+        ("classifier_free", {"guidance_scale": True}, "guidance_scale"),
+        ("classifier_free", {"cfg_plus_plus": 0.5}, "cfg_plus_plus"),
+        ("classifier_free", {"bogus": 1.0}, "bogus"),
         ("classifier_free", {"apg_norm": "long"}, "apg_norm"),
         ("classifier_free", {"cfg_plus_plus": True, "guidance_scale": 2.0}, "guidance_scale"),
     ],
@@ -132,6 +164,53 @@ def test_what_cannot_be_read_names_the_field(guidance: str, settings: dict[str, 
     with pytest.raises(InvalidRequest) as caught:
         Guidance.of(guidance, **settings)
     assert caught.value.param == param
+
+
+def test_what_is_next_to_it_can_be_read() -> None:
+    values = {"guidance_interval": [1, 1.1], "guidance_scale": 1, "cfg_plus_plus": True, "apg_norm": 1e9}
+    assert Guidance.of("classifier_free", **values).settings == {
+        "guidance_interval": (1.0, 1.1), "guidance_scale": 1.0, "cfg_plus_plus": 1.0, "apg_norm": 1e9
+    }  # fmt: skip
+    assert Guidance.of("classifier_free", cfg_plus_plus=0).settings == {"cfg_plus_plus": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "settings", "message"),
+    [
+        (
+            "clip",
+            {"apg_eta": 0.0},
+            "apg_eta: it has no effect with guidance 'clip': leave it out, or take guidance classifier_free",
+        ),
+        ("classifier_free", {"bogus": 1}, f"bogus: unknown setting: give one of {', '.join(SETTINGS)}"),
+        (
+            "classifier_free",
+            {"guidance_rescale": 2},
+            "guidance_rescale: found 2, wanted a number in [0, 1]: give that, or leave it out",
+        ),
+        (
+            "classifier_free",
+            {"cfg_plus_plus": True, "guidance_scale": 2},
+            (
+                "guidance_scale: found 2, wanted a number in [0, 1] with cfg_plus_plus: "
+                "give such a scale, or switch cfg_plus_plus off"
+            ),
+        ),
+    ],
+)
+def test_a_message_says_what_was_found_what_was_wanted_and_what_to_do(
+    guidance: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Guidance.of(guidance, **settings)
+    assert str(caught.value) == message
+    assert f"{caught.value.param}: {caught.value.reason}" == message
+
+
+def test_a_setting_that_nobody_knows_is_not_left_out_in_silence() -> None:
+    assert Guidance.of("direct").with_settings(guidance_rescale=0.5).settings == {}, "one of another kind is"
+    with pytest.raises(InvalidRequest, match="bogus: unknown setting"):
+        Guidance.of("direct").with_settings(bogus=1.0)
 
 
 def test_a_default_scale_that_a_setting_excludes_is_refused() -> None:

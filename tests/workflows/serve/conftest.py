@@ -23,7 +23,7 @@ from workflows.release.logging import log_package
 from workflows.runtime.artifact import Artifact
 from workflows.serve.app import APP_NAME, build
 from workflows.serve.engine.load import EngineLoad
-from workflows.serve.http.guard import Rules
+from workflows.serve.http.guard import AccessRules
 from workflows.serve.http.ingress import http_api
 from workflows.serve.http.keys import KeyRing
 from workflows.serve.http.metrics import IngressMetrics
@@ -147,7 +147,7 @@ def replica(tiny_config: RunConfig, tiny_package: Path) -> Iterator[Replica]:
 @pytest.fixture(scope="module")
 def api(replica: Replica) -> FastAPI:
     """The routes over it, open to anyone."""
-    return http_api({MODEL: LocalBackend(replica)}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))
+    return http_api({MODEL: LocalBackend(replica)}, AccessRules(KeyRing(()), "never"), IngressMetrics(["tiny"]))
 
 
 def call(api: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:

@@ -28,7 +28,9 @@ def test_a_job_s_configuration_names_its_own_model() -> None:
 
 
 def test_all_faults_of_a_config_file_are_told() -> None:
-    with pytest.raises(InvalidConfig, match=r"tracking_uri: .*max_rows: .*rows: .*known: model, "):
+    with pytest.raises(
+        InvalidConfig, match=r"tracking_uri: missing; max_rows: .*found 0.*; rows: unknown key \(known: model, "
+    ):
         build({"model": "digits@champion", "max_rows": 0, "rows": 3})
 
 

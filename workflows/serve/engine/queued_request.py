@@ -22,7 +22,7 @@ RowState: TypeAlias = Trajectory | Tensor
 
 @final
 @dataclass(frozen=True)
-class Progress:
+class Update:
     """The rows of one request after a step.
 
     Attributes:
@@ -68,7 +68,7 @@ class QueuedRequest:
     next_checkpoint: float = UNBOUNDED
     started: bool = False
     ended: bool = False
-    updates: asyncio.Queue[Progress | BaseException] = field(default_factory=asyncio.Queue)
+    updates: asyncio.Queue[Update | BaseException] = field(default_factory=asyncio.Queue)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     @classmethod
@@ -109,12 +109,12 @@ class QueuedRequest:
         self.preview_points = [point for point in self.preview_points if point < slowest]
         return len(self.preview_points) < num_points
 
-    def send(self, update: Progress | BaseException) -> None:
+    def send(self, update: Update | BaseException) -> None:
         """Wakes the caller, from another thread than its own."""
         with contextlib.suppress(RuntimeError):  # Its event loop is closed, so nobody waits any more.
             self.loop.call_soon_threadsafe(self.updates.put_nowait, update)
 
-    def finish(self, last: Progress | BaseException) -> None:
+    def finish(self, last: Update | BaseException) -> None:
         """Sends the last update, unless it has been sent already."""
         if not self.ended:
             self.ended = True

@@ -14,7 +14,7 @@ from workflows.errors import DeadlineExceeded, EngineStopped, Overloaded
 from workflows.serve.engine.admission import Admission
 from workflows.serve.engine.costs import StepTimes
 from workflows.serve.engine.load import EngineLoad, StepRecord
-from workflows.serve.engine.queued_request import Progress, QueuedRequest
+from workflows.serve.engine.queued_request import QueuedRequest, Update
 
 _STEPS_REMEMBERED: Final = 2048
 
@@ -114,7 +114,7 @@ class RequestScheduler:
                 request.positions[row_id] = position
                 self._requests[row_id] = request
 
-    def _record_outcome(self, outcome: Outcome) -> tuple[QueuedRequest, Progress | Exception] | None:
+    def _record_outcome(self, outcome: Outcome) -> tuple[QueuedRequest, Update | Exception] | None:
         """Takes over a row that ended; returns its request and the last update, once that is known."""
         request = self._requests.pop(outcome.row_id, None)
         if request is None:
@@ -126,7 +126,7 @@ class RequestScheduler:
         self._counts["finished"] += 1
         assert outcome.x0 is not None
         request.rows[request.positions[outcome.row_id]] = outcome.x0
-        return None if request.unfinished else (request, Progress(request.rows, done=True))
+        return None if request.unfinished else (request, Update(request.rows, done=True))
 
     def _report_progress(self, now: float) -> None:
         """Sends the progress that is due, and ends the requests whose deadline has passed."""
@@ -148,7 +148,7 @@ class RequestScheduler:
         preview_due = request.take_preview_points()
         if preview_due or now >= request.next_checkpoint:
             request.next_checkpoint = now + request.checkpoint_seconds
-            request.send(Progress(list(request.rows), preview_due))
+            request.send(Update(list(request.rows), preview_due))
 
     def _remove_rows(self, request: QueuedRequest) -> int:
         """Removes the remaining rows of a request from the engine, and returns their number."""

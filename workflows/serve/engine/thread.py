@@ -18,7 +18,7 @@ from diffusion_core.row import Trajectory
 from workflows.errors import EngineStopped
 from workflows.serve.engine.admission import Admission
 from workflows.serve.engine.load import EngineLoad, StepRecord
-from workflows.serve.engine.queued_request import UNBOUNDED, Progress, QueuedRequest, RowState
+from workflows.serve.engine.queued_request import UNBOUNDED, QueuedRequest, RowState, Update
 from workflows.serve.engine.scheduler import RequestScheduler, engine_stopped
 
 
@@ -63,7 +63,7 @@ class EngineThread:
         preview_points: Sequence[int] = (),
         checkpoint_seconds: float = UNBOUNDED,
         deadline_seconds: float = UNBOUNDED,
-    ) -> AsyncGenerator[Progress, None]:
+    ) -> AsyncGenerator[Update, None]:
         """Denoises the rows of one request and yields its progress; the last progress holds the samples.
 
         If the caller is cancelled, the rows leave within one step.
@@ -82,7 +82,7 @@ class EngineThread:
             RaverseError: one of the rows cannot be denoised; the others of this request leave.
         """
         if not any(isinstance(row, Trajectory) for row in rows):
-            yield Progress(list(rows), done=True)
+            yield Update(list(rows), done=True)
             return
         request = QueuedRequest.of(rows, request_id, preview_points, checkpoint_seconds, deadline_seconds)
         self._post(lambda: self._scheduler.admit(request))

@@ -17,6 +17,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from diffusion_core import errors as core
 from diffusion_core.errors import RaverseError
 from workflows import errors as work
+from workflows.config.faults import describe
 
 STATUS: Final[Mapping[type[Exception], int]] = {
     # The request is at fault.
@@ -135,12 +136,7 @@ def _messages(faults: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         elif not name:
             yield name, f"the body is no JSON object ({fault['msg']}): send JSON with `Content-Type: application/json`"
         else:
-            yield name, f"{fault['msg']} (found {_short(fault.get('input'))})"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+            yield name, describe(fault)
 
 
 def _type(status: int) -> str:

@@ -32,7 +32,7 @@ _POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 
 @final
 @dataclass(frozen=True)
-class Rules:
+class AccessRules:
     """The rules that every request must meet.
 
     Attributes:
@@ -73,7 +73,7 @@ class Guard:
         rules: the rules.
     """
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
         self._app, self._rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

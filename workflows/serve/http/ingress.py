@@ -21,7 +21,7 @@ from workflows import __version__
 from workflows.serve.http.dispatch import Backend, DeploymentBackend
 from workflows.serve.http.edits import FORM, decode_init_image, form_schema, read_form
 from workflows.serve.http.errors import TOO_LATE, ErrorAnswer, ErrorDetail, error_answer, invalid_fields_answer
-from workflows.serve.http.guard import Guard, Rules
+from workflows.serve.http.guard import AccessRules, Guard
 from workflows.serve.http.keys import KeyRing, load_keys
 from workflows.serve.http.metrics import IngressMetrics
 from workflows.serve.http.pages import content_policy, prompt_page, reference_page
@@ -65,13 +65,13 @@ class Ingress:
     def __init__(self, samplers: dict[str, DeploymentHandle[Any]], args: ServeArgs) -> None:
         self._metrics = IngressMetrics(samplers)
         self._backends = {name: DeploymentBackend(name, handle, self._metrics) for name, handle in samplers.items()}
-        self._rules = Rules(KeyRing(load_keys(args.api_keys_file)), args.require_key, args.max_body_bytes)
+        self._rules = AccessRules(KeyRing(load_keys(args.api_keys_file)), args.require_key, args.max_body_bytes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_api(self._backends, self._rules, self._metrics)
 
 
-def http_api(backends: Mapping[str, Backend], rules: Rules, metrics: IngressMetrics) -> FastAPI:
+def http_api(backends: Mapping[str, Backend], rules: AccessRules, metrics: IngressMetrics) -> FastAPI:
     """Builds the application with all its routes.
 
     Args:

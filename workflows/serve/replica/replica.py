@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_core.errors import RaverseError
 from workflows.serve.engine.load import EngineLoad
-from workflows.serve.engine.queued_request import UNBOUNDED, Progress, RowState
+from workflows.serve.engine.queued_request import UNBOUNDED, RowState, Update
 from workflows.serve.replica.autoscaling import QUEUED_SECONDS
 from workflows.serve.replica.metrics import ReplicaMetrics
 from workflows.serve.replica.rows import make_checkpoint, preview_pixels, resume_rows, start_rows
@@ -171,7 +171,7 @@ def _resolve(request: SamplerRequest, version: LoadedVersion) -> ResolvedRequest
     return resolve(request.body, version.capabilities, inpainted=inpainted)
 
 
-def _preview(version: LoadedVersion, resolved: ResolvedRequest, progress: Progress) -> Generated:
+def _preview(version: LoadedVersion, resolved: ResolvedRequest, progress: Update) -> Generated:
     num_left = max(row.remaining for row in progress.rows if not isinstance(row, Tensor))
     pixels = preview_pixels(version.package, progress.rows)
     return Generated(resolved.settings, pixels, resolved.settings.num_inference_steps - num_left)

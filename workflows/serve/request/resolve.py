@@ -12,8 +12,8 @@ from typing import Final, final
 
 from diffusion_core.strength import DEFAULT_STRENGTH, steps_of_strength
 from workflows.errors import InvalidRequest, ModelNotFound
-from workflows.options.guidance import KINDS, Guidance
-from workflows.options.samplers import SAMPLERS
+from workflows.options.guidance import KINDS, LABEL_KINDS, NEGATIVE_KINDS, SCALED_KINDS, Guidance
+from workflows.options.samplers import SAMPLERS, useless_eta
 from workflows.serve.request.capabilities import ModelCapabilities
 from workflows.serve.request.schema import (
     LARGEST_SEED,
@@ -129,13 +129,13 @@ def _faults(request: PictureRequest, capabilities: ModelCapabilities) -> Iterato
     if request.guidance not in capabilities.guidance:
         yield "guidance", f"this model offers {', '.join(capabilities.guidance)} (found {request.guidance!r})"
     if request.guidance_scale is not None and _has_no_scale(request):
-        yield "guidance_scale", f"has no effect with guidance {request.guidance!r}: leave it out"
+        yield "guidance_scale", _no_effect(request, SCALED_KINDS)
     yield from _guidance_faults(request, capabilities)
     yield from _label_faults(request, capabilities)
     if request.num_inference_steps is not None and request.num_inference_steps > capabilities.max_steps:
         yield "num_inference_steps", f"at most {capabilities.max_steps} (found {request.num_inference_steps})"
     if request.eta is not None and not SAMPLERS[request.sampler].takes_eta:
-        yield "eta", f"has no effect with sampler {request.sampler!r}: leave it out, or take `ddim`"
+        yield "eta", useless_eta(request.sampler)
     if request.seed is not None and request.seed + request.n - 1 > LARGEST_SEED:
         yield "seed", f"seed + n - 1 must be at most {LARGEST_SEED}"
     yield from _stream_faults(request)
@@ -154,7 +154,11 @@ def _text_faults(request: PictureRequest, capabilities: ModelCapabilities) -> It
     elif kind.needs != "nothing" and not kind.takes_label and not has_prompt:
         yield "prompt", f"guidance {request.guidance!r} needs one; an unconditional picture is guidance 'none'"
     if (request.negative_prompt or "").strip() and not kind.takes_negative:
-        yield "negative_prompt", f"has no effect with guidance {request.guidance!r}: leave it out, or take another"
+        yield "negative_prompt", _no_effect(request, NEGATIVE_KINDS)
+
+
+def _no_effect(request: PictureRequest, kinds: str) -> str:
+    return f"has no effect with guidance {request.guidance!r}: leave it out, or take {kinds}"
 
 
 def _textless_faults(request: PictureRequest, capabilities: ModelCapabilities) -> Iterator[tuple[str, str]]:
@@ -182,7 +186,7 @@ def _label_faults(request: PictureRequest, capabilities: ModelCapabilities) -> I
     kind = KINDS[request.guidance]
     is_condition = capabilities.conditions == "label" and kind.needs != "nothing"
     if not kind.takes_label and not is_condition:
-        yield "label", f"has no effect with guidance {request.guidance!r}: leave it out, or take 'classifier'"
+        yield "label", _no_effect(request, LABEL_KINDS)
     elif isinstance(label, int) and label >= count:
         yield "label", f"this model has {count} classes, 0 to {count - 1} (found {label})"
     elif isinstance(label, str) and label not in capabilities.class_names:
@@ -207,8 +211,7 @@ def _guidance_faults(request: PictureRequest, capabilities: ModelCapabilities) -
     try:
         _guidance(request, capabilities)
     except InvalidRequest as error:
-        param = error.param or "guidance"
-        yield param, str(error).removeprefix(f"{param}: ")
+        yield error.param or "guidance", error.reason
 
 
 def _strength(request: PictureRequest, inpainted: bool) -> float | None:

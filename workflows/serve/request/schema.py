@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.options.fields import guidance_fields
-from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, KindName
-from workflows.options.samplers import DEFAULT_SAMPLER, SamplerName
+from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, LABEL_KINDS, NEGATIVE_KINDS, KindName
+from workflows.options.samplers import DEFAULT_SAMPLER, ETA_READERS, SamplerName
 
 LARGEST_SEED: Final = 2**64 - 1
 MOST_PARTIAL_IMAGES: Final = 3
@@ -37,7 +37,7 @@ class _PictureFields(BaseModel):
     )
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="`url`: a `data:` URL.")
 
-    negative_prompt: str | None = Field(None, max_length=4000, description="What to avoid (`classifier_free`).")
+    negative_prompt: str | None = Field(None, max_length=4000, description=f"What to avoid ({NEGATIVE_KINDS}).")
     guidance: KindName = Field(
         DEFAULT_GUIDANCE.name,
         description="; ".join(f"`{kind.name}`: {kind.description}" for kind in KINDS.values()) + ".",
@@ -45,10 +45,12 @@ class _PictureFields(BaseModel):
     guidance_scale: float | None = Field(
         None, ge=0, le=100, allow_inf_nan=False, description="Strength; for `classifier_free`, 1 is `direct`."
     )
-    label: Label | None = Field(None, description="A class by name or index (`classifier`).")
+    label: Label | None = Field(None, description=f"A class by name or index ({LABEL_KINDS}).")
     sampler: SamplerName = Field(DEFAULT_SAMPLER, description="How to step.")
     num_inference_steps: int | None = Field(None, ge=1, description="Steps; default and limit: the service's.")
-    eta: float | None = Field(None, ge=0, le=1, allow_inf_nan=False, description="Noise of `ddim`: 0 none, 1 as DDPM.")
+    eta: float | None = Field(
+        None, ge=0, le=1, allow_inf_nan=False, description=f"Noise of {ETA_READERS}: 0 none, 1 as DDPM."
+    )
     seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first picture, the next has seed + 1, ..")
 
     user: str | None = Field(None, max_length=1000, description=_NO_EFFECT)
@@ -92,7 +94,7 @@ class _SettingsFields(BaseModel):
     size: str
     sampler: SamplerName
     num_inference_steps: int
-    eta: float | None = Field(None, description="Of `ddim` only.")
+    eta: float | None = Field(None, description=f"Of {ETA_READERS} only.")
     guidance: KindName
     guidance_scale: float
     prompt: str

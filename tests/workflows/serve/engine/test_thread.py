@@ -22,7 +22,7 @@ from diffusion_core.spacing import trailing
 from diffusion_core.trajectory import sample
 from workflows.errors import EngineStopped, Overloaded
 from workflows.serve.engine.admission import Admission
-from workflows.serve.engine.queued_request import Progress
+from workflows.serve.engine.queued_request import Update
 from workflows.serve.engine.thread import EngineThread
 
 SCHEDULE = NoiseSchedule.cosine(1000)
@@ -173,7 +173,7 @@ def test_an_idle_thread_makes_no_step(thread: EngineThread, gate: Gate) -> None:
 
 
 def test_progress_comes_at_the_preview_points(thread: EngineThread, denoiser: NetworkDenoiser) -> None:
-    async def follow() -> list[Progress]:
+    async def follow() -> list[Update]:
         return [progress async for progress in thread.follow(rows(10, 1, 2), preview_points=(7, 2))]
 
     reports = asyncio.run(follow())
@@ -205,7 +205,7 @@ def test_samples_among_the_rows_pass_through_in_their_places(thread: EngineThrea
     first, last = rows(10, 1, 2)
     sample_of_another = torch.full(SHAPE, 5.0)
 
-    async def follow(*given: Trajectory | Tensor) -> list[Progress]:
+    async def follow(*given: Trajectory | Tensor) -> list[Update]:
         return [progress async for progress in thread.follow(given, preview_points=(4,))]
 
     preview, end = asyncio.run(follow(first, sample_of_another, last))

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.workflows.serve.conftest import LocalBackend
-from workflows.serve.http.guard import Rules, is_loopback
+from workflows.serve.http.guard import AccessRules, is_loopback
 from workflows.serve.http.ingress import http_api
 from workflows.serve.http.keys import VARIABLE, KeyRing, load_keys, new_key
 from workflows.serve.http.metrics import IngressMetrics
@@ -33,7 +33,9 @@ def ask(api: FastAPI, method: str, path: str, client: str = "127.0.0.1", **optio
 @pytest.fixture(scope="module")
 def made(replica: Replica) -> Callable[..., FastAPI]:
     def make(keys: KeyRing | None = None, **rules: Any) -> FastAPI:
-        return http_api({"tiny": LocalBackend(replica)}, Rules(keys or KeyRing(()), **rules), IngressMetrics(["tiny"]))
+        return http_api(
+            {"tiny": LocalBackend(replica)}, AccessRules(keys or KeyRing(()), **rules), IngressMetrics(["tiny"])
+        )
 
     return make
 
@@ -109,7 +111,7 @@ def test_a_fault_of_ours_shows_no_trace(made: Callable[..., FastAPI]) -> None:
         def generate(self, request: object) -> None:
             raise RuntimeError("/secret/place")
 
-    api = http_api({"tiny": Broken()}, Rules(KeyRing(()), "never"), IngressMetrics(["tiny"]))  # type: ignore[dict-item]
+    api = http_api({"tiny": Broken()}, AccessRules(KeyRing(()), "never"), IngressMetrics(["tiny"]))  # type: ignore[dict-item]
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)

@@ -109,6 +109,18 @@ def test_settings_in_the_fold_change_the_picture_and_come_back(tab: Tab, name: s
     assert tab.run(f"[...{fields}].map((field) => field.value)") == values
 
 
+@pytest.mark.parametrize(
+    ("ends", "sent"), [(["0.5", ""], [0.5, 1e9]), (["", "3"], [0.0, 3.0]), (["0.5", "3"], [0.5, 3.0]), (["", ""], None)]
+)
+def test_an_end_of_an_interval_that_is_not_given_is_open(tab: Tab, ends: list[str], sent: list[float] | None) -> None:
+    write(tab, prompt="a handwritten one", steps="3", scale="4")
+    fields = "document.querySelectorAll('[data-setting=guidance_interval] input')"
+    tab.run(f"{ends!r}.forEach((value, place) => {{ {fields}[place].value = value; }})")
+    assert tab.run("advanced().guidance_interval ?? null") == sent
+    tab.run("at('draw').click()")
+    tab.until(DONE)
+
+
 def test_the_fold_shows_what_the_guidance_reads(tab: Tab) -> None:
     shown = "[...document.querySelectorAll('[data-setting]:not(.hidden)')].map((field) => field.dataset.setting)"
     assert tab.run(shown) == list(EXAMPLES)

@@ -147,8 +147,16 @@ def test_settings_of_the_model_hold_where_a_request_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"guidance": "clip", "apg_eta": 0.0}, "apg_eta", "apg_eta: it has no effect with guidance 'clip'"),
-        ({"guidance_interval": [3.0, 1.0]}, "guidance_interval", "wanted the smaller number first"),
+        (
+            {"guidance": "clip", "apg_eta": 0.0},
+            "apg_eta",
+            "apg_eta: it has no effect with guidance 'clip': leave it out, or take guidance classifier_free",
+        ),
+        (
+            {"guidance_interval": [3.0, 1.0]},
+            "guidance_interval",
+            r"found \[3.0, 1.0\], wanted two numbers .* the smaller first",
+        ),
         ({"cfg_plus_plus": True}, "guidance_scale", r"found 2, wanted a number in \[0, 1\] with cfg_plus_plus"),
         ({"cfg_plus_plus": True, "guidance_scale": 1.5}, "guidance_scale", "found 1.5"),
     ],

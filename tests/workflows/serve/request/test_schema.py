@@ -86,6 +86,27 @@ def test_a_bad_value_is_refused_by_name(name: str, value: object) -> None:
     assert message.startswith(f"{name}: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("guidance_interval", [1.0], "found [1.0], wanted two numbers in [0, 1e+09], the smaller first"),
+        ("guidance_interval", [None, 5.0], "found [None, 5.0], wanted two numbers in [0, 1e+09], the smaller first"),
+        ("apg_eta", "much", "found 'much', wanted a number in [0, 100]"),
+        ("cfg_plus_plus", 1, "found 1, wanted true or false"),
+    ],
+)
+def test_a_setting_of_guidance_that_is_refused_says_what_is_wanted(name: str, value: object, message: str) -> None:
+    assert told(**{name: value}) == (f"{name}: {message}: give that, or leave it out", name)
+
+
+def test_the_document_still_knows_the_bounds_of_a_setting() -> None:
+    fields = GenerationRequest.model_json_schema()["properties"]
+    assert fields["apg_eta"]["anyOf"][0] == {"maximum": 100.0, "minimum": 0.0, "type": "number"}
+    interval = fields["guidance_interval"]["anyOf"][0]
+    assert (interval["minItems"], interval["maxItems"], interval["items"]["maximum"]) == (2, 2, 1e9)
+    assert fields["cfg_plus_plus"]["anyOf"][0] == {"type": "boolean"}
+
+
 def test_an_unknown_field_is_refused_by_name() -> None:
     assert told(num_steps=5) == ("num_steps: unknown field", "num_steps")
 
