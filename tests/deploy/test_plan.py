@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from workflows.cli import app as cli
-from workflows.deploy.plan import MODELS, UTILISATION, Phase, estimate, estimate_text, read_phase
+from workflows.deploy.plan import MODELS, UTILISATION, Phase, cheaper_captions, estimate, estimate_text, read_phase
 from workflows.errors import InvalidConfig
 
 SD2 = MODELS["sd2"]
@@ -68,6 +68,20 @@ def test_storage_and_replicas_are_counted() -> None:
     assert found.checkpoint_bytes == 865_910_724 * 16
     assert (found.replicas - 1) * 0.7 < 10.0 * found.seconds_per_image <= found.replicas * 0.7
     assert estimate(SD2, [Phase(10, 512)], "a100", images_per_second=0.0).replicas == 1
+
+
+def test_the_cheaper_mode_weighs_storing_against_encoding_again() -> None:
+    """One epoch encodes each caption once either way; a hundred encode it ninety-nine times more."""
+    once, often = (estimate(SD2, [Phase(1e6, 512)], "a100", epochs=epochs) for epochs in (1, 100))
+    mode, cached, online = cheaper_captions(once, 8, 2.0, 23.0)
+    assert (mode, online) == ("online", 0.0)
+    assert cached == pytest.approx(1e6 * (77 * 1024 * 2 + 1024 * 4 - 100) / 1e12 * 23.0)
+    mode, cached, online = cheaper_captions(often, 8, 2.0, 23.0)
+    assert mode == "cached"
+    assert online == pytest.approx(99 * 1e6 * SD2.caption / (312e12 * UTILISATION) / 3600 * 2.0)
+    assert cheaper_captions(often, 8, 2.0, 23_000.0)[0] == "online", (
+        "negative control: storage a thousand times as dear"
+    )
 
 
 @pytest.mark.parametrize(("text", "phase"), [("2e9", Phase(2e9, 512)), ("1.5E3@256", Phase(1500, 256))])

@@ -145,6 +145,7 @@ def plan(
     load: Annotated[float, typer.Option(min=0.0, help="Pictures a second that the service draws.")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Of a picture.")] = 50,
     price: Annotated[float, typer.Option(min=0.0, help="Of a GPU-hour, in any currency.")] = 2.0,
+    storage_price: Annotated[float, typer.Option(min=0.0, help="Of a TB for a month, in the same.")] = 23.0,
 ) -> None:
     """Counts storage, GPU-hours and replicas; deploy/SCALING.md says from what.
 
@@ -159,7 +160,7 @@ def plan(
     except RaverseError as error:
         typer.echo(f"raverse: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(estimate_text(made, gpus, price))
+    typer.echo(estimate_text(made, gpus, price, storage_price))
 
 
 render = typer.Typer(no_args_is_help=True, help="Writes files for other tools, from the configuration of a run.")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, final
 
+from workflows.config.schema import EmbedMode
 from workflows.errors import InvalidConfig
 
 UTILISATION: Final = 0.30
@@ -27,6 +28,11 @@ _BACKWARD: Final = 3
 _ADAM_COPIES: Final = 4  # weights, their average, two moments
 _KEPT: Final = 2
 _PICTURES: Final = re.compile(r"(?P<images>[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)(?:@(?P<pixels>[0-9]+))?")
+_TEXT_BYTES: Final = 100
+"""Of a caption in the cache: its text, its key, its checksum."""
+STORAGE_PRICE: Final = 23.0
+"""Of a TB for a month: S3's list price in dollars."""
+_HOURS_PER_MONTH: Final = 730.0
 _BUSY: Final = 0.7
 """Share of the time that a replica may be busy before requests wait."""
 
@@ -92,7 +98,9 @@ class Estimate:
         train_hours: GPU-hours of training on what was encoded.
         online_factor: how much longer training takes that encodes as it goes.
         latent_bytes: of all latents, each a mean and a deviation in fp32, as the cache holds them.
-        caption_bytes: of all captions' tokens, each kept once.
+        caption_bytes: of all captions' features, each kept once (`embed.mode: cached`).
+        text_bytes: of the captions' text, about 100 bytes each (`embed.mode: online`).
+        caption_hours: GPU-hours to encode every caption again, as often as training meets it beyond the first time.
         checkpoint_bytes: of one checkpoint: weights, average, optimizer, in fp32.
         kept_bytes: of the checkpoints that are kept.
         seconds_per_image: of sampling on one GPU.
@@ -104,6 +112,8 @@ class Estimate:
     online_factor: float
     latent_bytes: float
     caption_bytes: float
+    text_bytes: float
+    caption_hours: float
     checkpoint_bytes: float
     kept_bytes: float
     seconds_per_image: float
@@ -162,6 +172,8 @@ def estimate(
         online_factor=1.0 + epochs * encode / train,
         latent_bytes=_FULL * _MEAN_AND_DEVIATION * sum(phase.images * model.latent[phase.pixels] for phase in phases),
         caption_bytes=images * (_HALF * model.token_values + _FULL * model.pooled_values),
+        text_bytes=images * _TEXT_BYTES,
+        caption_hours=max(0.0, epochs - 1.0) * images * model.caption / rate / 3600,
         checkpoint_bytes=checkpoint,
         kept_bytes=_KEPT * checkpoint,
         seconds_per_image=seconds,
@@ -169,12 +181,32 @@ def estimate(
     )
 
 
-def estimate_text(made: Estimate, num_gpus: int, price: float) -> str:
+def cheaper_captions(
+    made: Estimate, num_gpus: int, price: float, storage_price: float
+) -> tuple[EmbedMode, float, float]:
+    """Which `embed.mode` costs less, and what cached and online captions cost beyond encoding each once.
+
+    Args:
+        made: the estimate.
+        num_gpus: that train.
+        price: of a GPU-hour.
+        storage_price: of a TB for a month; features are stored while training lasts, a month at least.
+    """
+    months = max(1.0, (made.encode_hours + made.train_hours) / num_gpus / _HOURS_PER_MONTH)
+    cached = (made.caption_bytes - made.text_bytes) / 1e12 * storage_price * months
+    online = made.caption_hours * price
+    return "cached" if cached < online else "online", cached, online
+
+
+def estimate_text(made: Estimate, num_gpus: int, price: float, storage_price: float = STORAGE_PRICE) -> str:
     """One line per figure."""
     hours = made.encode_hours + made.train_hours
+    mode, cached, online = cheaper_captions(made, num_gpus, price, storage_price)
     lines = {
         "latents": f"{made.latent_bytes / 1e12:,.1f} TB",
-        "captions' tokens": f"{made.caption_bytes / 1e12:,.1f} TB, if no two captions are the same",
+        "captions": f"{made.caption_bytes / 1e12:,.1f} TB of features, or {made.text_bytes / 1e12:,.1f} TB of text, "
+        f"if no two are the same",
+        "embed.mode": f"{mode} is cheaper: features cost {cached:,.0f} to store, encoding again {online:,.0f}",
         "checkpoint": f"{made.checkpoint_bytes / 1e9:,.1f} GB, {made.kept_bytes / 1e9:,.1f} GB for those that are kept",
         "encoding": f"{made.encode_hours:,.0f} GPU-hours, once",
         "training": f"{made.train_hours:,.0f} GPU-hours; {made.online_factor:.2f} times that if it encodes as it goes",
