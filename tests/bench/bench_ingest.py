@@ -7,6 +7,7 @@ tenth of the width: 192 wide tokens and latents of 4 x 20 x 20, 19 KB a row. Par
     memory   USS of a worker, and seconds until its first batch, at 20 thousand to 2 million rows
     speed    steps per second against rows that are all in memory, and the share of waiting for data
     store    the same through an S3 server with 20 ms a request; what two workers fetch; what they read from the disk
+    mixing   how far an epoch mixes rows that come sorted, against a permutation of all of them
     formats  Arrow files that are mapped, against Lance and Parquet: random rows of a window
 
 Each comparison alternates its two sides within one run and takes medians. Results go to tests/bench/results/ingest.md.
@@ -42,6 +43,7 @@ from workflows.embed.cache import EmbeddingCache
 from workflows.train.batches import CachedBatches, Share, TrainBatch
 from workflows.train.loop.trainer import Trainer
 from workflows.train.objectives import DenoiserObjective
+from workflows.train.order import Order
 
 RESULTS = Path(__file__).parent / "results" / "ingest.md"
 WORKER = Path(__file__).with_name("ingest_worker.py")
@@ -257,7 +259,31 @@ def formats(root: Path) -> list[str]:
     ]
 
 
-PARTS = {"memory": memory, "speed": speed, "store": store, "formats": formats}
+def mixing(_: Path) -> list[str]:
+    """A million rows, sorted by a thousand classes, in shards of 512; windows as by default."""
+    count, classes = 1 << 20, 1024
+    default = TrainConfig.model_fields["shuffle_rows"].default
+    order = Order(0, count, 512, default)
+    parts: list[np.ndarray] = []
+    while (place := sum(map(len, parts))) < count:
+        parts.append(order.stretch(0, place, count))
+    arms = {
+        f"windows of {default:,}": np.concatenate(parts),
+        "a permutation": np.random.default_rng(0).permutation(count),
+        "as they come": np.arange(count),
+    }
+    lines = []
+    for name, rows in arms.items():
+        seen = np.mean([len(np.unique(batch)) for batch in (rows * classes // count).reshape(-1, 256)])
+        places = np.argsort(rows)
+        apart = np.median(np.abs(np.diff(places)))
+        lines.append(
+            f"| {name}: classes in a batch of 256; steps between neighbours | {seen:.0f}; {apart / 256:,.0f} | |"
+        )
+    return lines
+
+
+PARTS = {"memory": memory, "speed": speed, "store": store, "mixing": mixing, "formats": formats}
 
 
 def main() -> None:

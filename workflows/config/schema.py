@@ -273,7 +273,7 @@ class TrainConfig(Section):
         1.0, gt=0, description="Trains more on noisy levels above 1, on clean ones below; the median is s / (1 + s)."
     )
     shuffle_rows: PositiveInt = Field(
-        16_384,
+        65_536,
         description="Samples that are mixed with each other: those of this many rows of shards in a random order.",
     )
     cache_folder: Unkeyed[Path | None] = Field(

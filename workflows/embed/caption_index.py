@@ -28,7 +28,7 @@ class CaptionIndex:
     """Which captions there are, and which sample has which.
 
     Rows count through the training split, then the held-out one; uses of captions count through the captions of all
-    rows. Memory: 44 bytes a use and 20 a row at most while it is made, no text.
+    rows. Memory: 44 bytes a use and 20 a row at most while it is made, no text. There may be 2^31 captions.
 
     Attributes:
         candidates: the candidate captions, each once, normalised: they have the first positions.

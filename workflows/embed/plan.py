@@ -76,7 +76,8 @@ class EmbedPlan:
             shape=dataset.info.shape if self.latents is None else self.latents.shape,
             rows=self.rows,
             shard_rows=self.shard_rows,
-            files=tuple(sorted(shards, key=lambda shard: shard.path)),
+            # Beyond a million, numbers have more digits.
+            files=tuple(sorted(shards, key=lambda shard: (len(shard.path), shard.path))),
             latents=None if self.latents is None else self.latents.describe(),
             store=None if store is None else store.url,
             towers=towers,

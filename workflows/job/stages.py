@@ -146,6 +146,7 @@ STAGES: Final = (
         load=_data,
         sections=_data_section,
         checks=(_check_data_store,),
+        version=2,
     ),
     Stage(
         name="clip",
@@ -158,11 +159,12 @@ STAGES: Final = (
     ),
     Stage(
         name="embed",
-        help="Writes images and cached CLIP embeddings to Parquet with Ray Data.",
+        help="Writes images and cached CLIP embeddings to shards with Ray Data.",
         load=_embed,
         sections=_embed_section,
         inputs=("data", "clip"),
         checks=(_check_store,),
+        version=2,
     ),
     Stage(
         name="denoiser",

@@ -36,8 +36,8 @@ REMEDY: Final = "run `raverse cache prune`, then the job again"
 _ATTEMPTS: Final = 6
 _LONGEST_WAIT: Final = 20.0
 """Seconds between two attempts."""
-_MOST_OPEN: Final = 256
-"""Mapped shards: more than a window has."""
+_MOST_OPEN: Final = 1024
+"""Mapped shards: more than a window has, of rows below 200 KB."""
 _RELEASED_AFTER: Final = 128 << 20
 """Bytes of mapped pages, as they are counted, before all are given back."""
 _AROUND: Final = 256 << 10

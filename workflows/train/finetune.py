@@ -34,7 +34,7 @@ class Start:
 
     @staticmethod
     def of(base: Base, section: LoraConfig) -> Start:
-        """As the configuration says."""
+        """The beginning that a configuration asks for."""
         lora = Lora(section.rank, section.alpha, section.targets) if section.rank else None
         return Start(base.folder.absolute(), base.bundle.hash, lora)
 

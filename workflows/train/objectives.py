@@ -1,4 +1,4 @@
-"""What is trained: the denoiser, or the noisy-image classifier (`clip_objective`: the CLIP). The loop is the same."""
+"""What is trained: the denoiser, or the noisy-image classifier (`clip.objective`: the CLIP). The loop is the same."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Plan:
     condition_dropout: float = 0.0
     level_shift: float = 1.0
     shard_rows: int = 1 << 62
-    shuffle_rows: int = 1 << 14
+    shuffle_rows: int = 1 << 16
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:

@@ -22,7 +22,7 @@ _ROWS_AT_ONCE: Final = 128
 @final
 @dataclass(frozen=True)
 class LevelAccuracy:
-    """At one level.
+    """How often the classifier is right at one level.
 
     Attributes:
         level: in 1 .. T.

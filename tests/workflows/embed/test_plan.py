@@ -9,6 +9,7 @@ from workflows.data.dataset import SPLITS, Dataset
 from workflows.embed.caption_index import texts_of
 from workflows.embed.plan import EmbedPlan, plan_shards
 from workflows.runtime.artifact import Artifact
+from workflows.storage.shards import Shard
 from workflows.towers.identity import ClipIdentity
 
 
@@ -49,6 +50,14 @@ def test_a_plan_does_not_depend_on_who_carries_it_out(dataset: Dataset, identity
     assert make(dataset, identity, workers=1, batch_size=7) == make(dataset, identity, workers=5, batch_size=64)
     assert make(dataset, identity).key != make(dataset, identity, dtype="float16").key
     assert make(dataset, identity).key == make(dataset, identity, rows_per_shard=9).key
+
+
+def test_shards_beyond_a_million_keep_their_order(dataset: Dataset, identity: ClipIdentity) -> None:
+    numbers = [0, 7, 999_999, 1_000_000, 1_000_001, 10_000_000]
+    shards = [Shard(f"{split}/images/shard-{i:06d}-{'0' * 64}.arrow", 1, "0" * 64) for split in SPLITS for i in numbers]
+    manifest = make(dataset, identity).manifest(dataset, identity, "float32", reversed(shards))
+    for split in SPLITS:
+        assert manifest.shards(f"{split}/images") == tuple(one for one in shards if one.path.startswith(split))
 
 
 def test_shards_of_large_rows_hold_fewer(dataset: Dataset, identity: ClipIdentity) -> None:

@@ -77,7 +77,7 @@ class CompactClip(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Of both towers: what is sharded one by one."""
+        """The blocks of both towers, which are sharded one by one."""
         return [*self.model.visual.transformer.resblocks, *self.model.transformer.resblocks]
 
     def forward(self, x: Tensor, ids: Tensor) -> ClipFeatures:
