@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, final
 
-_PARTIAL: Final = ".partial"
+PARTIAL: Final = ".partial"
+"""Ending of a file that is being written."""
 
 
 @final
@@ -35,7 +36,7 @@ class PartialFile:
 
     def __init__(self, final: Path) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
-        self.path = final.with_name(f".{final.name}.{uuid.uuid4().hex}{_PARTIAL}")
+        self.path = final.with_name(f".{final.name}.{uuid.uuid4().hex}{PARTIAL}")
         self._final = final
 
     def __enter__(self) -> PartialFile:
@@ -98,5 +99,5 @@ def remove_partial(folder: Path) -> None:
 
     No process may be writing there.
     """
-    for path in folder.rglob(f"*{_PARTIAL}"):
+    for path in folder.rglob(f"*{PARTIAL}"):
         path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ if its bytes have the hash that the manifest gives.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import io
@@ -16,6 +17,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from filelock import FileLock
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
 from workflows.errors import InvalidData
-from workflows.storage.atomic import PartialFile
+from workflows.storage.atomic import PARTIAL, PartialFile
 from workflows.storage.hashing import file_sha256
 from workflows.storage.mapped import ENDING, MappedShard
 from workflows.storage.place import Place, reason
@@ -43,6 +45,8 @@ _RELEASED_AFTER: Final = 128 << 20
 _AROUND: Final = 256 << 10
 """Bytes that the system maps around a row when it is touched: 64 KiB for each of some columns."""
 _LOCKS: Final = 64
+_LONGEST_FETCH: Final = 3600.0
+"""Seconds in which a shard is written."""
 _log = logging.getLogger(__name__)
 
 
@@ -255,7 +259,14 @@ def _emptied(sink: Any) -> BinaryIO:
 
 
 def make_room(folder: Path, limit: int) -> None:
-    """Removes the copies that were not used for the longest time, until the others have at most so many bytes."""
+    """Removes the copies that were not used for the longest time, until the others have at most so many bytes.
+
+    What a killed process left half-written an hour ago goes too.
+    """
+    for path in folder.glob(f"*{PARTIAL}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            if time.time() - path.stat().st_mtime > _LONGEST_FETCH:
+                path.unlink()
     files: list[tuple[float, int, Path]] = []
     for path in folder.glob(f"*{ENDING}"):
         try:

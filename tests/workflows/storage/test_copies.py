@@ -146,6 +146,16 @@ def test_a_damaged_copy_is_fetched_again(tmp_path: Path, shards: list[Shard], da
     assert len(FlakyFileSystem.opened) == 2
 
 
+def test_what_a_killed_worker_left_half_written_goes_after_an_hour(tmp_path: Path, shards: list[Shard]) -> None:
+    (tmp_path / "copies").mkdir()
+    old, new = (tmp_path / "copies" / f".{name}.arrow.0123.partial" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    assert value(opened(tmp_path), shards[0]) == 0
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_a_folder_that_is_removed_is_made_again(tmp_path: Path, shards: list[Shard]) -> None:
     reader = opened(tmp_path)
     assert value(reader, shards[0]) == 0
