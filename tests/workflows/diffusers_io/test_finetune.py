@@ -109,7 +109,7 @@ def test_training_draws_from_the_posterior(latents: EmbeddingCache) -> None:
     """The draw depends on the row's number alone, and both pictures come up."""
     form = latents.latents
     assert form is not None
-    stored, numbers = latents.batch("train", [3] * 4000).images, torch.arange(4000)
+    stored, numbers = latents.images("train", [3] * 4000), torch.arange(4000)
     drawn = form.draw(stored, 0, numbers)
     assert torch.equal(form.draw(stored[7:9], 0, numbers[7:9]), drawn[7:9])
     assert not torch.equal(form.draw(stored[7:9], 1, numbers[7:9]), drawn[7:9])
