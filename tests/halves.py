@@ -1,4 +1,4 @@
-"""Runs the tests that are neither slow nor for a GPU in two processes at once: those on one shared Ray, and all others.
+"""Runs the tests that are neither slow nor for a GPU in two processes at once: those on Ray, and all others.
 
 Usage: python tests/halves.py [OPTION OF PYTEST ...]
 
@@ -41,7 +41,8 @@ def total_line(total: Counter[str], seconds: float) -> str:
 def show(name: str, lines: Iterable[str], kept: list[str]) -> None:
     """Prints the lines of a half, and keeps those that are summed up."""
     for line in lines:
-        print(f"{name:5} | {line.rstrip()}", flush=True)
+        # One write for each line: two threads print.
+        print(f"{name:5} | {line.rstrip()}\n", end="", flush=True)
         if TOTAL.match(line) or " were skipped: " in line:
             kept.append(line.rstrip())
 

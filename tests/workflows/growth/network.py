@@ -120,8 +120,8 @@ def check(package: Path, folder: Path) -> None:
 
     section = load_config("digits", ["denoiser.network.kind=resnet", "denoiser.network.depth=2"]).denoiser.network
     pooled = ModelPackage.load(package).clip.text.encode(["a"]).pooled
-    captions = SimpleNamespace(tokens=torch.zeros(1, 2, 16), pooled=pooled)
-    cache: Any = SimpleNamespace(shape=(1, 8, 8), rows=rows_of((1, 8, 8)), captions=captions)
+    manifest = SimpleNamespace(clip={"width": 16, "embed_dim": pooled.shape[1]})
+    cache: Any = SimpleNamespace(shape=(1, 8, 8), rows=rows_of((1, 8, 8)), manifest=manifest)
     config = denoiser_network(section, cache)
     assert (config.depth, config.width) == (2, section.width)
 

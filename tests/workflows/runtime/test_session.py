@@ -61,6 +61,7 @@ def _is_zombie(process: psutil.Process) -> bool:
         return True
 
 
+@pytest.mark.ray
 def test_a_job_keeps_its_output_clean_listens_on_loopback_and_leaves_nothing(tmp_path: Path) -> None:
     job = start_toy("finish", tmp_path)
     started: dict[int, psutil.Process] = {}
@@ -90,6 +91,7 @@ def listening(process: psutil.Process) -> set[str]:
     return {one.laddr.ip.removeprefix("::ffff:") for one in connections if one.status == psutil.CONN_LISTEN}
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("kind", "number"),
     [

@@ -55,7 +55,7 @@ class Troubled:
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.spoil is not None:
-            rows = torch.arange(len(batch.all_pooled))[batch.share.rows]
+            rows = torch.arange(len(batch)) * batch.share.size + batch.share.rank
             loss = torch.where((rows == self.spoil).to(found.loss.device), float("nan"), found.loss)
             return found._replace(loss=loss)
         return found
