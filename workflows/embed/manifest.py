@@ -81,18 +81,22 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
+            values: Any = json.loads(path.read_text())
         except FileNotFoundError:
             raise MissingArtifact(f"no {MANIFEST_FILE} in {folder}: run `raverse embed` first") from None
         except ValueError as error:
             raise InvalidData(f"{path} is not JSON ({error}): remove it and run `raverse embed` again") from None
-        if values.get("format") != FORMAT_VERSION:
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT_VERSION:
             raise InvalidData(
-                f"the cache in {folder} has format {values.get('format')}, wanted {FORMAT_VERSION}: "
+                f"the cache in {folder} has format {found}, wanted {FORMAT_VERSION}: "
                 f"remove the folder and run `raverse embed` again"
             )
-        shape, files = tuple(values.pop("shape")), tuple(Shard(**shard) for shard in values.pop("files"))
-        return Manifest(**values, shape=shape, files=files)
+        try:
+            shape, files = tuple(values.pop("shape")), tuple(Shard(**shard) for shard in values.pop("files"))
+            return Manifest(**values, shape=shape, files=files)
+        except (KeyError, TypeError) as error:
+            raise InvalidData(f"{path} lacks a field ({error}): remove it and run `raverse embed` again") from None
 
     def place(self, folder: Path) -> Place:
         """Where the shards are of the manifest in this folder."""

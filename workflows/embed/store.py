@@ -65,7 +65,7 @@ class CaptionStore:
         for part in self.parts():
             try:
                 known = MappedShard.open(part).column("caption_id")
-            except (OSError, KeyError, InvalidData):
+            except (OSError, InvalidData):
                 continue
             here = pc.is_in(ids, value_set=known).to_numpy(zero_copy_only=False) & (found < 0)
             found[here] = len(names)

@@ -10,6 +10,7 @@ if its bytes have the hash that the manifest gives.
 from __future__ import annotations
 
 import contextlib
+import errno
 import getpass
 import hashlib
 import io
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO, Final, final
 
 from cachetools import LRUCache
 from filelock import FileLock
-from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from workflows.errors import InvalidData
 from workflows.storage.atomic import PARTIAL, PartialFile
@@ -109,8 +110,6 @@ class OpenShards:
             found = self._open.get(shard.sha256)
         if found is None:
             found = self._fetched(shard) if self.fetches else self._local(shard)
-            with self._lock:
-                self._open[shard.sha256] = found
         return found
 
     def touched(self, rows: int, count: int) -> None:
@@ -122,10 +121,6 @@ class OpenShards:
                 for shard in self._open.values():
                     shard.release()
 
-    def has(self, shard: Shard) -> bool:
-        """Whether the shard is here already."""
-        return not self.fetches or self._copy(shard).exists()
-
     def _local(self, shard: Shard) -> MappedShard:
         try:
             found = MappedShard.open(Path(self._place.url) / shard.path)
@@ -133,19 +128,29 @@ class OpenShards:
             raise InvalidData(f"{self._place / shard.path} is missing: {REMEDY}") from None
         except InvalidData as error:
             raise InvalidData(f"{error}: {REMEDY}") from None
-        return self._checked(shard, found)
+        return self._kept_open(shard, found)
+
+    def _kept_open(self, shard: Shard, found: MappedShard) -> MappedShard:
+        """The shard, which the next caller finds open; mappings of copies that are gone end, to free the disk."""
+        self._checked(shard, found)
+        with self._lock:
+            self._open[shard.sha256] = found
+            if self.fetches:
+                for sha256 in [key for key in self._open if not self._path(key).exists()]:
+                    del self._open[sha256]
+        return found
 
     def _checked(self, shard: Shard, found: MappedShard) -> MappedShard:
         if found.rows != shard.rows:
             raise InvalidData(f"{self._place / shard.path} has {found.rows} rows, wanted {shard.rows}: {REMEDY}")
         return found
 
-    def _copy(self, shard: Shard) -> Path:
-        return self._settings.place / f"{shard.sha256}{ENDING}"
+    def _path(self, sha256: str) -> Path:
+        return self._settings.place / f"{sha256}{ENDING}"
 
     def _fetched(self, shard: Shard) -> MappedShard:
         try:
-            return self._checked(shard, self._copied(shard))
+            return self._kept_open(shard, self._copied(shard))
         except OSError as error:
             self._tell(error)
         with self._lock:
@@ -177,7 +182,7 @@ class OpenShards:
             OSError: the folder cannot be written.
             InvalidData: the shard cannot be fetched.
         """
-        copy = self._copy(shard)
+        copy = self._path(shard.sha256)
         locks = copy.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         while True:
@@ -191,27 +196,30 @@ class OpenShards:
             with FileLock(locks / f"{int(shard.sha256[:8], 16) % _LOCKS:02d}.lock"):
                 if not copy.exists():
                     self._fetch(shard, copy)
-            self._forget_removed()
 
     def _fetch(self, shard: Shard, copy: Path) -> None:
+        """Fetches a shard; where the disk is full, once more when the older half of all copies is gone."""
+        try:
+            self._fetch_once(shard, copy)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not make_room(copy.parent, _bytes_of(copy.parent) // 2):
+                raise
+            self._fetch_once(shard, copy)
+
+    def _fetch_once(self, shard: Shard, copy: Path) -> None:
         with PartialFile(copy) as partial:
             with partial.path.open("wb") as file:
                 self._download(shard, lambda: _emptied(file))
             make_room(copy.parent, self._settings.limit - partial.path.stat().st_size)
             partial.commit()
 
-    def _forget_removed(self) -> None:
-        """Ends the mappings of copies that are gone, so that the disk gets their space."""
-        with self._lock:
-            for sha256 in [key for key in self._open if not (self._settings.place / f"{key}{ENDING}").exists()]:
-                del self._open[sha256]
-
     def _download(self, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
         """Reads a shard from the store, again after a failure, and checks its hash."""
         attempts = Retrying(
             stop=stop_after_attempt(_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT),
-            retry=retry_if_not_exception_type((FileNotFoundError, _LocalError)),
+            retry=retry_if_exception(_may_pass),
+            before_sleep=before_sleep_log(_log, logging.WARNING),
             reraise=True,
         )
         try:
@@ -244,6 +252,11 @@ class OpenShards:
             raise _LocalError(error) from None
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may go better."""
+    return isinstance(error, Exception) and not isinstance(error, FileNotFoundError | _LocalError)
+
+
 class _LocalError(Exception):
     """The disk of the copies fails, not the store."""
 
@@ -258,25 +271,37 @@ def _emptied(sink: Any) -> BinaryIO:
     return sink  # type: ignore[no-any-return]
 
 
-def make_room(folder: Path, limit: int) -> None:
-    """Removes the copies that were not used for the longest time, until the others have at most so many bytes.
+def make_room(folder: Path, limit: int) -> int:
+    """Removes the copies that were not opened for the longest time, until the others have at most so many bytes.
 
     What a killed process left half-written an hour ago goes too.
+
+    Returns:
+        How many copies were removed.
     """
     for path in folder.glob(f"*{PARTIAL}"):
         with contextlib.suppress(FileNotFoundError):  # another process was first
             if time.time() - path.stat().st_mtime > _LONGEST_FETCH:
                 path.unlink()
-    files: list[tuple[float, int, Path]] = []
-    for path in folder.glob(f"*{ENDING}"):
-        try:
-            found = path.stat()
-        except FileNotFoundError:  # another job was first
-            continue
-        files.append((found.st_mtime, found.st_size, path))
-    total = sum(size for _, size, _ in files)
+    files = _copies_in(folder)
+    total, removed = sum(size for _, size, _ in files), 0
     for _, size, path in sorted(files):
         if total <= limit:
-            return
+            break
         path.unlink(missing_ok=True)
-        total -= size
+        total, removed = total - size, removed + 1
+    return removed
+
+
+def _copies_in(folder: Path) -> list[tuple[float, int, Path]]:
+    """When each copy was opened last, its bytes, and where it is."""
+    files: list[tuple[float, int, Path]] = []
+    for path in folder.glob(f"*{ENDING}"):
+        with contextlib.suppress(FileNotFoundError):  # another job was first
+            found = path.stat()
+            files.append((found.st_mtime, found.st_size, path))
+    return files
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(size for _, size, _ in _copies_in(folder))

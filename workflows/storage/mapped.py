@@ -161,9 +161,13 @@ class MappedShard:
         """A column as a pyarrow array.
 
         Raises:
-            KeyError: there is no such column.
+            InvalidData: there is no such column.
         """
-        return self._batch.column(name)
+        try:
+            return self._batch.column(name)
+        except KeyError:
+            found = ", ".join(self._batch.schema.names)
+            raise InvalidData(f"a shard has columns {found}, wanted {name}: make its cache again") from None
 
     @property
     def nbytes(self) -> int:

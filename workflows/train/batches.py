@@ -52,6 +52,10 @@ class Batches(Protocol):
         """This worker's share of the batch that follows after this many rows; `part` counts what is accumulated."""
         ...
 
+    def close(self) -> None:
+        """Ends what runs beside the training."""
+        ...
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -160,6 +164,11 @@ class CachedBatches:
     def num_tokens(self) -> int:
         """See `Batches.num_tokens`."""
         return self._num_tokens
+
+    def close(self) -> None:
+        """See `Batches.close`."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def read(self, samples_seen: int, part: int, share: Share) -> TrainBatch:
         """See `Batches.read`."""

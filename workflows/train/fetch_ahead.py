@@ -45,6 +45,11 @@ class FetchAhead:
             self._begun = window
             self._turns.submit(self._fetch, *window)
 
+    def close(self) -> None:
+        """Fetches no more than what is under way."""
+        for pool in (self._turns, self._pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def _fetch(self, epoch: int, window: int) -> None:
         size = self._fetched(epoch, window)
         if size > self._limit:

@@ -1,7 +1,7 @@
 """In which order an epoch visits the samples: shards in a permuted order, and rows mixed within a window of shards.
 
 So training reads a few shards at a time, whatever the number of samples. The order is a pure function of the seed and
-the epoch. It holds a permutation of one window, 8 bytes a row of it, and nothing that grows with the samples.
+the epoch. It holds the rows of two windows, 8 bytes each, and nothing that grows with the samples.
 
 With one window it is a permutation of all samples. With more, each has `num_shards / num_windows` shards, and two rows
 of a batch come from the same shard with a probability of one over that number.

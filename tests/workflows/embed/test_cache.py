@@ -192,6 +192,13 @@ def test_a_changed_row_is_named_where_it_is_read(
         cache.verify()
 
 
+def test_a_changed_vector_is_named_where_vectors_alone_are_read(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    cache = write(inputs, tmp_path)
+    flip(cache, "captions", "pooled")
+    with pytest.raises(InvalidData, match="was changed: row"):
+        EmbeddingCache.open(tmp_path).captions.pooled(torch.arange(50))
+
+
 def lost(path: Path) -> None:
     path.unlink()
 

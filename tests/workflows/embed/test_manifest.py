@@ -49,6 +49,10 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(InvalidData, match="not JSON"):
         Manifest.load(tmp_path)
+    for text in ("[]", "null", '{"format": 2}', '{"format": 2, "shape": [1], "files": [], "more": 1}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(InvalidData, match="run `raverse embed` again"):
+            Manifest.load(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(InvalidData, match="format 99, wanted 2"):
         Manifest.load(tmp_path)

@@ -90,6 +90,21 @@ def test_a_changed_caption_is_named(inputs: dict[str, Artifact], tmp_path: Path)
         EmbeddingCache.open(tmp_path).captions.take(torch.arange(80))
 
 
+@pytest.mark.parametrize("bit", [1, 1 << 30])
+def test_changed_offsets_of_texts_are_named_and_harm_no_process(
+    inputs: dict[str, Artifact], tmp_path: Path, bit: int
+) -> None:
+    cache = write_online(inputs, tmp_path)
+    path = tmp_path / cache.reader.shards("captions")[0].path
+    starts = bytes(cache.reader.opened.open(cache.reader.shards("captions")[0]).column("caption").buffers()[1])
+    content = bytearray(path.read_bytes())
+    place = content.find(starts) + 4 * 5
+    content[place : place + 4] = (int.from_bytes(content[place : place + 4], "little") ^ bit).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(InvalidData, match=r"was changed: row [45]"):
+        EmbeddingCache.open(tmp_path).captions.take(torch.arange(50))
+
+
 def test_towers_that_are_gone_are_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     cache = write_online(inputs, tmp_path)
     replace(cache.manifest, towers="nowhere").save(tmp_path)

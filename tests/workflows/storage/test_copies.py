@@ -6,9 +6,10 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pytest
@@ -50,6 +51,14 @@ def value(shards: OpenShards, shard: Shard) -> int:
     return int(shards.open(shard).column("x")[999].as_py())
 
 
+def age(tmp_path: Path, shards: list[Shard]) -> None:
+    """Makes copies as old as the order of the shards says: file systems count time in steps."""
+    for stamp, shard in enumerate(shards):
+        path = tmp_path / "copies" / f"{shard.sha256}.arrow"
+        if path.exists():
+            os.utime(path, (stamp, stamp))
+
+
 def kept(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "copies").glob("*.arrow"))
 
@@ -71,12 +80,34 @@ def test_copies_stay_within_their_limit_and_the_latest_stay(tmp_path: Path, shar
     reader = opened(tmp_path, limit=3 * size)
     for number, shard in enumerate(shards):
         assert value(reader, shard) == number
-        for stamp, path in enumerate(kept(tmp_path)):  # file systems count time in steps
-            os.utime(path, (stamp, stamp) if path.stem != shard.sha256 else None)
+        age(tmp_path, shards[: number + 1])
         assert sum(path.stat().st_size for path in kept(tmp_path)) <= 3 * size
-    assert shards[-1].sha256 in {path.stem for path in kept(tmp_path)}
+        latest = {one.sha256 for one in shards[max(0, number - 2) : number + 1]}
+        assert {path.stem for path in kept(tmp_path)} == latest
+        assert set(reader._open) <= latest, "no mapping keeps what is gone on the disk"
     assert [value(reader, shard) for shard in shards] == list(range(COUNT)), "what went is fetched again"
     assert len(FlakyFileSystem.opened) > COUNT
+
+
+def test_a_copy_that_is_opened_again_stays(tmp_path: Path, shards: list[Shard]) -> None:
+    size = (tmp_path / "store" / shards[0].path).stat().st_size
+    for shard in shards[:3]:
+        value(opened(tmp_path, 3 * size), shard)
+    age(tmp_path, shards[:3])
+    value(opened(tmp_path, 3 * size), shards[0])
+    value(opened(tmp_path, 3 * size), shards[3])
+    assert {path.stem for path in kept(tmp_path)} == {shards[number].sha256 for number in (0, 2, 3)}
+
+
+def test_mappings_of_copies_that_another_worker_removed_end(tmp_path: Path, shards: list[Shard]) -> None:
+    reader, other = opened(tmp_path), opened(tmp_path)
+    for shard in shards[:3]:
+        value(other, shard)
+        value(reader, shard)
+    for path in kept(tmp_path):
+        path.unlink()
+    value(reader, shards[3])
+    assert set(reader._open) == {shards[3].sha256}
 
 
 def test_two_jobs_with_too_little_room_for_both_read_the_right_rows(tmp_path: Path, shards: list[Shard]) -> None:
@@ -169,6 +200,39 @@ def test_without_a_folder_shards_are_kept_in_memory(tmp_path: Path, shards: list
     assert [value(reader, shard) for shard in shards] == list(range(COUNT))
     assert [value(reader, shard) for shard in shards] == list(range(COUNT))
     assert len(FlakyFileSystem.opened) == COUNT
+    assert not reader._open, "what is kept in memory is counted once"
+
+
+def test_shards_in_memory_stay_within_their_limit(
+    tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (tmp_path / "store" / shards[0].path).stat().st_size
+    monkeypatch.setattr(OpenShards, "_KEPT_IN_MEMORY", 2 * size)
+    (tmp_path / "copies").write_text("a file where a folder should be")
+    reader = opened(tmp_path)
+    for _ in range(2):
+        assert [value(reader, shard) for shard in shards] == list(range(COUNT))
+        assert reader._kept.currsize <= 2 * size
+    assert len(FlakyFileSystem.opened) == 2 * COUNT
+
+
+def test_a_full_disk_makes_room_of_older_copies(
+    tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with room for three copies, whatever the limit says."""
+    size = (tmp_path / "store" / shards[0].path).stat().st_size
+    download = OpenShards._download
+
+    def until_full(self: OpenShards, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
+        if sum(path.stat().st_size for path in kept(tmp_path)) + size > 3 * size:
+            full()
+        download(self, shard, sink)
+
+    monkeypatch.setattr(OpenShards, "_download", until_full)
+    reader = opened(tmp_path)
+    assert [value(reader, shard) for shard in shards] == list(range(COUNT))
+    assert not reader._kept, "nothing had to be kept in memory"
+    assert len(kept(tmp_path)) <= 3
 
 
 def test_a_full_disk_is_told_once(tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:

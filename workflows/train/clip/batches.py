@@ -6,6 +6,7 @@ same: samples are told apart by what they show, and a group takes at most one of
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, final
@@ -26,6 +27,8 @@ from workflows.train.clip.samples import MappedSamples
 Rows: TypeAlias = NDArray[np.int64]
 _WORDINGS: Final = 1 << 24
 _TEXTS: Final = ("captions", "attributes")
+_HASH_BYTES: Final = 16
+_HASH: Final = pa.binary(_HASH_BYTES)
 
 
 @final
@@ -68,10 +71,10 @@ def meanings_of(dataset: Dataset) -> Rows:
     """Which samples of the training split show the same, `(n,)`.
 
     They have the same attributes, or the same first caption where there are none. Reads no picture. Holds 4 bytes a
-    sample, and each text once.
+    sample, 60 while they are found: a hash of each text, and no text.
     """
-    found = [_meant(batch["captions"], batch["attributes"]) for batch in dataset.batches("train", _TEXTS)]
-    meanings = pa.chunked_array(found, pa.string()).combine_chunks().dictionary_encode().indices
+    found = [_hashed(_meant(batch["captions"], batch["attributes"])) for batch in dataset.batches("train", _TEXTS)]
+    meanings = pa.chunked_array(found, _HASH).combine_chunks().dictionary_encode().indices
     return np.asarray(meanings.to_numpy())
 
 
@@ -79,6 +82,12 @@ def _meant(captions: pa.ListArray, attributes: pa.ListArray) -> pa.StringArray:
     named = pc.greater(pc.list_value_length(attributes), 0)
     values = pc.binary_join(attributes, "\x1f")
     return pc.if_else(named, pc.binary_join_element_wise("\x1e", values, ""), pc.list_element(captions, 0))
+
+
+def _hashed(texts: pa.StringArray) -> pa.FixedSizeBinaryArray:
+    found = texts.dictionary_encode()
+    hashes = [hashlib.sha256(text.encode()).digest()[:_HASH_BYTES] for text in found.dictionary.to_pylist()]
+    return pa.array(hashes, _HASH).take(found.indices)
 
 
 def vocabulary_of(dataset: Dataset, tokenizer: Any) -> Tensor:
@@ -117,7 +126,7 @@ class ClipBatch:
 class ClipBatches:
     """Batches of the data's training split.
 
-    Memory: 20 bytes a sample for `DistinctPlan`, and what `MappedSamples` states.
+    Memory: 24 bytes a sample for `DistinctPlan`, and what `MappedSamples` and `meanings_of` state.
 
     Args:
         folder: of the data.
@@ -160,6 +169,9 @@ class ClipBatches:
     def num_tokens(self) -> int:
         """See `Batches.num_tokens`."""
         return int(self._tokenizer.context_length)
+
+    def close(self) -> None:
+        """See `Batches.close`; nothing runs."""
 
     def read(self, samples_seen: int, part: int, share: Share) -> ClipBatch:
         """See `Batches.read`."""

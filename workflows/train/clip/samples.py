@@ -7,7 +7,9 @@ Workers and jobs of a node share the files. One that is missing is made from its
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
@@ -22,21 +24,24 @@ from torch import Tensor, from_numpy
 from workflows.data.dataset import Dataset, decode
 from workflows.data.rows import RowType
 from workflows.embed.checksums import crc
-from workflows.errors import InvalidData, StorageUnwritable
+from workflows.errors import InvalidData
 from workflows.storage.atomic import PartialFile
 from workflows.storage.copies import CopySettings, make_room
-from workflows.storage.mapped import MappedShard
+from workflows.storage.mapped import ENDING, MappedShard
 
 _FILE_BYTES: Final = 64 << 20
 _MOST_OPEN: Final = 1024
 _RELEASED_AFTER: Final = 128 << 20
+_KEPT_IN_MEMORY: Final = 1 << 30
+_log = logging.getLogger(__name__)
 
 
 @final
 class MappedSamples:
     """Samples of the training split by their number.
 
-    Memory: pages of the files, at most 128 MiB until they are given back, and one file while it is made.
+    Memory: pages of the files, at most 128 MiB until they are given back, and one file while it is made. Where files
+    cannot be written, up to 1 GiB of samples is kept in memory instead.
 
     Args:
         dataset: of the samples.
@@ -54,14 +59,14 @@ class MappedSamples:
         ]
         self._firsts = np.array([first for _, first, _ in self._files])
         self._open: LRUCache[int, MappedShard] = LRUCache(_MOST_OPEN)
-        self._touched = 0
+        self._kept: LRUCache[int, bytes] = LRUCache(_KEPT_IN_MEMORY, getsizeof=len)
+        self._touched, self._told = 0, False
 
     def take(self, samples: NDArray[np.int64], wordings: NDArray[np.int64]) -> tuple[Tensor, Tensor, list[str]]:
         """Sample ids `(b,)`, stored rows `(b, ...)`, and one caption each: wording number `wordings` modulo how many.
 
         Raises:
             InvalidData: the data are damaged.
-            StorageUnwritable: the folder of the files is full or read-only.
         """
         rows = self._dataset.info.rows
         images = np.empty((len(samples), *rows.shape), rows.dtype)
@@ -78,21 +83,18 @@ class MappedSamples:
 
     def _rows(self, number: int, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], list[list[str]]]:
         """Rows of a file, which is made again if they are no longer what they were."""
-        for last in (False, True):
-            shard = self._opened(number)
-            ids, images = shard.column("sample_id").to_numpy()[rows], shard.column("image").to_numpy_ndarray()[rows]
-            captions: list[list[str]] = shard.column("captions").take(pa.array(rows)).to_pylist()
-            if np.array_equal(_checks(ids, images, captions), shard.column("check").to_numpy()[rows]):
-                return ids, images, captions
-            if last:
-                raise InvalidData(f"{self._path(number)} was changed again after it was made: check this disk")
-            del self._open[number]
+        found = _read(self._opened(number), rows)
+        if found is None:
+            self._open.pop(number, None)
             self._path(number).unlink(missing_ok=True)
-        raise AssertionError
+            found = _read(self._opened(number), rows)
+        if found is None:
+            raise InvalidData(f"{self._path(number)} was changed again after it was made: check this disk")
+        return found
 
     def _path(self, number: int) -> Path:
         sha256, first, _ = self._files[number]
-        return self._copies.place / f"{sha256}-{first}.arrow"
+        return self._copies.place / f"{sha256}-{first}{ENDING}"
 
     def _release(self, count: int) -> None:
         self._touched += count
@@ -102,26 +104,59 @@ class MappedSamples:
                 shard.release()
 
     def _opened(self, number: int) -> MappedShard:
-        if number not in self._open:
-            path, (_, first, count) = self._path(number), self._files[number]
+        found = self._open.get(number)
+        if found is None:
             try:
-                self._open[number] = self._made(path, first, count)
+                found = self._open[number] = self._mapped(number)
             except OSError as error:
-                raise StorageUnwritable(
-                    f"cannot write {path} ({error}): free space, or set clip.cache_folder elsewhere"
-                ) from None
-        return self._open[number]
+                self._tell(error)
+                return self._in_memory(number)
+            # Mappings of files that are gone end, so that the disk is free.
+            for other in [one for one in self._open if not self._path(one).exists()]:
+                del self._open[other]
+        return found
 
-    def _made(self, path: Path, first: int, count: int) -> MappedShard:
+    def _mapped(self, number: int) -> MappedShard:
+        """The file, made if it is not there or not whole."""
+        path = self._path(number)
         (path.parent / "locks").mkdir(parents=True, exist_ok=True)
         with FileLock(path.parent / "locks" / f"{path.stem[:16]}.lock"):
-            if not path.exists():
-                self._write(path, first, count)
-            return MappedShard.open(path)
+            found = _whole(path, self._files[number][2])
+            if found is None:
+                table = self._table(number)
+                with PartialFile(path) as partial:
+                    with pa.OSFile(str(partial.path), "wb") as sink:
+                        _write(sink, table)
+                    make_room(path.parent, self._copies.limit - partial.path.stat().st_size)
+                    partial.commit()
+                found = MappedShard.open(path)
+            os.utime(path)
+            return found
 
-    def _write(self, path: Path, first: int, count: int) -> None:
+    def _in_memory(self, number: int) -> MappedShard:
+        content = self._kept.get(number)
+        if content is None:
+            sink = pa.BufferOutputStream()
+            _write(sink, self._table(number))
+            content = sink.getvalue().to_pybytes()
+            if len(content) <= self._kept.maxsize:
+                self._kept[number] = content
+        return MappedShard.of(content, str(self._path(number)))
+
+    def _tell(self, error: OSError) -> None:
+        if not self._told:
+            _log.warning(
+                "cannot keep decoded pictures in %s (%s): they are kept in memory, at most 1 GiB, and decoded again "
+                "where that is too little; free space, or set clip.cache_folder",
+                self._copies.place,
+                error.strerror or error,
+            )
+        self._told = True
+
+    def _table(self, number: int) -> pa.Table:
+        _, first, count = self._files[number]
         split = decode(self._dataset.table("train", first, first + count), self._dataset.info.rows)
-        table = pa.table(
+        return pa.table(
             {
                 "sample_id": split.sample_ids,
                 "image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(split.images)),
@@ -129,11 +164,36 @@ class MappedSamples:
                 "check": _checks(split.sample_ids, split.images, split.captions),
             }
         )
-        with PartialFile(path) as partial:
-            with pa.OSFile(str(partial.path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-            make_room(path.parent, self._copies.limit - partial.path.stat().st_size)
-            partial.commit()
+
+
+def _write(sink: Any, table: pa.Table) -> None:
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _whole(path: Path, count: int) -> MappedShard | None:
+    """The file, if it is there and has so many rows; one that is cut is removed."""
+    try:
+        found = MappedShard.open(path)
+    except FileNotFoundError:
+        return None
+    except InvalidData:
+        found = None
+    if found is None or found.rows != count:
+        path.unlink(missing_ok=True)
+        return None
+    return found
+
+
+def _read(shard: MappedShard, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], list[list[str]]] | None:
+    """Sample ids, images and captions of some rows; None: a checksum is another."""
+    ids, images = shard.column("sample_id").to_numpy()[rows], shard.column("image").to_numpy_ndarray()[rows]
+    try:
+        captions: list[list[str]] = shard.column("captions").take(pa.array(rows)).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError):
+        return None
+    right = np.array_equal(_checks(ids, images, captions), shard.column("check").to_numpy()[rows])
+    return (ids, images, captions) if right else None
 
 
 def _starts(dataset: Dataset) -> list[tuple[Any, int]]:

@@ -34,6 +34,11 @@ class ReadAhead:
         self._coming = None if following is None else (following, self._thread.submit(self._read, following))
         return batch
 
+    def close(self) -> None:
+        """Reads no more, and ends what runs beside."""
+        self._batches.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     def _read(self, place: tuple[int, int]) -> Batch:
         return self._batches.read(*place, self._share)
 

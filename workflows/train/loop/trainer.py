@@ -88,6 +88,10 @@ class Trainer:
         self.samples_seen += self.config.batch_size
         self.figures.step(norm, time.perf_counter() - started, waited)
 
+    def close(self) -> None:
+        """Ends the threads that read ahead."""
+        self._ahead.close()
+
     def save(self, folder: Path) -> None:
         """Writes this worker's part of a distributed checkpoint."""
         save(self._state(), checkpoint_id=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ def run_worker(arguments: dict[str, Any]) -> NonFinite | None:
     settings: Settings = arguments[SETTINGS]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     trainer = Trainer(settings.objective, settings.config, settings.source, get_device())
+    with contextlib.closing(trainer):
+        return _train(trainer, settings)
+
+
+def _train(trainer: Trainer, settings: Settings) -> NonFinite | None:
     checkpoints = Checkpoints(trainer)
     checkpoints.resume()
     log = _begun_log(settings.losses, trainer.steps_done) if trainer.share.rank == 0 else None

@@ -23,6 +23,11 @@ class Counting:
     read_by: dict[tuple[int, int], list[str]] = field(default_factory=dict)
     fails_at: tuple[int, int] | None = None
 
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True
+
     def read(self, samples_seen: int, part: int, share: Share) -> tuple[int, int, Share]:
         self.read_by.setdefault((samples_seen, part), []).append(threading.current_thread().name)
         if (samples_seen, part) == self.fails_at:
@@ -40,6 +45,14 @@ def test_each_batch_is_read_once_and_all_but_the_first_ahead() -> None:
     assert all(len(names) == 1 for names in batches.read_by.values())
     ahead_of = {place: names[0].startswith("read-ahead") for place, names in batches.read_by.items()}
     assert ahead_of == {place: place != (0, 0) for place in ahead_of}
+
+
+def test_closing_ends_what_runs_beside() -> None:
+    batches = Counting()
+    ahead = ReadAhead(batches, CONFIG, Share())  # type: ignore[arg-type]
+    ahead.read(0, 0)
+    ahead.close()
+    assert batches.closed
 
 
 def test_a_jump_reads_what_is_asked_for() -> None:
