@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from diffusion_core.bundle import ModelBundle
 from diffusion_core.condition import Condition
 from diffusion_core.errors import NonFinite
-from tests.workflows.train.conftest import tiny_config
+from tests.workflows.train.conftest import TOKENS, WIDTH, tiny_config
 from tests.workflows.train.troubles import Troubled
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import Dataset
@@ -67,7 +67,7 @@ def test_the_denoiser_stage_writes_a_bundle_and_curves(
     folder, metrics = trained
     bundle = ModelBundle.load(folder / "bundle")
     assert bundle.hash == metrics["bundle_hash"]
-    assert bundle.clip == {"model": "random"}
+    assert bundle.clip == {"model": "random", "context_length": TOKENS, "width": WIDTH, "embed_dim": WIDTH}
     assert bundle.config == denoiser.config
     x = torch.randn(2, *bundle.shape)
     averaged, raw = (bundle.denoiser(ema=ema)(x, torch.tensor([5, 900]), Condition.null(2)) for ema in (True, False))
