@@ -133,7 +133,7 @@ class EmbeddingCache:
         for visit, view in self.reader.visit(f"{split}/images", indices, ImageRows):
             for place, row in zip(visit.places, visit.rows, strict=True):
                 ids[place], labels[place], captions[place] = view.sample(int(row))
-        self.reader.opened.touched(len(indices), 0)
+        self.reader.opened.files.touched(len(indices), 0)
         counts = torch.tensor([len(own) for own in captions], dtype=torch.int64)
         table = np.full((len(indices), max(map(len, captions), default=0)), _NO_CAPTION, np.int64)
         for place, own in enumerate(captions):
@@ -153,7 +153,7 @@ class EmbeddingCache:
         images = np.empty((len(indices), *shape), dtype)
         for visit, view in self.reader.visit(f"{split}/images", indices, ImageRows):
             images[visit.places] = view.images(visit.rows, shape)
-        self.reader.opened.touched(len(images), images.nbytes)
+        self.reader.opened.files.touched(len(images), images.nbytes)
         return torch.from_numpy(images)
 
     def to_x0(self, stored: Tensor, seed: int = 0, numbers: Tensor | None = None) -> Data:

@@ -56,16 +56,18 @@ class CachedCaptions:
                 stored = torch.from_numpy(np.array(view.tokens(int(row))))
                 count += stored.nbytes
                 tokens[place, torch.from_numpy(mask[place]).bool()] = _as(stored, self._dtype)
-        self._reader.opened.touched(len(positions), count)
+        self._reader.opened.files.touched(len(positions), count)
         return tokens, torch.from_numpy(mask).bool(), torch.from_numpy(pooled)
 
     def pooled(self, positions: Tensor) -> Tensor:
         """See `EncodedCaptions.pooled`."""
         pooled = np.empty((len(positions), self._clip["embed_dim"]), np.float32)
+        count = 0
         for visit, view in self._visit(positions):
             pooled[visit.places] = view.pooled[visit.rows]
             for row in visit.rows:
-                view.tokens(int(row))  # checks the row
+                count += view.tokens(int(row)).nbytes  # checks the row
+        self._reader.opened.files.touched(len(positions), count)
         return torch.from_numpy(pooled)
 
     def _visit(self, positions: Tensor) -> Iterator[tuple[Visit, CaptionRows]]:

@@ -17,14 +17,12 @@ import io
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, final
 
-from cachetools import LRUCache
 from filelock import FileLock
 from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -32,6 +30,7 @@ from workflows.errors import InvalidData
 from workflows.storage.atomic import PARTIAL, PartialFile
 from workflows.storage.hashing import file_sha256
 from workflows.storage.mapped import ENDING, MappedShard
+from workflows.storage.open_files import OpenFiles
 from workflows.storage.place import Place, reason
 from workflows.storage.shards import Shard
 
@@ -39,12 +38,6 @@ REMEDY: Final = "run `raverse cache prune`, then the job again"
 _ATTEMPTS: Final = 6
 _LONGEST_WAIT: Final = 20.0
 """Seconds between two attempts."""
-_MOST_OPEN: Final = 1024
-"""Mapped shards: more than a window has, of rows below 200 KB."""
-_RELEASED_AFTER: Final = 128 << 20
-"""Bytes of mapped pages, as they are counted, before all are given back."""
-_AROUND: Final = 256 << 10
-"""Bytes that the system maps around a row when it is touched: 64 KiB for each of some columns."""
 _LOCKS: Final = 64
 _LONGEST_FETCH: Final = 3600.0
 """Seconds in which a shard is written."""
@@ -74,21 +67,19 @@ class CopySettings:
 class OpenShards:
     """Opens shards when they are first asked for, from any thread.
 
-    Memory: pages of local files, about 300 MiB until they are given back. Where copies cannot be written, shards of
-    a store are kept in memory instead, at most 1 GiB of them.
+    Memory: that of `OpenFiles`.
 
     Args:
         place: where the shards are.
         settings: of the copies; a local folder needs none.
-    """
 
-    _KEPT_IN_MEMORY: Final = 1 << 30
+    Attributes:
+        files: that are open.
+    """
 
     def __init__(self, place: Place, settings: CopySettings) -> None:
         self._place, self._settings = place, settings
-        self._open: LRUCache[str, MappedShard] = LRUCache(_MOST_OPEN)
-        self._kept: LRUCache[str, bytes] = LRUCache(self._KEPT_IN_MEMORY, getsizeof=len)
-        self._lock, self._touched, self._told = threading.RLock(), 0, False
+        self.files = OpenFiles("copies of shards", "train.cache_folder")
 
     @property
     def fetches(self) -> bool:
@@ -106,74 +97,45 @@ class OpenShards:
         Raises:
             InvalidData: it is lost, cut or changed, or the store cannot be read after some attempts.
         """
-        with self._lock:
-            found = self._open.get(shard.sha256)
+        found = self.files.get(self._path(shard))
         if found is None:
             found = self._fetched(shard) if self.fetches else self._local(shard)
         return found
 
-    def touched(self, rows: int, count: int) -> None:
-        """Says how many rows were read, and how many bytes of them; after so many all pages are given back."""
-        with self._lock:
-            self._touched += count + rows * _AROUND
-            if self._touched > _RELEASED_AFTER:
-                self._touched = 0
-                for shard in self._open.values():
-                    shard.release()
+    def _path(self, shard: Shard) -> Path:
+        """Where the shard is on this node."""
+        if self.fetches:
+            return self._settings.place / f"{shard.sha256}{ENDING}"
+        return Path(self._place.url) / shard.path
 
     def _local(self, shard: Shard) -> MappedShard:
+        path = self._path(shard)
         try:
-            found = MappedShard.open(Path(self._place.url) / shard.path)
+            found = MappedShard.open(path)
         except FileNotFoundError:
-            raise InvalidData(f"{self._place / shard.path} is missing: {REMEDY}") from None
+            raise InvalidData(f"{path} is missing: {REMEDY}") from None
         except InvalidData as error:
             raise InvalidData(f"{error}: {REMEDY}") from None
-        return self._kept_open(shard, found)
-
-    def _kept_open(self, shard: Shard, found: MappedShard) -> MappedShard:
-        """The shard, which the next caller finds open; mappings of copies that are gone end, to free the disk."""
-        self._checked(shard, found)
-        with self._lock:
-            self._open[shard.sha256] = found
-            if self.fetches:
-                for sha256 in [key for key in self._open if not self._path(key).exists()]:
-                    del self._open[sha256]
-        return found
+        return self.files.keep(path, self._checked(shard, found))
 
     def _checked(self, shard: Shard, found: MappedShard) -> MappedShard:
         if found.rows != shard.rows:
             raise InvalidData(f"{self._place / shard.path} has {found.rows} rows, wanted {shard.rows}: {REMEDY}")
         return found
 
-    def _path(self, sha256: str) -> Path:
-        return self._settings.place / f"{sha256}{ENDING}"
-
     def _fetched(self, shard: Shard) -> MappedShard:
+        path = self._path(shard)
         try:
-            return self._kept_open(shard, self._copied(shard))
+            found = self.files.keep(path, self._checked(shard, self._copied(shard)))
         except OSError as error:
-            self._tell(error)
-        with self._lock:
-            content = self._kept.get(shard.sha256)
-        if content is None:
-            sink = io.BytesIO()
-            self._download(shard, lambda: _emptied(sink))
-            content = sink.getvalue()
-            with self._lock:
-                if len(content) <= self._kept.maxsize:
-                    self._kept[shard.sha256] = content
-        return self._checked(shard, MappedShard.of(content, str(self._place / shard.path)))
+            return self._checked(shard, self.files.in_memory(path, error, lambda: self._content(shard)))
+        self.files.forget_removed()
+        return found
 
-    def _tell(self, error: OSError) -> None:
-        with self._lock:
-            told, self._told = self._told, True
-        if not told:
-            _log.warning(
-                "cannot keep copies of shards in %s (%s): they are kept in memory, at most 1 GiB, and fetched again "
-                "where that is too little; free space, or set train.cache_folder",
-                self._settings.place,
-                error.strerror or error,
-            )
+    def _content(self, shard: Shard) -> bytes:
+        sink = io.BytesIO()
+        self._download(shard, lambda: _emptied(sink))
+        return sink.getvalue()
 
     def _copied(self, shard: Shard) -> MappedShard:
         """The copy, fetched if it is not here.
@@ -182,7 +144,7 @@ class OpenShards:
             OSError: the folder cannot be written.
             InvalidData: the shard cannot be fetched.
         """
-        copy = self._path(shard.sha256)
+        copy = self._path(shard)
         locks = copy.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         while True:

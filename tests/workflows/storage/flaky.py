@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import fsspec
+import pytest
 from fsspec.implementations.local import LocalFileSystem
+
+from workflows.storage import copies
 
 
 class FlakyFileSystem(LocalFileSystem):  # type: ignore[misc]
@@ -45,6 +50,15 @@ class FlakyFileSystem(LocalFileSystem):  # type: ignore[misc]
         """Ends all troubles."""
         cls.delay, cls.failing, cls.refused = 0.0, 0, False
         cls.opened.clear()
+
+
+@contextlib.contextmanager
+def flaky_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No trouble at the beginning, short waits between attempts, no trouble afterwards."""
+    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
+    FlakyFileSystem.calm()
+    yield
+    FlakyFileSystem.calm()
 
 
 fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)

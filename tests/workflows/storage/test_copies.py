@@ -14,9 +14,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pytest
 
-from tests.workflows.storage.flaky import FlakyFileSystem
+from tests.workflows.storage.flaky import FlakyFileSystem, flaky_store
 from workflows.errors import InvalidData
-from workflows.storage import copies
+from workflows.storage import copies, open_files
 from workflows.storage.copies import CopySettings, OpenShards
 from workflows.storage.mapped import write_mapped
 from workflows.storage.place import Place
@@ -28,10 +28,8 @@ COUNT = 6
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No trouble and short waits, unless the test wants some."""
-    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
-    FlakyFileSystem.calm()
-    yield
-    FlakyFileSystem.calm()
+    with flaky_store(monkeypatch):
+        yield
 
 
 @pytest.fixture
@@ -84,7 +82,7 @@ def test_copies_stay_within_their_limit_and_the_latest_stay(tmp_path: Path, shar
         assert sum(path.stat().st_size for path in kept(tmp_path)) <= 3 * size
         latest = {one.sha256 for one in shards[max(0, number - 2) : number + 1]}
         assert {path.stem for path in kept(tmp_path)} == latest
-        assert set(reader._open) <= latest, "no mapping keeps what is gone on the disk"
+        assert {path.stem for path in reader.files.paths} <= latest, "no mapping keeps what is gone on the disk"
     assert [value(reader, shard) for shard in shards] == list(range(COUNT)), "what went is fetched again"
     assert len(FlakyFileSystem.opened) > COUNT
 
@@ -107,7 +105,7 @@ def test_mappings_of_copies_that_another_worker_removed_end(tmp_path: Path, shar
     for path in kept(tmp_path):
         path.unlink()
     value(reader, shards[3])
-    assert set(reader._open) == {shards[3].sha256}
+    assert {path.stem for path in reader.files.paths} == {shards[3].sha256}
 
 
 def test_two_jobs_with_too_little_room_for_both_read_the_right_rows(tmp_path: Path, shards: list[Shard]) -> None:
@@ -200,19 +198,19 @@ def test_without_a_folder_shards_are_kept_in_memory(tmp_path: Path, shards: list
     assert [value(reader, shard) for shard in shards] == list(range(COUNT))
     assert [value(reader, shard) for shard in shards] == list(range(COUNT))
     assert len(FlakyFileSystem.opened) == COUNT
-    assert not reader._open, "what is kept in memory is counted once"
+    assert not reader.files.paths, "what is kept in memory is counted once"
 
 
 def test_shards_in_memory_stay_within_their_limit(
     tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (tmp_path / "store" / shards[0].path).stat().st_size
-    monkeypatch.setattr(OpenShards, "_KEPT_IN_MEMORY", 2 * size)
+    monkeypatch.setattr(open_files, "KEPT_IN_MEMORY", 2 * size)
     (tmp_path / "copies").write_text("a file where a folder should be")
     reader = opened(tmp_path)
     for _ in range(2):
         assert [value(reader, shard) for shard in shards] == list(range(COUNT))
-        assert reader._kept.currsize <= 2 * size
+        assert reader.files._kept.currsize <= 2 * size
     assert len(FlakyFileSystem.opened) == 2 * COUNT
 
 
@@ -231,13 +229,13 @@ def test_a_full_disk_makes_room_of_older_copies(
     monkeypatch.setattr(OpenShards, "_download", until_full)
     reader = opened(tmp_path)
     assert [value(reader, shard) for shard in shards] == list(range(COUNT))
-    assert not reader._kept, "nothing had to be kept in memory"
+    assert not reader.files._kept, "nothing had to be kept in memory"
     assert len(kept(tmp_path)) <= 3
 
 
 def test_a_full_disk_is_told_once(tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(logging.getLogger(copies.__name__), "warning", lambda *words: told.append(str(words)))
+    monkeypatch.setattr(logging.getLogger(open_files.__name__), "warning", lambda *words: told.append(str(words)))
     monkeypatch.setattr(copies, "make_room", full)
     reader = opened(tmp_path)
     assert [value(reader, shard) for shard in shards] == list(range(COUNT))

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.workflows.storage.flaky import FlakyFileSystem
+from tests.workflows.storage.flaky import FlakyFileSystem, flaky_store
 from tests.workflows.train.conftest import write_cache
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.caption_index import CaptionIndex
 from workflows.embed.images import image_table
-from workflows.storage import copies
 from workflows.storage.copies import CopySettings
 from workflows.storage.mapped import write_mapped
 from workflows.train.fetch_ahead import FetchAhead
@@ -27,10 +26,8 @@ ROWS = 20
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
-    FlakyFileSystem.calm()
-    yield
-    FlakyFileSystem.calm()
+    with flaky_store(monkeypatch):
+        yield
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ Workers and jobs of a node share the files. One that is missing is made from its
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from typing import Any, Final, final
 
 import numpy as np
 import pyarrow as pa
-from cachetools import LRUCache
 from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
@@ -28,20 +27,16 @@ from workflows.errors import InvalidData
 from workflows.storage.atomic import PartialFile
 from workflows.storage.copies import CopySettings, make_room
 from workflows.storage.mapped import ENDING, MappedShard
+from workflows.storage.open_files import OpenFiles
 
 _FILE_BYTES: Final = 64 << 20
-_MOST_OPEN: Final = 1024
-_RELEASED_AFTER: Final = 128 << 20
-_KEPT_IN_MEMORY: Final = 1 << 30
-_log = logging.getLogger(__name__)
 
 
 @final
 class MappedSamples:
     """Samples of the training split by their number.
 
-    Memory: pages of the files, at most 128 MiB until they are given back, and one file while it is made. Where files
-    cannot be written, up to 1 GiB of samples is kept in memory instead.
+    Memory: that of `OpenFiles`, and one file while it is made.
 
     Args:
         dataset: of the samples.
@@ -58,9 +53,7 @@ class MappedSamples:
             for start in range(0, part.rows, self._size)
         ]
         self._firsts = np.array([first for _, first, _ in self._files])
-        self._open: LRUCache[int, MappedShard] = LRUCache(_MOST_OPEN)
-        self._kept: LRUCache[int, bytes] = LRUCache(_KEPT_IN_MEMORY, getsizeof=len)
-        self._touched, self._told = 0, False
+        self._opened_files = OpenFiles("decoded samples", "clip.cache_folder")
 
     def take(self, samples: NDArray[np.int64], wordings: NDArray[np.int64]) -> tuple[Tensor, Tensor, list[str]]:
         """Sample ids `(b,)`, stored rows `(b, ...)`, and one caption each: wording number `wordings` modulo how many.
@@ -78,14 +71,14 @@ class MappedSamples:
             ids[places], images[places], captions = self._rows(int(number), local)
             for place, own in zip(places, captions, strict=True):
                 texts[place] = own[int(wordings[place]) % len(own)]
-        self._release(images.nbytes)
+        self._opened_files.touched(len(samples), images.nbytes)
         return from_numpy(ids), from_numpy(images), texts
 
     def _rows(self, number: int, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], list[list[str]]]:
         """Rows of a file, which is made again if they are no longer what they were."""
         found = _read(self._opened(number), rows)
         if found is None:
-            self._open.pop(number, None)
+            self._opened_files.forget(self._path(number))
             self._path(number).unlink(missing_ok=True)
             found = _read(self._opened(number), rows)
         if found is None:
@@ -96,24 +89,15 @@ class MappedSamples:
         sha256, first, _ = self._files[number]
         return self._copies.place / f"{sha256}-{first}{ENDING}"
 
-    def _release(self, count: int) -> None:
-        self._touched += count
-        if self._touched > _RELEASED_AFTER:
-            self._touched = 0
-            for shard in self._open.values():
-                shard.release()
-
     def _opened(self, number: int) -> MappedShard:
-        found = self._open.get(number)
+        path = self._path(number)
+        found = self._opened_files.get(path)
         if found is None:
             try:
-                found = self._open[number] = self._mapped(number)
+                found = self._opened_files.keep(path, self._mapped(number))
             except OSError as error:
-                self._tell(error)
-                return self._in_memory(number)
-            # Mappings of files that are gone end, so that the disk is free.
-            for other in [one for one in self._open if not self._path(one).exists()]:
-                del self._open[other]
+                return self._opened_files.in_memory(path, error, lambda: self._content(number))
+            self._opened_files.forget_removed()
         return found
 
     def _mapped(self, number: int) -> MappedShard:
@@ -130,28 +114,14 @@ class MappedSamples:
                     make_room(path.parent, self._copies.limit - partial.path.stat().st_size)
                     partial.commit()
                 found = MappedShard.open(path)
-            os.utime(path)
+            with contextlib.suppress(FileNotFoundError):  # another job needed the room, and the mapping stays
+                os.utime(path)
             return found
 
-    def _in_memory(self, number: int) -> MappedShard:
-        content = self._kept.get(number)
-        if content is None:
-            sink = pa.BufferOutputStream()
-            _write(sink, self._table(number))
-            content = sink.getvalue().to_pybytes()
-            if len(content) <= self._kept.maxsize:
-                self._kept[number] = content
-        return MappedShard.of(content, str(self._path(number)))
-
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
-            _log.warning(
-                "cannot keep decoded pictures in %s (%s): they are kept in memory, at most 1 GiB, and decoded again "
-                "where that is too little; free space, or set clip.cache_folder",
-                self._copies.place,
-                error.strerror or error,
-            )
-        self._told = True
+    def _content(self, number: int) -> bytes:
+        sink = pa.BufferOutputStream()
+        _write(sink, self._table(number))
+        return bytes(sink.getvalue())
 
     def _table(self, number: int) -> pa.Table:
         _, first, count = self._files[number]

@@ -11,6 +11,7 @@ import pyarrow.feather
 import pytest
 
 from workflows.data.dataset import Dataset
+from workflows.storage import open_files
 from workflows.storage.copies import CopySettings
 from workflows.train.clip import samples
 from workflows.train.clip.samples import MappedSamples
@@ -86,14 +87,14 @@ def test_files_stay_within_their_limit_and_the_last_used_stay(
             os.utime(path, (stamp, stamp) if path != first else None)
         assert sum(path.stat().st_size for path in files(tmp_path)) <= 3.5 * size
         assert first.exists(), "it was used last"
-    assert len(mapped._open) <= 4, "mappings of files that are gone are gone"
+    assert len(mapped._opened_files.paths) <= 4, "mappings of files that are gone are gone"
 
 
 def test_without_a_folder_samples_are_kept_in_memory_and_it_is_told_once(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(logging.getLogger(samples.__name__), "warning", lambda *words: told.append(str(words)))
+    monkeypatch.setattr(logging.getLogger(open_files.__name__), "warning", lambda *words: told.append(str(words)))
     monkeypatch.setattr(samples, "_FILE_BYTES", 50 * 64)
     (tmp_path / "copies").write_text("a file where a folder should be")
     split, rows = digits.read("train"), np.arange(digits.info.num_train)
