@@ -1,4 +1,4 @@
-"""What an import asks of the driver: `python tests/bench/bench_import.py [--pictures N]`.
+"""Measures the driver of an import: `python tests/bench/bench_import.py [--pictures N]`.
 
 N different pictures of 32x32 (default: 200,000), each with a caption of its own, in tar files of 1,000 (WebDataset), go
 through the data stage on two cores; a quarter of them before that. Each import has a driver of its own, which has

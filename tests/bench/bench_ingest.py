@@ -1,4 +1,4 @@
-"""What reading a training set costs that does not fit into memory: `python tests/bench/bench_ingest.py [PART ...]`.
+"""Measures how training reads data larger than memory: `python tests/bench/bench_ingest.py [PART ...]`.
 
 Caches are written directly, with random numbers: rows of 77 x 768 tokens in bfloat16, of which 14 are kept, and latents
 of 4 x 64 x 64 with their deviation: 152 KB a row. Two million of those are 305 GB, so growth is measured on rows with a
@@ -59,7 +59,7 @@ def worker(folder: Path, steps: int, **options: Any) -> subprocess.Popen[str]:
 
 
 def told(process: subprocess.Popen[str]) -> dict[str, float]:
-    """What the worker printed."""
+    """Waits for the worker, and reads the figures that it printed."""
     out, _ = process.communicate()
     assert process.returncode == 0
     found: dict[str, float] = json.loads(out.splitlines()[-1])
@@ -105,7 +105,7 @@ class InMemory:
         reader._cache = _Held(cache, every, (tokens, mask, pooled))  # type: ignore[assignment]
 
     def read(self, samples_seen: int, part: int, share: Share) -> TrainBatch:
-        """See `Batches.read`."""
+        """Reads a batch as `Batches.read` does, from memory."""
         return self._batches.read(samples_seen, part, share)
 
 

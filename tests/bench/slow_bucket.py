@@ -18,10 +18,10 @@ from workflows.embed.manifest import Manifest
 
 @dataclass
 class Served:
-    """What was asked for."""
+    """Counts the requests of a server."""
 
     requests: Counter[str] = field(default_factory=Counter)
-    """First reads of each object: those from its beginning."""
+    """How often each object was read from its beginning."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -30,7 +30,7 @@ POSITIONS, KEPT, POOLED = 77, 14, 64
 @final
 @dataclass(frozen=True)
 class Rows:
-    """What a synthetic row holds: a latent (z, side, side), with its deviation, and a caption of its own."""
+    """A synthetic row holds a latent (z, side, side) with its deviation, and a caption of its own."""
 
     width: int
     side: int
@@ -43,7 +43,7 @@ class Rows:
 
     @property
     def caption_bytes(self) -> int:
-        """Of the tokens of a caption, in bfloat16."""
+        """The tokens of a caption take so many bytes in bfloat16."""
         return KEPT * self.width * 2
 
 

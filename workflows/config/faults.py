@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a value, in a few words for users."""
+"""Pydantic's findings about a value, in a few words for users."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ _ADAM_COPIES: Final = 4  # weights, their average, two moments
 _KEPT: Final = 2
 _PICTURES: Final = re.compile(r"(?P<images>[0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)(?:@(?P<pixels>[0-9]+))?")
 _TEXT_BYTES: Final = 100
-"""Of a caption in the cache: its text, its key, its checksum."""
+"""A caption in the cache takes so many bytes: its text, its key, its checksum."""
 STORAGE_PRICE: Final = 23.0
-"""Of a TB for a month: S3's list price in dollars."""
+"""A TB costs so much for a month: S3's list price in dollars."""
 _HOURS_PER_MONTH: Final = 730.0
 _BUSY: Final = 0.7
 """Share of the time that a replica may be busy before requests wait."""
@@ -184,7 +184,9 @@ def estimate(
 def cheaper_captions(
     made: Estimate, num_gpus: int, price: float, storage_price: float
 ) -> tuple[EmbedMode, float, float]:
-    """Which `embed.mode` costs less, and what cached and online captions cost beyond encoding each once.
+    """Compares the costs of `embed.mode`: returns the cheaper mode, the cost of cached captions, and of online ones.
+
+    Encoding each caption once costs the same in both, and is left out.
 
     Args:
         made: the estimate.

@@ -25,7 +25,7 @@ _ROWS_AT_ONCE: Final = 1 << 14
 @final
 @dataclass(frozen=True, eq=False)
 class CaptionIndex:
-    """Which captions there are, and which sample has which.
+    """The captions of a data set, and which sample has which.
 
     Rows count through the training split, then the held-out one; uses of captions count through the captions of all
     rows. Memory: 44 bytes a use and 20 a row at most while it is made, no text. There may be 2^31 captions.
@@ -78,7 +78,7 @@ class CaptionIndex:
         return self.positions[self.row_starts[start] : self.row_starts[stop]]
 
     def item(self, start: int, stop: int) -> dict[str, Any]:
-        """How to find the text of the captions at these positions: what `texts_of` reads."""
+        """A work item, from which `texts_of` finds the text of the captions at these positions."""
         given, count = list(self.candidates[start:stop]), len(self.candidates)
         firsts = self.firsts[max(0, start - count) : max(0, stop - count)]
         if not len(firsts):

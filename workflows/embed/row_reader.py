@@ -26,9 +26,9 @@ class Visit(NamedTuple):
     """Some of the wanted rows, all in one shard."""
 
     places: NDArray[np.int64]
-    """Among the wanted rows."""
+    """Their places among the wanted rows."""
     rows: NDArray[np.int64]
-    """In the shard."""
+    """Their places in the shard."""
 
 
 @final
@@ -61,7 +61,7 @@ class RowReader:
     def visit(
         self, prefix: str, indices: Indices, view: Callable[[MappedShard, str], View]
     ) -> Iterator[tuple[Visit, View]]:
-        """For each shard that has some of the rows: which, and the shard as `view` shows it.
+        """Visits each shard that has some of the rows; yields which rows, and the shard as `view` shows it.
 
         Raises:
             InvalidData: a shard is missing or damaged.

@@ -76,7 +76,7 @@ class Setting:
         return (low, high)
 
     def fault(self, value: Any) -> str:
-        """What is wrong with a value that it does not take, and what to do."""
+        """A sentence that says why a value is refused, and what to do."""
         return f"found {value!r}, wanted {self.wanted}: give that, or leave it out"
 
     def plain(self, value: SettingValue) -> float | bool | list[float]:
@@ -271,7 +271,7 @@ SCALE_NAMES: Final = tuple(kind.scale for kind in SCALED if kind.scale is not No
 FURTHER_NAMES: Final = tuple(name for name in SETTINGS if name not in SCALE_NAMES)
 """The settings that are no scale."""
 NEUTRAL_SETTINGS: Final[Mapping[str, SettingValue]] = {name: SETTINGS[name].neutral for name in FURTHER_NAMES}
-"""What leaves guidance to its scales, whatever a model's own settings are."""
+"""These values leave guidance to its scales, whatever a model's own settings are."""
 DEFAULT_SCALES: Final[Mapping[str, float]] = {kind.scale: kind.default for kind in SCALED if kind.scale is not None}
 """The default of each scale, by its name."""
 

@@ -154,7 +154,7 @@ class MappedShard:
 
     @property
     def key(self) -> str | None:
-        """Of what it was made from; None: it does not say."""
+        """The key of the input that it was made from; None: the file does not say."""
         return metadata_key(self._batch.schema.metadata)
 
     def column(self, name: str) -> Any:

@@ -22,7 +22,7 @@ from workflows.storage.hashing import file_sha256
 
 _KEY: Final = b"raverse.shard_key"
 _ROWS_AT_ONCE: Final = 1024
-"""Of a shard that is read through; it may hold many thousands of pictures."""
+"""So many rows are in memory while a shard is read through; it may hold many thousands of pictures."""
 
 
 @final
@@ -161,11 +161,11 @@ def find_shard(folder: Path, path: str, key: str) -> Shard | None:
 
 
 def shard_key(metadata: pq.FileMetaData) -> str | None:
-    """Of what a shard was made from, as its footer says; None: it does not say."""
+    """The key of the input of a shard, as its footer says; None: it does not say."""
     return metadata_key(metadata.metadata)
 
 
 def metadata_key(metadata: Mapping[bytes, bytes] | None) -> str | None:
-    """Of what a shard was made from, as its metadata say; None: they do not say."""
+    """The key of the input of a shard, as its metadata say; None: they do not say."""
     key = (metadata or {}).get(_KEY)
     return None if key is None else key.decode()

@@ -166,7 +166,7 @@ class CachedBatches:
         return self._num_tokens
 
     def close(self) -> None:
-        """See `Batches.close`."""
+        """Ends the fetching, as `Batches.close` says."""
         if self._ahead is not None:
             self._ahead.close()
 

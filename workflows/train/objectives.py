@@ -1,4 +1,4 @@
-"""What is trained: the denoiser, or the noisy-image classifier (`clip.objective`: the CLIP). The loop is the same."""
+"""The objectives that the loop trains: denoiser and noisy-image classifier. That of the CLIP is in `clip.objective`."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Plan:
 
     @property
     def order(self) -> Order:
-        """Of the samples."""
+        """The order of the samples."""
         return Order(self.seed, self.num_samples, self.shard_rows, self.shuffle_rows)
 
     def batch(self, samples_seen: int) -> PlannedRows:

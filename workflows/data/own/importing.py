@@ -106,7 +106,7 @@ def _key(base: str, piece: Piece) -> str:
 def _import(
     importer: PieceImporter, items: list[dict[str, Any]], progress: Progress
 ) -> tuple[list[Imported], NDArray[np.uint64]]:
-    """What is known of each piece, in order, and the ranks of all samples, in ascending order."""
+    """The summary of each piece, in order, and the ranks of all samples, in ascending order."""
     found: dict[str, Imported] = {}
     ranks = bytearray()
     progress.start(len(items), "pieces")
@@ -122,7 +122,7 @@ def _import(
 @final
 @dataclass(frozen=True)
 class _Plan:
-    """What becomes of the pieces.
+    """The inputs that the second pass needs for each piece.
 
     Attributes:
         imported: pieces, in order.

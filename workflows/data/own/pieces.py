@@ -39,14 +39,14 @@ PIECE: Final = pa.schema(
     }
 )
 ROWS_AT_ONCE: Final = 512
-"""Of a piece; a tar file may give many thousands, which must not all be in memory at once."""
+"""So many rows of a piece are in memory at once; a tar file may give many thousands."""
 _LONGEST_NAME: Final = 500
 
 
 @final
 @dataclass(frozen=True)
 class Imported:
-    """What the driver knows of a finished piece.
+    """The summary of a finished piece, which the driver keeps.
 
     Attributes:
         path: of its file, relative to the folder of pieces.

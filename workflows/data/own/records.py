@@ -1,4 +1,4 @@
-"""What a record must be to be used, and what is made of it."""
+"""The rules that a record must meet, and the checked record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflows.errors import InvalidData
 @final
 @dataclass(frozen=True)
 class Rules:
-    """What a record must be to be used.
+    """The rules that a record must meet to be used.
 
     Attributes:
         intake: how its contents become a row.
@@ -37,7 +37,7 @@ def columns_of(config: DataConfig) -> Columns:
 
 
 def rules_of(config: DataConfig, intake: Intake) -> Rules:
-    """What a configuration asks of each record."""
+    """The rules that a configuration sets for each record."""
     return Rules(intake, config.max_caption_chars, needs_label=config.label_column is not None)
 
 

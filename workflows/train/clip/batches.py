@@ -171,7 +171,7 @@ class ClipBatches:
         return int(self._tokenizer.context_length)
 
     def close(self) -> None:
-        """See `Batches.close`; nothing runs."""
+        """Does nothing: no thread runs beside the training."""
 
     def read(self, samples_seen: int, part: int, share: Share) -> ClipBatch:
         """See `Batches.read`."""
