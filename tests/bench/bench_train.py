@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests.workflows.embed.texts import texts_at
 from tests.workflows.train.conftest import write_cache
 from workflows.config.load import load_config
 from workflows.config.schema import TrainConfig
@@ -31,7 +32,6 @@ from workflows.data.dataset import Dataset
 from workflows.data.pixels import to_data
 from workflows.data.stage import build_data
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.cached_captions import texts_at
 from workflows.runtime.progress import Progress
 from workflows.runtime.session import start_ray, stop_ray
 from workflows.train.loop.fit import fit

@@ -37,7 +37,7 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
     before, started = uss(), time.perf_counter()
     cache = EmbeddingCache.open(Path(asked["folder"]), CopySettings(config.cache_folder, config.cache_bytes))
     share = Share(asked.get("rank", 0), asked.get("workers", 1))
-    batches = CachedBatches(cache, 1000, config, torch.device("cpu"), all_pooled=bool(asked.get("all_pooled")))
+    batches = CachedBatches(cache, 1000, config, torch.device("cpu"))
     ahead = ReadAhead(batches, config, share)
     ahead.read(0, 0)
     first, highest, stride = time.perf_counter() - started, uss(), cache.num_samples("train") // steps

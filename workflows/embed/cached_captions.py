@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, Protocol, final
+from typing import Final, Protocol, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workflows.embed.row_reader import CaptionRows, RowReader, Visit
-from workflows.storage.mapped import MappedShard
 
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -74,19 +73,6 @@ class CachedCaptions:
         for visit, view in self._reader.visit("captions", positions, CaptionRows):
             view.check_widths(self._clip["context_length"], self._clip["width"], self._clip["embed_dim"])
             yield visit, view
-
-
-def texts_at(reader: RowReader, positions: Tensor) -> list[str]:
-    """The text of captions by their position, normalised."""
-    found = [""] * len(positions)
-    for visit, column in reader.visit("captions", positions, _texts):
-        for place, row in zip(visit.places, visit.rows, strict=True):
-            found[place] = column[int(row)].as_py()
-    return found
-
-
-def _texts(shard: MappedShard, name: str) -> Any:  # noqa: ARG001 -- as a view
-    return shard.column("caption")
 
 
 def _as(stored: Tensor, dtype: torch.dtype) -> Tensor:

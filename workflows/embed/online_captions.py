@@ -54,4 +54,5 @@ class OnlineCaptions:
         for visit, view in self._reader.visit("captions", positions, TextRows):
             for place, row in zip(visit.places, visit.rows, strict=True):
                 texts[place] = view.text(int(row))
+        self._reader.opened.files.touched(len(positions), sum(map(len, texts)))
         return self._tower.encode(texts)

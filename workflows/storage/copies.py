@@ -24,7 +24,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, final
 
 from filelock import FileLock
-from tenacity import Retrying, before_sleep_log, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from workflows.errors import InvalidData
 from workflows.storage.atomic import PARTIAL, PartialFile
@@ -36,6 +43,8 @@ from workflows.storage.shards import Shard
 
 REMEDY: Final = "run `raverse cache prune`, then the job again"
 _ATTEMPTS: Final = 6
+_LONGEST_TRY: Final = 120.0
+"""Seconds after which no attempt begins: one attempt at a store that never answers takes some 100 seconds."""
 _LONGEST_WAIT: Final = 20.0
 """Seconds between two attempts."""
 _LOCKS: Final = 64
@@ -178,7 +187,7 @@ class OpenShards:
     def _download(self, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
         """Reads a shard from the store, again after a failure, and checks its hash."""
         attempts = Retrying(
-            stop=stop_after_attempt(_ATTEMPTS),
+            stop=stop_after_attempt(_ATTEMPTS) | stop_after_delay(_LONGEST_TRY),
             wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT),
             retry=retry_if_exception(_may_pass),
             before_sleep=before_sleep_log(_log, logging.WARNING),
@@ -193,8 +202,9 @@ class OpenShards:
         except InvalidData:
             raise
         except Exception as error:  # noqa: BLE001 - each kind of storage raises its own
+            tried = attempts.statistics["attempt_number"]
             raise InvalidData(
-                f"cannot read {self._place / shard.path} ({reason(error)}), {_ATTEMPTS} attempts: check that the store "
+                f"cannot read {self._place / shard.path} ({reason(error)}), {tried} attempts: check that the store "
                 f"is reachable and that the credentials are valid, and run the same command to go on"
             ) from None
 

@@ -67,16 +67,16 @@ class TrainBatch:
         x0: clean data in [-1, 1], `(b, ...)`.
         draws: level, noise, and whether the condition is hidden.
         condition: caption and label, none of them hidden yet.
-        all_pooled: pooled captions of the rows of all workers, `(B, e)`; None: they were not asked for.
-        share: which of those rows are this worker's.
+        share: which rows of the batch are this worker's.
+        num_all: rows of all workers, B.
     """
 
     sample_ids: Tensor
     x0: Tensor
     draws: TrainingDraws
     condition: Condition
-    all_pooled: Tensor | None
     share: Share
+    num_all: int
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -91,33 +91,27 @@ class BatchReader:
         num_levels: T.
         seed: of the noise.
         device: where batches go.
-        all_pooled: whether batches have the pooled captions of all workers' rows.
     """
 
-    def __init__(
-        self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device, *, all_pooled: bool = True
-    ) -> None:
+    def __init__(self, cache: EmbeddingCache, num_levels: int, seed: int, device: torch.device) -> None:
         self._cache, self._num_levels, self._seed, self._device = cache, num_levels, seed, device
-        self._all_pooled = all_pooled
 
     def read(self, planned: PlannedRows, share: Share) -> TrainBatch:
         """This worker's share of the planned rows."""
         own = planned.rows(share.rows)
-        wanted = planned if self._all_pooled else own
-        found = self._cache.batch("train", wanted.samples)
-        captions, rows = found.pick(wanted.wordings), share.rows if self._all_pooled else slice(None)
-        tokens, mask, pooled = self._cache.captions.take(captions[rows])
+        found = self._cache.batch("train", own.samples)
+        tokens, mask, pooled = self._cache.captions.take(found.pick(own.wordings))
         stored = self._cache.images("train", own.samples).to(self._device)
         x0 = self._cache.to_x0(stored, self._seed, own.numbers)
         eps = noise.normal(self._seed, noise.TRAIN_NOISE, own.numbers, x0.shape[1:], self._device)
         level = 1 + (own.level_draws * self._num_levels).long()
         return TrainBatch(
-            found.sample_ids[rows],
+            found.sample_ids,
             x0,
             TrainingDraws(level, eps, own.dropped),
-            Condition.of(tokens, mask, pooled, found.labels[rows]).to(self._device),
-            self._cache.captions.pooled(captions).to(self._device) if self._all_pooled else None,
+            Condition.of(tokens, mask, pooled, found.labels).to(self._device),
             share,
+            len(planned),
         )
 
 
@@ -130,21 +124,12 @@ class CachedBatches:
         num_levels: T.
         config: of the training.
         device: where batches go.
-        all_pooled: see `BatchReader`.
 
     Raises:
         InvalidData: the training split is empty.
     """
 
-    def __init__(
-        self,
-        cache: EmbeddingCache,
-        num_levels: int,
-        config: TrainConfig,
-        device: torch.device,
-        *,
-        all_pooled: bool = True,
-    ) -> None:
+    def __init__(self, cache: EmbeddingCache, num_levels: int, config: TrainConfig, device: torch.device) -> None:
         self._plan = Plan(
             config.seed,
             cache.num_samples("train"),
@@ -154,7 +139,7 @@ class CachedBatches:
             cache.manifest.shard_rows["images"],
             config.shuffle_rows,
         )
-        self._reader = BatchReader(cache, num_levels, config.seed, device, all_pooled=all_pooled)
+        self._reader = BatchReader(cache, num_levels, config.seed, device)
         opened = cache.reader.opened
         self._ahead = FetchAhead(cache.reader, self._plan.order, opened.limit) if opened.fetches else None
         self._parts, self._num_tokens = config.accumulate, int(cache.manifest.clip["context_length"])

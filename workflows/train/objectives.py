@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, cast, final
+from typing import Any, Final, NamedTuple, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -84,17 +84,15 @@ class NoisyObjective:
     Attributes:
         config: of the network.
         schedule: of the noise.
-        contrasts: whether a row's loss depends on the captions of all workers' rows.
     """
 
     config: NetworkConfig
     schedule: NoiseSchedule
-    contrasts: ClassVar[bool] = False
 
     def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
         """See `Objective.open`; the artifact is an embedding cache."""
         cache = EmbeddingCache.open(folder, CopySettings(config.cache_folder, config.cache_bytes), device)
-        return CachedBatches(cache, self.schedule.num_levels, config, device, all_pooled=self.contrasts)
+        return CachedBatches(cache, self.schedule.num_levels, config, device)
 
     def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""
@@ -156,8 +154,6 @@ class ClassifierObjective(NoisyObjective):
         candidates: pooled captions that a text competes with in use, `(m, e)`.
     """
 
-    contrasts: ClassVar[bool] = True
-
     config: NoisyClassifierConfig
     schedule: NoiseSchedule
     candidates: Tensor
@@ -185,9 +181,8 @@ class ClassifierObjective(NoisyObjective):
             figures["label_accuracy"] = (logits.argmax(dim=1) == label).float()
             loss = loss + figures["label_loss"]
         if features.embedding is not None:
-            figures["text_loss"] = contrastive_loss(_everyone(features, batch), cast(Tensor, batch.all_pooled))[
-                batch.share.rows
-            ]
+            captions = rows_of_all(cast(Tensor, batch.condition.pooled), batch.share, batch.num_all)
+            figures["text_loss"] = contrastive_loss(_everyone(features, batch), captions)[batch.share.rows]
             loss = loss + figures["text_loss"]
         return RowLosses(loss, figures | _by_level(loss, batch, self.schedule))
 
@@ -205,7 +200,7 @@ def _by_level(loss: Tensor, batch: TrainBatch, schedule: NoiseSchedule) -> dict[
 
 def _everyone(features: NoisyFeatures, batch: TrainBatch) -> NoisyFeatures:
     """The features with the embeddings of all workers' rows, in the order of the global batch."""
-    everyone = rows_of_all(cast(Tensor, features.embedding).float(), batch.share, len(cast(Tensor, batch.all_pooled)))
+    everyone = rows_of_all(cast(Tensor, features.embedding).float(), batch.share, batch.num_all)
     scale = cast(Tensor, features.logit_scale).float().clamp(max=_MAX_LOGIT_SCALE)
     return features._replace(embedding=everyone, logit_scale=scale)
 

@@ -14,11 +14,11 @@ import pyarrow.feather
 import pytest
 import torch
 
+from tests.workflows.embed.texts import texts_at
 from workflows.config.schema import EmbedConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.rows import rows_of
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.cached_captions import texts_at
 from workflows.embed.captions import CaptionShardWriter
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.manifest import normalise

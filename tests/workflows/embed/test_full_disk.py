@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.tools import need
 from tests.workflows.data import samples_own as samples
 from tests.workflows.data.test_import_own import build, contents
 from workflows.cli import app as cli
@@ -36,8 +37,8 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     found = Disk(tmp_path / "disk")
-    if MOUNT is None or os.geteuid() != 0 or not found.mount("size=64m"):
-        pytest.skip("needs the right to mount a tmpfs")
+    mounted = MOUNT is not None and os.geteuid() == 0 and found.mount("size=64m")
+    need(mounted or None, "the right to mount a tmpfs", "run the tests as root", in_ci=False)
     yield found
     subprocess.run(["umount", "--lazy", str(found.folder)], check=True)
 

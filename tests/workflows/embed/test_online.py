@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.workflows.embed.test_cache import flip, write
+from tests.workflows.embed.texts import texts_at
 from workflows.config.schema import EmbedConfig, TrainConfig
 from workflows.data.dataset import Dataset
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.cached_captions import texts_at
 from workflows.embed.captions import TextShardWriter
 from workflows.embed.images import ImageShardWriter
 from workflows.embed.plan import plan_shards
@@ -68,8 +69,20 @@ def test_training_reads_the_same_batches(cached: EmbeddingCache, online: Embeddi
     for name in ("tokens", "pooled"):
         found, wanted = getattr(other.condition, name), getattr(one.condition, name)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert one.all_pooled is not None and other.all_pooled is not None
-    torch.testing.assert_close(other.all_pooled, one.all_pooled, rtol=1e-5, atol=1e-5)
+    assert one.num_all == other.num_all == 12
+
+
+def test_a_worker_encodes_its_own_rows_alone(online: EmbeddingCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, encode = [], type(online.captions._tower).encode
+
+    def spy(tower: Any, texts: list[str]) -> Any:
+        encoded.append(len(texts))
+        return encode(tower, texts)
+
+    monkeypatch.setattr(type(online.captions._tower), "encode", spy)
+    batches = CachedBatches(online, 100, TrainConfig(batch_size=12, steps=9), torch.device("cpu"))
+    assert len(batches.read(24, 0, Share(1, 3))) == 4
+    assert encoded == [4]
 
 
 def test_only_text_is_on_disk(cached: EmbeddingCache, online: EmbeddingCache) -> None:

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from tests.workflows.embed.shapes_job import ShapesJob
 from tests.workflows.embed.test_stage import configure, contents, run
+from tests.workflows.embed.texts import texts_at
 from tests.workflows.storage.bucket import NAME, Bucket
 from workflows.cli import app as cli
 from workflows.config.schema import RunConfig
 from workflows.data.dataset import SPLITS
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.cached_captions import texts_at
 from workflows.embed.inventory import damaged_files, inventory, prunable, remove
 from workflows.errors import InvalidData, PreflightFailed, StorageUnwritable
 from workflows.job.stages import STAGES

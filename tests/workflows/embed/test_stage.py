@@ -14,10 +14,10 @@ import ray
 import torch
 
 from tests.workflows.embed.shapes_job import ShapesJob
+from tests.workflows.embed.texts import texts_at
 from workflows.config.load import load_config
 from workflows.config.schema import RunConfig
 from workflows.embed.cache import EmbeddingCache
-from workflows.embed.cached_captions import texts_at
 from workflows.embed.manifest import Manifest
 from workflows.embed.stage import embed
 from workflows.errors import InvalidClip, InvalidData, StorageUnwritable

@@ -59,21 +59,22 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_two_windows_are_fetched_and_no_more(remote: Callable[[int], EmbeddingCache], tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [0, 2])
+def test_two_windows_are_fetched_and_no_more(
+    remote: Callable[[int], EmbeddingCache], tmp_path: Path, window: int
+) -> None:
     cache = remote(1 << 30)
     order = Order(0, cache.num_samples("train"), ROWS, 3 * ROWS)
-    assert order.num_windows > 2
-    ahead = FetchAhead(cache.reader, order, 1 << 30)
-    for seen, windows in ((0, (0, 1)), (order.num_samples - 1, (0, 1, order.num_windows - 1))):
-        ahead.at(seen)
-        last = seen > 0
-        shards = cache.reader.shards("train/images")
-        wanted = {shards[number].sha256 for window in windows for number in order.shards(0, window)}
-        wanted |= {shards[number].sha256 for number in order.shards(1, 0)} if last else set()
-        wanted.add(cache.reader.shards("captions")[0].sha256)
-        assert wait_for(lambda wanted=wanted: {path.stem for path in (tmp_path / "copies").glob("*.arrow")} == wanted)
+    assert order.num_windows == 3
+    seen, following = (order.num_samples - 1, (1, 0)) if window else (0, (0, 1))
+    wanted = {*order.shards(0, window), *order.shards(*following)}
+    assert set(order.shards(0, window)) < wanted < set(range(order.num_shards)), "negative control"
+    shards = [*(cache.reader.shards("train/images")[number] for number in wanted), cache.reader.shards("captions")[0]]
+    FetchAhead(cache.reader, order, 1 << 30).at(seen)
+    copies = {shard.sha256 for shard in shards}
+    assert wait_for(lambda: {path.stem for path in (tmp_path / "copies").glob("*.arrow")} == copies)
     before = len(FlakyFileSystem.opened)
-    cache.images("train", order.stretch(0, 0, 7))
+    cache.images("train", order.stretch(0, seen, 7))
     assert len(FlakyFileSystem.opened) == before, "rows of a fetched window ask the store for nothing"
 
 
