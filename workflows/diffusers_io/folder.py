@@ -36,7 +36,8 @@ SUPPORTED: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
 }
 """Pipeline classes, their components, and the classes that these may have (none: any)."""
-_LEFT_OUT: Final = ("safety_checker", "feature_extractor")
+_CHECKER: Final = "safety_checker"
+_LEFT_OUT: Final = (_CHECKER, "feature_extractor")
 _FILES: Final = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
 
 
@@ -70,6 +71,13 @@ class PipelineFolder:
         """Whether prompts condition it."""
         return "text_encoder" in SUPPORTED[self.kind]
 
+    @property
+    def left_out(self) -> list[str]:
+        """What is done without, as sentences."""
+        entry = self.index.get(_CHECKER)
+        present = isinstance(entry, list) and entry[0] is not None
+        return [f"the {_CHECKER} is left out: pictures are not checked"] if present else []
+
     def config(self, component: str) -> dict[str, Any]:
         """A component's configuration.
 
@@ -81,6 +89,16 @@ class PipelineFolder:
     def weights(self, component: str) -> Path:
         """A component's safetensors file."""
         return find_weights(self.path / component)
+
+    def check_weights(self) -> None:
+        """Reads all weights once.
+
+        Raises:
+            InvalidCheckpoint: a number that is not finite.
+        """
+        for component in SUPPORTED[self.kind]:
+            if component not in _FILES:
+                check_finite(self.weights(component))
 
 
 def open_pipeline(path: Path) -> PipelineFolder:
@@ -186,6 +204,20 @@ def _check_file(path: Path) -> None:
             file.keys()
     except (SafetensorError, OSError) as error:
         raise InvalidCheckpoint(f"{path} is no whole safetensors file ({error}): copy it again") from None
+
+
+def check_finite(path: Path) -> None:
+    """Reads the tensors of a file one by one; memory: the largest of them.
+
+    Raises:
+        InvalidCheckpoint: a number that is not finite; names its tensor.
+    """
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 -- no mapping
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                count = int((~tensor.isfinite()).sum())
+                raise InvalidCheckpoint(f"{path}: {count} numbers of {name} are not finite: get another copy")
 
 
 def _refuse_pointer(path: Path) -> None:

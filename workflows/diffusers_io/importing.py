@@ -77,6 +77,7 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
     config = source.config(source.network)
     latent, learned = source.latent, _learned_variance(source, config)
     read = read_scheduler(_scheduler(source), latent=latent, learned_variance=learned)
+    source.check_weights()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.parts.") as temporary:
         parts = Path(temporary)
@@ -103,7 +104,7 @@ def import_pipeline(path: Path, folder: Path) -> Imported:
             more={PIPELINE: parts / PIPELINE} | ({AUTOENCODER: parts / AUTOENCODER} if latent else {}),
             link=True,
         )
-    return Imported(card, read.differences)
+    return Imported(card, [*read.differences, *source.left_out])
 
 
 def _bundle(
@@ -175,7 +176,8 @@ def _check_network(source: PipelineFolder, config: Mapping[str, Any]) -> None:
     if found:
         raise InvalidCheckpoint(f"the unet of {source.path} has {found[0]} = {config[found[0]]!r}: wanted none")
     channels, out = config.get("in_channels"), config.get("out_channels") or config.get("in_channels")
-    if not isinstance(channels, int) or out not in (channels, 2 * channels):
+    variance = 2 if source.network == "transformer" else 1
+    if not isinstance(channels, int) or out not in (channels, variance * channels):
         raise InvalidCheckpoint(
             f"the {source.network} of {source.path} takes {channels} channels and gives {out}: wanted as many (an "
             "inpainting or depth checkpoint reads more than a row)"

@@ -22,6 +22,23 @@ _SAMPLERS: Final = {
     "DPMSolverMultistepScheduler": "dpm_solver",
     "DPMSolverSinglestepScheduler": "dpm_solver",
 }
+_PRESERVING: Final = (
+    *(
+        "DDIM",
+        "DDIMParallel",
+        "DDPM",
+        "DDPMParallel",
+        "PNDM",
+        "LMSDiscrete",
+        "LCM",
+        "TCD",
+        "SASolver",
+        "UniPCMultistep",
+    ),
+    *("DEISMultistep", "DPMSolverMultistep", "DPMSolverSDE", "DPMSolverSinglestep", "EulerDiscrete"),
+    *("EulerAncestralDiscrete", "HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"),
+)
+"""Schedulers whose noised row keeps its variance: `sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps`."""
 _VARIANCES: Final = {"fixed_large": "beta", "fixed_large_log": "beta", "learned_range": "learned_range"}
 # Options of DPM-Solver++ that have no counterpart here, with the values that do.
 _ONLY: Final = {
@@ -62,8 +79,14 @@ def read_scheduler(values: Mapping[str, Any], *, latent: bool, learned_variance:
         learned_variance: whether the network predicts its variance.
 
     Raises:
-        InvalidCheckpoint: an unknown prediction type or beta schedule.
+        InvalidCheckpoint: an unknown prediction type or beta schedule, or noise that does not preserve the variance.
     """
+    name = str(values.get("_class_name", "DDIMScheduler"))
+    if name.removesuffix("Scheduler") not in _PRESERVING or values.get("use_flow_sigmas"):
+        raise InvalidCheckpoint(
+            f"the scheduler is a {name}{' with use_flow_sigmas' * bool(values.get('use_flow_sigmas'))}, whose noise is "
+            "not known here: wanted one that preserves the variance, such as DDIM, DPM-Solver++ or Euler"
+        )
     predicts = values.get("prediction_type", "epsilon")
     if predicts not in _PREDICTS:
         raise InvalidCheckpoint(f"prediction_type {predicts!r} of the scheduler: wanted one of {sorted(_PREDICTS)}")
@@ -105,11 +128,18 @@ def _usable(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _ONLY}
 
 
+def _acts(option: str, scheduler: str, kind: str) -> bool:
+    """Whether an option that is not followed would change the pictures of this scheduler."""
+    if option in ("algorithm_type", "solver_type", "solver_order"):
+        return kind == "dpm_solver"
+    return option == "thresholding" or scheduler not in ("DDIMScheduler", "DDPMScheduler")
+
+
 def _differences(values: Mapping[str, Any], clip: float, kind: str) -> list[str]:
     found = [
         f"{name} = {values[name]!r} of the scheduler has no counterpart: {wanted!r} is used"
         for name, wanted in _ONLY.items()
-        if values.get(name, wanted) != wanted and (kind == "dpm_solver" or name == "thresholding")
+        if name in values and values[name] != wanted and _acts(name, str(values.get("_class_name")), kind)
     ]
     if clip and kind == "ddim":
         found.append("where DDIM clips x0, eps follows it here (diffusers keeps the network's eps)")

@@ -174,7 +174,7 @@ def _times(visits: Visits, num_times: int, num_steps: int) -> np.ndarray[Any, An
     elif visits.spacing == "leading":
         found = (np.arange(num_steps) * (num_times // num_steps))[::-1] + visits.offset
     else:
-        found = np.round(np.arange(num_times, 0, -num_times / num_steps)) - 1
+        found = _falling(num_times, num_times / num_steps, num_steps)
     return found.astype(np.int64)
 
 
@@ -186,5 +186,11 @@ def _multistep_times(visits: Visits, num_times: int, num_steps: int) -> np.ndarr
     elif visits.spacing == "leading":
         found = (np.arange(num_steps + 1) * (last // (num_steps + 1)))[::-1][:-1] + visits.offset
     else:
-        found = np.arange(last, 0, -num_times / num_steps).round() - 1
+        found = _falling(last, num_times / num_steps, num_steps)
     return found.astype(np.int64)
+
+
+def _falling(first: int, stride: float, count: int) -> np.ndarray[Any, Any]:
+    """At most `count` times of trailing spacing: rounding gives `arange` one more for 62 of 1,000 counts."""
+    found: np.ndarray[Any, Any] = np.round(np.arange(first, 0, -stride))[:count] - 1
+    return found

@@ -7,8 +7,9 @@ stays as it is: the names are translated as it is loaded.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -28,6 +29,7 @@ TEXT_ENCODER: Final = "text_encoder"
 TOKENIZER: Final = "tokenizer"
 WEIGHTS: Final = "model.safetensors"
 _PREFIX: Final = "text_model."
+_VOCABULARY: Final = 49408
 _ACTIVATIONS: Final[dict[str, type[nn.Module]]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 _NAMES: Final = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
@@ -58,25 +60,45 @@ class PipelineText:
 
     def __init__(self, model: TextTransformer, tokenizer: Any, device: torch.device | str = "cpu") -> None:
         self._model, self._tokenizer, self._device = model.to(device).eval().requires_grad_(False), tokenizer, device
+        self._several = _of_several_vectors(frozenset(tokenizer.added_tokens_encoder))
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> EncodedText:
         """See `TextEncoder.encode`; every position counts, the padding too."""
         ids = self.tokenize(captions)
+        # The tower reads its whole length; no position sees a later one.
+        whole = functional.pad(ids, (0, self._model.context_length - ids.shape[1]))
         tokens: Tensor = self._model.forward_intermediates(
-            ids, indices=1, normalize_intermediates=True, output_fmt="NLC", intermediates_only=True
-        )["text_intermediates"][-1].float()
+            whole, indices=1, normalize_intermediates=True, output_fmt="NLC", intermediates_only=True
+        )["text_intermediates"][-1][:, : ids.shape[1]].float()
         ends = (ids == self._tokenizer.eos_token_id).int().argmax(dim=1)
         pooled = tokens[torch.arange(len(ids), device=ids.device), ends]
         return EncodedText(tokens, torch.ones_like(ids, dtype=torch.bool), functional.normalize(pooled, dim=-1))
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
-        """(m, n) int64 token ids on the tower's device."""
-        length = self._model.context_length
+        """(m, n) int64 token ids on the tower's device; n is the smaller one of the tokenizer's and the tower's."""
+        length = min(self._model.context_length, self._tokenizer.model_max_length)
+        texts = [self._with_all_vectors(caption) for caption in captions]
         ids: Tensor = self._tokenizer(
-            list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
         return ids.to(self._device)
+
+    def _with_all_vectors(self, caption: str) -> str:
+        """The caption, with all vectors of its learned words, as diffusers expands it."""
+        if self._several:
+            for word in sorted(self._several.keys() & set(self._tokenizer.tokenize(caption))):
+                caption = caption.replace(word, self._several[word])
+        return caption
+
+
+def _of_several_vectors(learned: Set[str]) -> dict[str, str]:
+    """Learned words that have several vectors, and all of them: `<x> <x>_1 <x>_2`."""
+    found = {}
+    for word in learned:
+        more = itertools.takewhile(learned.__contains__, (f"{word}_{number}" for number in itertools.count(1)))
+        found[word] = " ".join([word, *more])
+    return {word: vectors for word, vectors in found.items() if vectors != word}
 
 
 def load_text(folder: Path, device: str | torch.device = "cpu") -> PipelineText:
@@ -94,6 +116,7 @@ def load_text(folder: Path, device: str | torch.device = "cpu") -> PipelineText:
         config: dict[str, Any] = json.loads((encoder / "config.json").read_text())
         weights = load_file(encoder / WEIGHTS)
         tokenizer = CLIPTokenizer.from_pretrained(str(folder / TOKENIZER), local_files_only=True)
+        _check_tokenizer(folder / TOKENIZER, tokenizer, config)
     except (OSError, ValueError, SafetensorError, TypeError) as error:
         raise InvalidClip(f"{folder} holds no CLIP text encoder with a tokenizer: {_first_line(error)}") from None
     model = _model(config)
@@ -102,6 +125,26 @@ def load_text(folder: Path, device: str | torch.device = "cpu") -> PipelineText:
     except RuntimeError as error:
         raise InvalidClip(f"{encoder / WEIGHTS} does not fit its config.json: {_first_line(error)}") from None
     return PipelineText(model, tokenizer, device)
+
+
+def _check_tokenizer(folder: Path, tokenizer: Any, config: Mapping[str, Any]) -> None:
+    """Compares the words with the rows of the embedding table: without its files transformers makes up two words.
+
+    Raises:
+        InvalidClip: too few words, or a word that has no row.
+    """
+    words, rows = tokenizer.get_vocab(), int(config.get("vocab_size", _VOCABULARY))
+    if len(words) < rows // 2:
+        raise InvalidClip(
+            f"{folder} has {len(words)} words, the text encoder reads {rows}: copy vocab.json and merges.txt, or "
+            "tokenizer.json, of the pipeline"
+        )
+    last = max(words, key=words.__getitem__)
+    if words[last] >= rows:
+        raise InvalidClip(
+            f"the word {last!r} of {folder} has number {words[last]}, the text encoder has {rows} rows: save the "
+            "pipeline after `text_encoder.resize_token_embeddings(len(tokenizer))`"
+        )
 
 
 def describe_text(folder: Path, source: str) -> ClipIdentity:
@@ -164,7 +207,7 @@ def _model(config: Mapping[str, Any]) -> TextTransformer:
     width = int(config.get("hidden_size", 512))
     return TextTransformer(
         context_length=int(config.get("max_position_embeddings", 77)),
-        vocab_size=int(config.get("vocab_size", 49408)),
+        vocab_size=int(config.get("vocab_size", _VOCABULARY)),
         width=width,
         heads=int(config.get("num_attention_heads", 8)),
         layers=int(config.get("num_hidden_layers", 12)),

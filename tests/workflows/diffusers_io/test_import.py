@@ -84,7 +84,39 @@ def changed(file: str, **values: object) -> Callable[[Path], None]:
     return change
 
 
+def not_finite(folder: Path) -> None:
+    tensors = load_file(folder / UNET)
+    tensors["conv_in.bias"][3] = torch.nan
+    (folder / UNET).unlink()
+    save_file(tensors, folder / UNET)
+
+
+def without_words(folder: Path) -> None:
+    for file in (folder / "tokenizer").glob("*"):
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+
+
+def with_a_word_more(folder: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer.add_tokens(["<cat-toy>"])
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def scheduler(**values: object) -> Callable[[Path], None]:
+    return changed("scheduler/scheduler_config.json", **values)
+
+
 BAD = {
+    "NaN": (not_finite, "1 numbers of conv_in.bias are not finite"),
+    "no words": (without_words, "has [0-9]+ words, the text encoder reads 49408: copy vocab.json"),
+    "word without a row": (with_a_word_more, "'<cat-toy>'.*has number 49408, the text encoder has 49408 rows"),
+    "channels": (changed("unet/config.json", out_channels=8), "takes 4 channels and gives 8"),
+    "flow": (scheduler(_class_name="FlowMatchEulerDiscreteScheduler"), "FlowMatchEuler.*preserves the variance"),
+    "EDM": (scheduler(_class_name="EDMEulerScheduler"), "EDMEuler.*preserves the variance"),
+    "flow sigmas": (scheduler(use_flow_sigmas=True), "use_flow_sigmas.*preserves the variance"),
     "pickled": (pickled, "pickled weights only.*safe_serialization"),
     "variant": (variant, "fp16.*full precision"),
     "pointer": (pointer, "Git LFS pointer.*git lfs pull"),
@@ -107,3 +139,14 @@ def test_bad_input(pair: MakePair, tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidCheckpoint, match=message):
         import_pipeline(tmp_path / "bad", tmp_path / "out" / "package")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir()), "nothing half-imported"
+
+
+def test_what_is_not_followed_is_told(pair: MakePair, tmp_path: Path) -> None:
+    folder = tmp_path / "told"
+    shutil.copytree(pair("sd leading-offset").folder, folder)
+    assert import_pipeline(folder, tmp_path / "plain").differences == [], "negative control"
+    scheduler(_class_name="EulerDiscreteScheduler", use_karras_sigmas=True, thresholding=True)(folder)
+    changed("model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])(folder)
+    told = " / ".join(import_pipeline(folder, tmp_path / "package").differences)
+    for part in ("use_karras_sigmas = True", "thresholding = True", "EulerDiscreteScheduler has no", "safety_checker"):
+        assert part in told

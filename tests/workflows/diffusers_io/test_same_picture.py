@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import Tensor
 from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
 from tests.workflows.diffusers_io.conftest import SCHEDULES, Pair
+from workflows.diffusers_io.scheduler import read_scheduler
+from workflows.towers.pipeline_text import load_text
 
 PROMPTS = ["a red circle", "Ünïcode — a DOG, running!"]
 NEGATIVE = ["ugly", "a blue square"]
@@ -187,3 +191,53 @@ def test_text_tokens(pair: MakePair) -> None:
         found = one.package.clip.text.encode(texts)
         assert float((found.tokens - wanted).abs().max()) < 1e-5
         assert bool(found.mask.all())
+
+
+@pytest.mark.parametrize("sampler", PEERS)
+def test_trailing_times_of_every_number_of_steps(sampler: str) -> None:
+    values = {"timestep_spacing": "trailing", "num_train_timesteps": 1000}
+    sampling = read_scheduler(values, latent=True)
+    reference, cut = PEERS[sampler](**values), 0
+    for count in range(1, 1001):
+        reference.set_timesteps(count)
+        wanted = [int(time) for time in reference.timesteps]
+        cut += len(wanted) > count
+        plan = sampling.sampling.plan(sampling.schedule, sampler, count)
+        assert [level - 1 for level in plan.levels[:-1]] == wanted[:count], count
+    assert cut > 0, "diffusers visits a time too many for some, -1"
+
+
+def test_a_learned_word_of_several_vectors(pair: MakePair, tmp_path: Path) -> None:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = shutil.copytree(pair("sd leading-offset").package.folder / "clip", tmp_path / "clip")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    tokenizer.add_tokens(["<cat-toy>", "<cat-toy>_1", "<cat-toy>_2", "<dog>"])
+    encoder.resize_token_embeddings(len(tokenizer))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    encoder.save_pretrained(folder / "text_encoder")
+    pipe = pair("sd leading-offset").pipe
+    text = load_text(folder)
+    for prompt in ("a photo of <cat-toy> and <dog>", "<cat-toy>_1 alone", "nothing learned"):
+        expanded = pipe.maybe_convert_prompt(prompt, tokenizer)
+        wanted = tokenizer(
+            [expanded], padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        ).input_ids
+        assert torch.equal(text.tokenize([prompt]), wanted), prompt
+    assert expanded == "nothing learned"
+    assert pipe.maybe_convert_prompt("<cat-toy>", tokenizer) == "<cat-toy> <cat-toy>_1 <cat-toy>_2", "negative control"
+
+
+def test_the_length_is_the_tokenizers(pair: MakePair, tmp_path: Path) -> None:
+    from transformers import CLIPTokenizer
+
+    shutil.copytree(pair("sd leading-offset").package.folder / "clip", tmp_path / "clip")
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "clip" / "tokenizer")
+    tokenizer.model_max_length = 20
+    tokenizer.save_pretrained(tmp_path / "clip" / "tokenizer")
+    ids = tokenizer(["word " * 50], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        wanted = pair("sd leading-offset").pipe.text_encoder(ids)[0]
+    assert wanted.shape[1] == 20
+    torch.testing.assert_close(load_text(tmp_path / "clip").encode(["word " * 50]).tokens, wanted, rtol=0, atol=1e-5)

@@ -310,6 +310,7 @@ def test_the_signature_lists_every_parameter(config: RunConfig, first: dict[str,
         info = mlflow.models.get_model_info("models:/raverse-digits/1")
     finally:
         mlflow.set_tracking_uri(None)
+    assert info.saved_input_example_info is None, "MLflow runs a model on its example while it logs it"
     assert info.signature is not None
     assert [(c.name, c.required) for c in info.signature.inputs] == [
         ("prompt", True),
