@@ -1,6 +1,6 @@
 r"""What a denoiser is trained to minimise, row by row: the caller averages over however many rows there are.
 
-    L_simple = mean (target - prediction)^2,  on eps, x0 or v
+    L_simple = mean (target - prediction)^2,  on eps, x0, v or u
     L_vlb    = T L_{t-1},                               a term of the variational bound (see `likelihood`)
     L_hybrid = L_simple + weight L_vlb,                 with the mean held fixed in L_vlb
 
@@ -136,11 +136,12 @@ def level_weight(
     weighting: Weighting,
     gamma: float | None = None,
 ) -> Rows:
-    """Weight of the squared error at each level, so that one weighting means the same on eps, x0 and v.
+    """Weight of the squared error at each level, so that one weighting means the same on eps, x0, v and u.
 
     `min_snr`: min(snr, gamma) on x0. `snr_plus_one`: min(snr + 1, gamma) on x0, which is 1 on v until gamma caps it:
     with it, a network that predicts x0 learns from the error of v. `p2`: 1 / (1 + snr)^gamma on eps. With the same
-    x_t, squared errors of x0, eps and v are as 1 : snr : snr + 1. `simple`: 1, whatever is predicted.
+    x_t, squared errors of x0, eps, v and u are as 1 : snr : snr + 1 : (sqrt(snr) + 1)^2. `simple`: 1, whatever is
+    predicted.
 
     Args:
         schedule: gives the signal-to-noise ratio.
@@ -163,6 +164,8 @@ def level_weight(
         on_x0 = snr * (1.0 + snr) ** -(1.0 if gamma is None else gamma)
     if parameterization == "eps":
         return torch.where(snr > 0, on_x0 / snr, 1.0)
+    if parameterization == "u":
+        return on_x0 / (snr.sqrt() + 1.0) ** 2
     return on_x0 if parameterization == "x0" else on_x0 / (snr + 1.0)
 
 

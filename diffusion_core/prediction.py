@@ -4,10 +4,16 @@ r"""What a denoiser says about x_t, in any parameterization: the only place wher
 
 so, with alpha^2 + sigma^2 = 1, `x0 = alpha x_t - sigma v` and `eps = sigma x_t + alpha v` at every level;
 x0 from eps divides by alpha (undefined at zero terminal SNR), eps from x0 divides by sigma (undefined on
-clean data). Both are refused there.
+clean data). Both are refused there. The velocity of flow matching is
+
+    u = eps - x0 = (sigma - alpha) x_t + (alpha + sigma) v,     x0 = (x_t - sigma u) / (alpha + sigma)
+
+and is defined at every level, since alpha + sigma >= 1. With the schedule `NoiseSchedule.flow`, x_t is the path
+(1 - t) x0 + t eps divided by its deviation.
 
 References:
     Salimans & Ho, Progressive Distillation (2022), appendix D, for v.
+    Lipman et al., Flow Matching (2023), for u; Esser et al., Scaling Rectified Flow Transformers (2024).
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from torch import Tensor
 from diffusion_core.errors import InvalidPrediction, InvalidShape
 from diffusion_core.types import Data, RowMask, Rows, expand
 
-Parameterization: TypeAlias = Literal["x0", "eps", "v"]
+Parameterization: TypeAlias = Literal["x0", "eps", "v", "u"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +86,17 @@ class Prediction:
         return _knowing(cls(x_t, x0, eps, alpha_bar), scales)
 
     @classmethod
+    def from_u(cls, x_t: Data, u: Data, alpha_bar: Rows) -> Prediction:
+        """`x0 = (x_t - sigma u) / (alpha + sigma)`, `eps = (x_t + alpha u) / (alpha + sigma)`: defined everywhere."""
+        _same_shape(x_t, u, "u")
+        alpha, sigma = scales = _signal_and_noise(x_t, alpha_bar)
+        x0, eps = x_t.addcmul(sigma, u, value=-1).div_(alpha + sigma), x_t.addcmul(alpha, u).div_(alpha + sigma)
+        return _knowing(cls(x_t, x0, eps, alpha_bar), scales)
+
+    @classmethod
     def from_output(cls, parameterization: Parameterization, x_t: Data, output: Data, alpha_bar: Rows) -> Prediction:
         """Reads a network's output as what it was trained to predict."""
-        constructors = {"x0": cls.from_x0, "eps": cls.from_eps, "v": cls.from_v}
+        constructors = {"x0": cls.from_x0, "eps": cls.from_eps, "v": cls.from_v, "u": cls.from_u}
         return constructors[parameterization](x_t, output, alpha_bar)
 
     @property
@@ -90,6 +104,11 @@ class Prediction:
         """`alpha eps - sigma x0`."""
         alpha, sigma = self._scales
         return alpha * self.eps - sigma * self.x0
+
+    @property
+    def u(self) -> Data:
+        """`eps - x0`, the velocity of the path `(1 - t) x0 + t eps`."""
+        return self.eps - self.x0
 
     def with_x0(self, x0: Data, rows: RowMask | None = None) -> Prediction:
         """Replaces x0 and re-derives eps, so that clipping x0 changes the direction too.
@@ -192,7 +211,7 @@ def _signal_and_noise(x_t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _knowing(made: Prediction, scales: tuple[Tensor, Tensor]) -> Prediction:
-    """Spares the prediction a second reckoning: a step has few numbers, and many small operations."""
+    """Stores alpha and sigma so that they are not computed twice: a step has few numbers and many operations."""
     made.__dict__["_scales"] = scales
     return made
 

@@ -92,6 +92,30 @@ class NoiseSchedule:
         return cls.from_betas(beta_start + (beta_end - beta_start) * curve)
 
     @classmethod
+    def flow(cls, num_levels: int = 1000, shift: float = 1.0) -> NoiseSchedule:
+        r"""`alpha_bar(t) = (1 - t)^2 / ((1 - t)^2 + t^2)`, t = level / T: the straight path from data to noise.
+
+        Flow matching adds noise as `z = (1 - t) x0 + t eps`. Divided by its deviation, z keeps the variance, as x_t
+        does. Euler's step on the velocity u = eps - x0 is then DDIM's with eta 0. alpha_bar is 0 at level T, so
+        eps-prediction is undefined there.
+
+        Args:
+            num_levels: T.
+            shift: s > 0; time t becomes `s t / (1 + (s - 1) t)`, so above 1 more levels are noisy.
+
+        Raises:
+            InvalidSchedule: `shift` is not positive.
+
+        References:
+            Lipman et al., Flow Matching (2023); Esser et al., Scaling Rectified Flow Transformers (2024), eq. 23.
+        """
+        if not shift > 0.0:
+            raise InvalidSchedule(f"found shift={shift}, wanted a positive number")
+        place = torch.arange(_checked(num_levels) + 1, dtype=torch.float64) / num_levels
+        t = shift * place / (1.0 + (shift - 1.0) * place)
+        return cls((1.0 - t) ** 2 / ((1.0 - t) ** 2 + t**2))
+
+    @classmethod
     def _from_curve(cls, num_levels: int, curve: Callable[[float], float], max_beta: float) -> NoiseSchedule:
         values = [curve(level / _checked(num_levels)) for level in range(num_levels + 1)]
         return cls.from_betas([min(1 - after / before, max_beta) for before, after in itertools.pairwise(values)])

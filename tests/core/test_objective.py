@@ -30,7 +30,7 @@ from diffusion_core.schedule import NoiseSchedule
 
 F64 = torch.float64
 SCHEDULE = NoiseSchedule.linear()
-KINDS = ("x0", "eps", "v")
+KINDS = ("x0", "eps", "v", "u")
 
 
 class Scaled(torch.nn.Module):
@@ -62,7 +62,8 @@ def test_simple_loss_is_the_mean_squared_error_of_what_is_predicted(kind):
     network = Scaled()
     found = training_loss(NetworkDenoiser(network, SCHEDULE, kind), x0, draws, parameterization=kind)
     a = SCHEDULE.at(draws.level).view(-1, 1, 1)
-    target = {"x0": x0, "eps": draws.eps, "v": a.sqrt() * draws.eps - (1 - a).sqrt() * x0}[kind]
+    v = a.sqrt() * draws.eps - (1 - a).sqrt() * x0
+    target = {"x0": x0, "eps": draws.eps, "v": v, "u": draws.eps - x0}[kind]
     torch.testing.assert_close(found, (0.3 * x_t - target).square().mean(dim=(1, 2)), rtol=1e-8, atol=1e-12)
 
 
@@ -79,12 +80,13 @@ def test_the_gradient_is_that_of_the_network(kind):
 
 @given(st.floats(1e-3, 1e3), st.sampled_from(["min_snr", "snr_plus_one", "p2"]), st.floats(0.5, 10.0))
 def test_one_weighting_means_the_same_on_every_parameterization(snr, weighting, gamma):
-    """With the same x_t, squared errors of x0, eps and v are as 1 : snr : snr + 1."""
+    """With the same x_t, squared errors of x0, eps, v and u are as 1 : snr : snr + 1 : (sqrt(snr) + 1)^2."""
     schedule = NoiseSchedule(torch.tensor([1.0, snr / (1 + snr)], dtype=F64))
     level = torch.tensor([1])
     on = {kind: float(level_weight(schedule, level, kind, weighting, gamma)) for kind in KINDS}
     assert on["x0"] == pytest.approx(on["eps"] * snr, rel=1e-9)
     assert on["x0"] == pytest.approx(on["v"] * (snr + 1), rel=1e-9)
+    assert on["x0"] == pytest.approx(on["u"] * (snr**0.5 + 1) ** 2, rel=1e-9)
     truth = {"min_snr": min(snr, gamma), "snr_plus_one": min(snr + 1, gamma), "p2": snr / (1 + snr) ** gamma}[weighting]
     assert on["x0"] == pytest.approx(truth, rel=1e-9)
 

@@ -1,4 +1,4 @@
-"""x0, eps and v convert in every direction, at both ends of the schedule, or are refused."""
+"""x0, eps, v and u convert in every direction, at both ends of the schedule, or are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion_core.schedule import NoiseSchedule
 from diffusion_core.types import expand
 
 F64 = torch.float64
-KINDS = ("x0", "eps", "v")
+KINDS = ("x0", "eps", "v", "u")
 
 
 def truth(alpha_bar: torch.Tensor, shape: tuple[int, ...] = (3, 2), dtype: torch.dtype = F64) -> Prediction:
@@ -27,7 +27,7 @@ def truth(alpha_bar: torch.Tensor, shape: tuple[int, ...] = (3, 2), dtype: torch
 
 
 def assert_same(found: Prediction, wanted: Prediction, tolerance: float) -> None:
-    for name in ("x_t", "x0", "eps", "v"):
+    for name in ("x_t", "x0", "eps", "v", "u"):
         torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=tolerance)
 
 
@@ -52,6 +52,23 @@ def test_x_t_is_what_x0_and_eps_make_whatever_was_predicted(alpha_bar):
         torch.testing.assert_close(getattr(found, kind), output, rtol=0, atol=1e-9)
 
 
+def test_u_is_the_velocity_of_the_straight_path():
+    """z = (1 - t) x0 + t eps is x_t times its deviation, and dz/dt = eps - x0."""
+    schedule = NoiseSchedule.flow(1000, shift=3.0)
+    level = torch.tensor([1, 10, 500, 999, 1000])
+    place = level.double() / 1000
+    t = 3.0 * place / (1.0 + 2.0 * place)
+    wanted = truth(schedule.at(level), (4,))
+    z = expand(1 - t, wanted.x0) * wanted.x0 + expand(t, wanted.x0) * wanted.eps
+    deviation = ((1 - t) ** 2 + t**2).sqrt()
+    torch.testing.assert_close(wanted.x_t, z / expand(deviation, z), rtol=0, atol=1e-14)
+    torch.testing.assert_close(wanted.u, wanted.eps - wanted.x0, rtol=0, atol=0)
+    found = Prediction.from_u(wanted.x_t, wanted.u, wanted.alpha_bar)
+    # As flow matching writes them: x0 = z - t u, eps = z + (1 - t) u.
+    torch.testing.assert_close(found.x0, z - expand(t, z) * wanted.u, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found.eps, z + expand(1 - t, z) * wanted.u, rtol=0, atol=1e-14)
+
+
 def test_v_against_diffusers():
     schedule, peer = NoiseSchedule.linear(), diffusers.DDPMScheduler()
     peer.alphas_cumprod = schedule.alpha_bar[1:].clone()
@@ -60,14 +77,14 @@ def test_v_against_diffusers():
     torch.testing.assert_close(wanted.v, peer.get_velocity(wanted.x0, wanted.eps, level - 1), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("kind", "ends"), [("v", [0.0, 1.0]), ("x0", [0.0]), ("eps", [1.0])])
+@pytest.mark.parametrize(("kind", "ends"), [("v", [0.0, 1.0]), ("u", [0.0, 1.0]), ("x0", [0.0]), ("eps", [1.0])])
 def test_the_ends_that_are_defined(kind, ends):
     wanted = truth(torch.tensor(ends, dtype=F64))
     found = Prediction.from_output(kind, wanted.x_t, getattr(wanted, kind), wanted.alpha_bar)
     for row, end in enumerate(ends):
         # Pure noise says nothing about x0, nor clean data about eps, except through v.
         torch.testing.assert_close(found.x0[row], wanted.x0[row], rtol=0, atol=1e-12)
-        if kind == "v" or end == 0.0:
+        if kind in ("v", "u") or end == 0.0:
             torch.testing.assert_close(found.eps[row], wanted.eps[row], rtol=0, atol=1e-12)
 
 

@@ -21,6 +21,7 @@ SCHEDULES = {
     "cosine": NoiseSchedule.cosine(),
     "scaled_linear": NoiseSchedule.scaled_linear(),
     "sigmoid": NoiseSchedule.sigmoid(),
+    "flow": NoiseSchedule.flow(shift=2.0),
 }
 PLANS = {
     "ddim": ddim,
@@ -35,8 +36,8 @@ PLANS = {
 def gaussian_prediction(x: torch.Tensor, alpha_bar: float, mean: float, variance: float) -> Prediction:
     """The exact denoiser of data N(mean, variance)."""
     total = alpha_bar * variance + 1.0 - alpha_bar
-    eps = math.sqrt(1.0 - alpha_bar) * (x - math.sqrt(alpha_bar) * mean) / total
-    return Prediction.from_eps(x, eps, torch.full((len(x),), alpha_bar, dtype=F64))
+    x0 = mean + math.sqrt(alpha_bar) * variance * (x - math.sqrt(alpha_bar) * mean) / total
+    return Prediction.from_x0(x, x0, torch.full((len(x),), alpha_bar, dtype=F64))
 
 
 @pytest.mark.parametrize("kind", PLANS)
@@ -58,6 +59,23 @@ def test_zero_terminal_snr_stays_finite(kind):
     schedule = NoiseSchedule.linear().with_zero_terminal_snr()
     plan = PLANS[kind](schedule, spacing.trailing(schedule, 10))
     assert all(math.isfinite(value) for row in plan.rows for value in row)
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 20])
+def test_ddim_on_the_flow_schedule_is_eulers_method_on_the_velocity(num_steps):
+    """z = (1 - t) x0 + t eps: the peer steps z by u = eps - x0, the table steps x_t = z / deviation."""
+    schedule = NoiseSchedule.flow()
+    plan = ddim(schedule, spacing.trailing(schedule, num_steps))
+    peer = diffusers.FlowMatchEulerDiscreteScheduler()
+    peer.set_timesteps(sigmas=[level / 1000 for level in plan.levels[:-1]])
+    ours = theirs = torch.linspace(-2, 2, 9, dtype=F64)
+    for index, level in enumerate(plan.levels[:-1]):
+        alpha_bar, deviation = float(schedule.alpha_bar[level]), math.hypot(1 - level / 1000, level / 1000)
+        ours = step(plan, index, gaussian_prediction(ours, alpha_bar, 0.7, 0.25))
+        u = gaussian_prediction(theirs / deviation, alpha_bar, 0.7, 0.25).u
+        theirs = peer.step(u, peer.timesteps[index], theirs).prev_sample.double()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert float((ours - 0.7).abs().max()) > 0.1 or num_steps == 1
 
 
 def test_a_plan_that_breaks_an_invariant_is_refused():

@@ -8,6 +8,7 @@ import math
 import diffusers
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ SCHEDULES = {
     "cosine": NoiseSchedule.cosine(),
     "scaled_linear": NoiseSchedule.scaled_linear(),
     "sigmoid": NoiseSchedule.sigmoid(),
+    "flow": NoiseSchedule.flow(),
+    "shifted flow": NoiseSchedule.flow(1000, shift=3.0),
     "zero terminal": NoiseSchedule.linear().with_zero_terminal_snr(),
     "short": NoiseSchedule.linear(3),
 }
@@ -51,6 +54,15 @@ def test_against_diffusers(name, kind, options):
     ours = SCHEDULES[name].alpha_bar[1:]
     torch.testing.assert_close(peer.alphas_cumprod.double(), ours, rtol=0, atol=1e-6)
     torch.testing.assert_close(peer.betas.double(), SCHEDULES[name].betas, rtol=1e-5, atol=2e-7)
+
+
+def test_flow_against_diffusers():
+    """Noise over signal is t / (1 - t) with the scheduler's own shifted t."""
+    for name, shift in (("flow", 1.0), ("shifted flow", 3.0)):
+        t = FlowMatchEulerDiscreteScheduler(shift=shift).sigmas.double().flip(0)
+        ours = SCHEDULES[name]
+        torch.testing.assert_close(ours.sigma(torch.arange(1, 1000)), t[:-1] / (1 - t[:-1]), rtol=1e-3, atol=0)
+        assert float(ours.alpha_bar[-1]) == 0.0 and float(t[-1]) == 1.0
 
 
 def test_zero_terminal_snr_against_diffusers():
@@ -205,11 +217,24 @@ def test_bad_betas_are_refused(betas):
 
 
 @pytest.mark.parametrize(
-    "make", [NoiseSchedule.linear, NoiseSchedule.cosine, NoiseSchedule.scaled_linear, NoiseSchedule.sigmoid]
+    "make",
+    [
+        NoiseSchedule.linear,
+        NoiseSchedule.cosine,
+        NoiseSchedule.scaled_linear,
+        NoiseSchedule.sigmoid,
+        NoiseSchedule.flow,
+    ],
 )
 def test_a_schedule_without_levels_is_refused(make):
     with pytest.raises(InvalidSchedule, match="num_levels=0"):
         make(0)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, math.nan])
+def test_a_shift_that_is_not_positive_is_refused(shift):
+    with pytest.raises(InvalidSchedule, match="wanted a positive number"):
+        NoiseSchedule.flow(10, shift)
 
 
 @pytest.mark.usefixtures("unchecked")

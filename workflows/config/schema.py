@@ -217,7 +217,19 @@ class ScheduleConfig(Section):
 
     kind: ScheduleName = Field(SCHEDULES[0], description="Family of the schedule.")
     num_levels: PositiveInt = Field(1000, description="T: levels run from 0 (clean) to T (noise).")
-    zero_terminal_snr: bool = Field(False, description="Rescale so that alpha_bar_T = 0 (needs v or x0).")
+    zero_terminal_snr: bool = Field(False, description="Rescale so that alpha_bar_T = 0 (needs v, u or x0).")
+    shift: float = Field(1.0, gt=0, description="Of the flow schedule: more levels are noisy above 1.")
+
+    @property
+    def ends_in_noise(self) -> bool:
+        """Whether alpha_bar_T = 0, where noise says nothing about the picture."""
+        return self.zero_terminal_snr or self.kind == "flow"
+
+    @model_validator(mode="after")
+    def _shift_is_read(self) -> Self:
+        if self.shift != 1.0 and self.kind != "flow":
+            raise ValueError(f"shift belongs to the flow schedule: found kind {self.kind}; set kind=flow, or leave it")
+        return self
 
 
 class NetworkConfig(Section):
@@ -271,6 +283,9 @@ class TrainConfig(Section):
     )
     level_shift: float = Field(
         1.0, gt=0, description="Trains more on noisy levels above 1, on clean ones below; the median is s / (1 + s)."
+    )
+    level_density: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="Of the levels before the shift; logit_normal trains most on the middle ones."
     )
     shuffle_rows: PositiveInt = Field(
         65_536,
@@ -344,13 +359,25 @@ class DenoiserConfig(Section):
     lora: _FineTuned[LoraConfig] = LoraConfig()
     network: _FromNothing[NetworkConfig] = NetworkConfig()
     schedule: _FromNothing[ScheduleConfig] = ScheduleConfig()
-    parameterization: _FromNothing[Literal["x0", "eps", "v"]] = Field("v", description="What the network predicts.")
+    parameterization: _FromNothing[Literal["x0", "eps", "v", "u"]] = Field(
+        "v",
+        description="What the network predicts: the picture, the noise, their rotation v, or the flow's velocity u.",
+    )
     train: TrainConfig = TrainConfig()
 
     @model_validator(mode="after")
     def _lora_has_a_base(self) -> Self:
         if self.lora.rank and self.base is None:
             raise ValueError("denoiser.lora trains matrices beside an imported network: set denoiser.base")
+        return self
+
+    @model_validator(mode="after")
+    def _noise_says_something(self) -> Self:
+        if self.base is None and self.parameterization == "eps" and self.schedule.ends_in_noise:
+            raise ValueError(
+                "denoiser.parameterization eps is undefined where alpha_bar is 0, as it is at the last level of this "
+                "schedule: set it to v, u or x0"
+            )
         return self
 
 

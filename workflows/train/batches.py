@@ -138,6 +138,7 @@ class CachedBatches:
             config.level_shift,
             cache.manifest.shard_rows["images"],
             config.shuffle_rows,
+            config.level_density,
         )
         self._reader = BatchReader(cache, num_levels, config.seed, device)
         opened = cache.reader.opened

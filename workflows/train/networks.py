@@ -42,5 +42,6 @@ def classifier_network(
 
 def noise_schedule(section: ScheduleConfig) -> NoiseSchedule:
     """The configured schedule."""
-    schedule: NoiseSchedule = getattr(NoiseSchedule, section.kind)(section.num_levels)
+    options = {"shift": section.shift} if section.kind == "flow" else {}
+    schedule: NoiseSchedule = getattr(NoiseSchedule, section.kind)(section.num_levels, **options)
     return schedule.with_zero_terminal_snr() if section.zero_terminal_snr else schedule

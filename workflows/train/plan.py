@@ -21,6 +21,8 @@ from workflows.errors import InvalidData
 from workflows.train.order import Order
 
 _GOLDEN: Final = 0.6180339887498949
+_UNIFORM: Final = 0.02
+"""Share of rows whose level is uniform, whatever the density."""
 _WORDING_STREAM: Final = 16
 """Stream of a row's wording; the core's own streams end below."""
 _ROWS_AHEAD: Final = 2048
@@ -71,7 +73,8 @@ class Plan:
         shift u / (1 + (shift - 1) u)
 
     which is uniform at shift 1, has its median at shift / (1 + shift), and so trains more on noise above 1, on
-    clean pictures below it.
+    clean pictures below it. With the density `logit_normal`, u becomes the logistic function of a standard normal
+    first, except in one row of fifty: that density hardly ever visits the last levels, where sampling starts.
 
     Args:
         seed: of all draws.
@@ -81,12 +84,13 @@ class Plan:
         level_shift: of the levels.
         shard_rows: samples of a shard.
         shuffle_rows: samples that are mixed with each other, about.
+        level_density: `uniform` or `logit_normal`.
 
     Raises:
         InvalidData: there are no samples.
 
     References:
-        Esser et al., Scaling Rectified Flow Transformers (2024), eq. 23, for the shift.
+        Esser et al., Scaling Rectified Flow Transformers (2024), eq. 23, for the shift; eq. 19, for the density.
     """
 
     seed: int
@@ -96,6 +100,7 @@ class Plan:
     level_shift: float = 1.0
     shard_rows: int = 1 << 62
     shuffle_rows: int = 1 << 16
+    level_density: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -124,9 +129,16 @@ class Plan:
             numbers,
             torch.from_numpy(self._samples(first, count)),
             (wordings * (1 << 24)).long(),
-            self.level_shift * even / (1.0 + (self.level_shift - 1.0) * even),
+            self._places(even),
             drops < self.condition_dropout,
         )
+
+    def _places(self, even: Tensor) -> Tensor:
+        """Places of levels in [0, 1), from evenly spread numbers in [0, 1)."""
+        if self.level_density == "logit_normal":
+            middle = torch.special.ndtri((even - _UNIFORM).clamp(min=1e-9) / (1.0 - _UNIFORM)).sigmoid()
+            even = torch.where(even < _UNIFORM, even / _UNIFORM, middle.clamp(max=1.0 - 1e-9))
+        return self.level_shift * even / (1.0 + (self.level_shift - 1.0) * even)
 
     def _samples(self, first: int, count: int) -> NDArray[np.int64]:
         parts, number, end = [], first, first + count

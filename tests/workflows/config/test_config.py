@@ -87,6 +87,15 @@ def test_a_file_is_read_and_paths_are_absolute(tmp_path: Path, monkeypatch: pyte
         (["serve.port=[1"], ["serve.port", "not YAML"]),
         (["denoiser.train.steps=0", "sevre.port=1"], ["denoiser.train.steps", "sevre"]),
         (["register.gate.guidance=magic"], ["register.gate.guidance: unknown guidance 'magic': give one of none,"]),
+        (["denoiser.schedule.shift=2"], ["denoiser.schedule: shift belongs to the flow schedule: found kind cosine"]),
+        (
+            ["denoiser.schedule.kind=flow", "denoiser.parameterization=eps"],
+            ["parameterization eps is undefined where alpha_bar is 0", "set it to v, u or x0"],
+        ),
+        (
+            ["denoiser.schedule.zero_terminal_snr=true", "denoiser.parameterization=eps"],
+            ["parameterization eps is undefined where alpha_bar is 0"],
+        ),
         (["data.path=/tmp"], ["data: data.path goes with your own data"]),
         (
             ["evaluate.guidance_interval=[1]"],

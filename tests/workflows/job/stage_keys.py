@@ -31,8 +31,8 @@ ONE_VALUE = "one value"
 FREE = [
     f"{part}.train.{item}" for part in ("denoiser", "classifier") for item in ("ema_widths=[0.05,0.1]", "sharding=fsdp")
 ]
-FREE += ["evaluate.guidance_scale=0.5", "evaluate.scales=[0,1]"]
-"""Other values leave `snapshot_every`, `cpu_offload` or `cfg_plus_plus` no choice."""
+FREE += ["evaluate.guidance_scale=0.5", "evaluate.scales=[0,1]", "denoiser.schedule.kind=flow"]
+"""Other values leave `snapshot_every`, `cpu_offload`, `cfg_plus_plus` or `schedule.shift` no choice."""
 
 
 def leaves() -> list[str]:

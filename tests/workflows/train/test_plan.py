@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
+
 import pytest
 import torch
 
@@ -61,6 +64,16 @@ def test_the_shift_moves_levels_as_its_formula_says(shift: float) -> None:
     assert float(place.min()) >= 0.0 and float(place.max()) < 1.0
     for p in (0.1, 0.5, 0.9):
         assert float((place <= p).double().mean()) == pytest.approx(p / (shift - (shift - 1.0) * p), abs=2e-3)
+
+
+def test_logit_normal_levels_are_mostly_in_the_middle_and_visit_both_ends() -> None:
+    """P(place <= p) = .02 p + .98 Phi(log(p / (1 - p)))."""
+    place = Plan(seed=0, num_samples=10, batch_size=20_000, level_density="logit_normal").batch(0).level_draws
+    assert float(place.min()) >= 0.0 and float(place.max()) < 1.0
+    for p in (0.001, 0.1, 0.5, 0.9, 0.999):
+        wanted = 0.02 * p + 0.98 * NormalDist().cdf(math.log(p / (1 - p)))
+        assert float((place <= p).double().mean()) == pytest.approx(wanted, abs=2e-3)
+    assert float((place > 0.999).double().mean()) > 0, "sampling starts there"
 
 
 def test_the_share_of_hidden_conditions_is_the_wanted_one() -> None:
