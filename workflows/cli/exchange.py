@@ -52,7 +52,11 @@ def export(
     model: Annotated[str, typer.Argument(help="NAME@ALIAS, NAME/VERSION or the folder of a package.")],
     path: Annotated[Path, typer.Argument(help="The folder or file to write.")],
     format_: Annotated[
-        str, typer.Option("--format", help="diffusers: a pipeline's folder; lora: the matrices of a LoRA version.")
+        str,
+        typer.Option(
+            "--format",
+            help="diffusers: a pipeline's folder; lora: a LoRA version's matrices; kohya: those for ComfyUI.",
+        ),
     ] = "diffusers",
     config: StoreOption = "digits",
     overrides: SetOption = None,
@@ -62,12 +66,11 @@ def export(
     Example: raverse export sd@champion exported --format diffusers
     """
     with open_command(config, overrides) as command:
-        from workflows.diffusers_io.exporting import export_diffusers, export_lora
+        from workflows.diffusers_io.exporting import FORMATS
         from workflows.package.source import find_model
 
-        writers = {"diffusers": export_diffusers, "lora": export_lora}
-        if format_ not in writers:
-            raise typer.BadParameter(f"{format_!r}: wanted diffusers or lora", param_hint="--format")
+        if format_ not in FORMATS:
+            raise typer.BadParameter(f"{format_!r}: wanted one of {', '.join(FORMATS)}", param_hint="--format")
         source = find_model(command.config, model)
-        writers[format_](source.folder, path.absolute())
+        FORMATS[format_](source.folder, path.absolute())
         command.console.print(f"{path}: {source.label}", soft_wrap=True, highlight=False)

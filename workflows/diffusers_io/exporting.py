@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from diffusion_core.bundle import EMA, WEIGHTS, ModelBundle
 from workflows.diffusers_io.folder import INDEX
@@ -16,7 +17,7 @@ from workflows.diffusers_io.importing import NETWORK_CONFIG
 from workflows.errors import InvalidCheckpoint, StorageUnwritable
 from workflows.model.latents import PREVIEW_FILE
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, verify
-from workflows.package.lora import ADAPTER, Adapter, for_diffusers, merged
+from workflows.package.lora import ADAPTER, Adapter, for_diffusers, for_kohya, merged
 from workflows.storage.atomic import whole_file, whole_folder
 
 _NETWORK_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -80,12 +81,13 @@ def _write_network(package: Path, target: Path) -> None:
     shutil.copyfile(bundle / EMA if (bundle / EMA).is_file() else bundle / WEIGHTS, target)
 
 
-def export_lora(package: Path, target: Path) -> Path:
+def export_lora(package: Path, target: Path, names: Callable[[Adapter], dict[str, Tensor]] = for_diffusers) -> Path:
     """Writes a LoRA version's matrices as `load_lora_weights` reads them.
 
     Args:
         package: folder of the package.
         target: a `.safetensors` file, or a folder for one; an existing file is refused.
+        names: gives the tensors by the names that a program reads.
 
     Returns:
         The file.
@@ -103,10 +105,19 @@ def export_lora(package: Path, target: Path) -> Path:
         raise StorageUnwritable(f"{file} is there already: give another name")
     try:
         with whole_file(file) as partial:
-            save_file(for_diffusers(Adapter.load(package / ADAPTER)), partial, {"format": "pt"})
+            save_file(names(Adapter.load(package / ADAPTER)), partial, {"format": "pt"})
     except OSError as error:
         raise StorageUnwritable(f"cannot write {file} ({error}): give another folder") from None
     return file
+
+
+def export_kohya(package: Path, target: Path) -> Path:
+    """Writes a LoRA version's matrices as kohya's trainer names them, for ComfyUI and A1111; else as `export_lora`."""
+    return export_lora(package, target, for_kohya)
+
+
+FORMATS: Final[dict[str, Callable[[Path, Path], object]]] = {"diffusers": export_diffusers, "lora": export_lora, "kohya": export_kohya}
+"""What writes a package, by the name of the format."""
 
 
 def _in_place(target: Path, write: Callable[[Path], None]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ ADAPTER: Final = "adapter"
 WEIGHTS: Final = "adapter.safetensors"
 SETTINGS: Final = "adapter.json"
 _NAME: Final = "default"
+_KOHYA: Final = {"lora_A": "lora_down", "lora_B": "lora_up"}
 
 
 @final
@@ -143,3 +145,14 @@ def for_diffusers(adapter: Adapter) -> dict[str, Tensor]:
     factor = adapter.lora.alpha / adapter.lora.rank
     named = {name.replace(f".{_NAME}.", "."): value for name, value in adapter.weights.items()}
     return {f"unet.{name}": value * factor if ".lora_B." in name else value for name, value in named.items()}
+
+
+def for_kohya(adapter: Adapter) -> dict[str, Tensor]:
+    """The matrices under the names of kohya's trainer, which ComfyUI and A1111 read; alpha is a tensor of its own."""
+    found: dict[str, Tensor] = {}
+    for name, value in adapter.weights.items():
+        layer, _, matrix = name.removesuffix(f".{_NAME}.weight").rpartition(".")
+        key = f"lora_unet_{layer.replace('.', '_')}"
+        found[f"{key}.{_KOHYA[matrix]}.weight"] = value
+        found[f"{key}.alpha"] = torch.tensor(adapter.lora.alpha)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from workflows.config.load import load_config
 from workflows.config.schema import LoraConfig, TrainConfig
 from workflows.data.dataset import SPLITS, Dataset
 from workflows.data.stage import build_data
-from workflows.diffusers_io.exporting import export_diffusers, export_lora
+from workflows.diffusers_io.exporting import export_diffusers, export_kohya, export_lora
 from workflows.diffusers_io.importing import import_pipeline
 from workflows.embed.cache import EmbeddingCache
 from workflows.embed.plan import plan_shards
@@ -34,7 +35,7 @@ from workflows.model.model import ModelPackage
 from workflows.options.guidance import Guidance
 from workflows.package.base import Base, base_of
 from workflows.package.files import AUTOENCODER, CLIP, PIPELINE, assemble
-from workflows.package.lora import Adapter, Lora, adapter_parameters
+from workflows.package.lora import Adapter, Lora, adapter_parameters, for_kohya
 from workflows.runtime.progress import Progress
 from workflows.towers.autoencoder import Autoencoder
 from workflows.towers.identity import ClipIdentity
@@ -239,10 +240,29 @@ def test_an_exported_version_draws_the_same_in_diffusers(base: Base, tuned: Path
         return images
 
     untuned = of(beside)
+    kohya = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     beside.load_lora_weights(tmp_path / "lora", weight_name=file.name)
-    for pipe in (merged, beside):
+    kohya.load_lora_weights(tmp_path / "kohya", weight_name=export_kohya(tuned, tmp_path / "kohya").name)
+    for pipe in (merged, beside, kohya):
         assert float((of(pipe) - found).norm() / found.norm()) < 1e-4
     assert float((untuned - found).norm() / found.norm()) > 1e-2
+
+
+def test_kohyas_names_are_those_that_comfyui_and_a1111_read(tuned: Path) -> None:
+    """`lora_unet_` and the layer's name in diffusers, `_` for each dot; down, up and alpha of each layer."""
+    adapter = Adapter.load(tuned / "adapter")
+    found = for_kohya(adapter)
+    block = r"(?:(?:down|up)_blocks_\d+|mid_block)_attentions_\d+"
+    layer = rf"lora_unet_{block}_transformer_blocks_\d+_attn[12]_to_(?:q|k|v|out_0)"
+    assert {
+        name for name in found if not re.fullmatch(rf"{layer}\.(?:lora_down\.weight|lora_up\.weight|alpha)", name)
+    } == set()
+    layers = {name.partition(".")[0] for name in found}
+    assert len(found) == 3 * len(layers) > 0
+    for name in layers:
+        down, up = found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"]
+        assert down.shape[0] == up.shape[1] == adapter.lora.rank
+        assert float(found[f"{name}.alpha"]) == adapter.lora.alpha
 
 
 def test_an_adapter_of_another_base_is_refused(base: Base, tuned: Path) -> None:
