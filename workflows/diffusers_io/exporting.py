@@ -116,7 +116,11 @@ def export_kohya(package: Path, target: Path) -> Path:
     return export_lora(package, target, for_kohya)
 
 
-FORMATS: Final[dict[str, Callable[[Path, Path], object]]] = {"diffusers": export_diffusers, "lora": export_lora, "kohya": export_kohya}
+FORMATS: Final[dict[str, Callable[[Path, Path], object]]] = {
+    "diffusers": export_diffusers,
+    "lora": export_lora,
+    "kohya": export_kohya,
+}
 """What writes a package, by the name of the format."""
 
 
