@@ -34,6 +34,7 @@ _MODULES = {
     "schedule": "NoiseSchedule",
     "spacing": "leading linspace quadratic trailing",
     "trajectory": "OnStep image_to_image inpaint interpolate invert run sample",
+    "tuning": "OnTrial TunedTable tune",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -75,3 +75,6 @@ from diffusion_core.trajectory import interpolate as interpolate
 from diffusion_core.trajectory import invert as invert
 from diffusion_core.trajectory import run as run
 from diffusion_core.trajectory import sample as sample
+from diffusion_core.tuning import OnTrial as OnTrial
+from diffusion_core.tuning import TunedTable as TunedTable
+from diffusion_core.tuning import tune as tune
