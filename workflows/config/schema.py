@@ -199,7 +199,7 @@ class EmbedConfig(Section):
     batch_size: Unkeyed[PositiveInt] = Field(256, description="Captions per encoder call. Does not change the result.")
     workers: Unkeyed[PositiveInt] = Field(1, description="Encoder actors. Does not change the result.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="Storage type of the token embeddings."
+        "float32", description="Storage type of the token embeddings; bfloat16 halves them, see deploy/SCALING.md."
     )
     rows_per_shard: PositiveInt = Field(4096, description="Rows of a shard at most; it has at most 64 MiB.")
     flips: bool = Field(False, description="Cache latents of mirrored pictures too, and train on both (latents).")
