@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -28,13 +29,17 @@ _DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.item
 @data.callback(invoke_without_command=True, help=stage("data").summary)
 def build(
     context: typer.Context,
-    config: Annotated[str | None, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help="digits, shapes, pictures, vectors, or the path of a YAML file.")
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Runs the data stage, unless a verb below `data` is given."""
     if context.invoked_subcommand is None:
         if config is None:
-            raise typer.BadParameter("missing: give digits, shapes, or a YAML file", param_hint="--config")
+            raise typer.BadParameter(
+                "missing: give digits, shapes, pictures, vectors, or a YAML file", param_hint="--config"
+            )
         run_stage("data", config, overrides)
 
 
@@ -53,7 +58,9 @@ def check(
     max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="As data.max_bad_fraction.")] = _DEFAULTS[
         "max_bad_fraction"
     ],
-    context_length: Annotated[int, typer.Option(min=3, help="Tokens that a caption may have.")] = 77,
+    context_length: Annotated[
+        int | None, typer.Option(min=3, help="Tokens that a caption may have; default: 99 of 100 captions fit.")
+    ] = None,
     sample: Annotated[int, typer.Option(min=1, help="Records to look at.")] = 2000,
     every: Annotated[bool, typer.Option("--all", help="Look at every record.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for report.json and report.html.")] = Path("data-check"),
@@ -96,18 +103,40 @@ def _known(source: str) -> str:
     return source
 
 
-def _check(config: DataConfig, context_length: int, limit: int | None, out: Path) -> bool:
+def _check(config: DataConfig, context_length: int | None, limit: int | None, out: Path) -> bool:
     from workflows.data.check import check_data
     from workflows.data.check_page import page
 
     report, thumbnails = check_data(config, limit, context_length)
     bad = report["records"] - report["usable"]
+    report["training"] = _outlook(report) if report["usable"] else []
     usable = bool(report["usable"]) and bad <= config.max_bad_fraction * report["records"]
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report | {"ok": usable}, indent=2, ensure_ascii=False))
     (out / "report.html").write_text(page(report, thumbnails, usable=usable))
     _show(report, out, usable=usable)
     return usable
+
+
+def _outlook(report: dict[str, Any]) -> list[str]:
+    """How long the proposed command trains on this machine, as far as the records that were looked at can say."""
+    from workflows.config.load import load_config
+    from workflows.data.rows import rows_of
+    from workflows.job.outlook import evaluated, lengths
+    from workflows.train.here import Subject
+
+    words = shlex.split(report["next"])
+    settings = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    config = load_config(words[words.index("--config") + 1], settings)
+    num_train = max(1, round((1.0 - config.data.held_out) * report["usable"] * _all_of(report)))
+    labels = len(report["labels"])
+    subject = Subject(rows_of(report["shape"]), num_train, labels, labels or 256, report["captions"]["context_length"])
+    return [*lengths(config, subject), evaluated(config, labelled=bool(labels))]
+
+
+def _all_of(report: dict[str, Any]) -> float:
+    """How many times what was looked at there is, by the pieces of the data."""
+    return 1.0 if report["complete"] else max(1.0, report["pieces"] / report["pieces_read"])
 
 
 def _show(report: dict[str, Any], out: Path, *, usable: bool) -> None:
@@ -127,6 +156,8 @@ def _show(report: dict[str, Any], out: Path, *, usable: bool) -> None:
     console.print(verdict(report, usable=usable))
     console.print(f"see {out / 'report.html'} and {out / 'report.json'}")
     if usable:
+        for line in report["training"]:
+            console.print(line)
         console.print(f"next: {report['next']}")
     else:
         console.print("mend them, or raise data.max_bad_fraction")

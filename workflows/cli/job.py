@@ -6,6 +6,7 @@ import typer
 
 from workflows.cli.command import open_command, run_stage
 from workflows.cli.options import ConfigOption, RegisteredOption, SetOption
+from workflows.job.outlook import outlook
 from workflows.job.pipeline import plan_job, run_job
 from workflows.job.report import next_lines, stage_table, write_report
 from workflows.job.stages import STAGES
@@ -25,7 +26,7 @@ def run(config: ConfigOption, overrides: SetOption = None) -> None:
     """
     with open_command(config, overrides) as command, exclusive_storage(command.config):
         plan = plan_job(command.config, STAGES)
-        result = run_job(command.config, command.progress, plan, ray_session)
+        result = run_job(command.config, command.progress, plan, ray_session, outlook)
         write_report(command.config, result)
         command.console.print(stage_table(result))
         lines = next_lines(command.config, result, config, overrides or [])

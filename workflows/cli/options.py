@@ -14,9 +14,14 @@ from workflows.errors import InvalidRequest
 from workflows.options.guidance import DEFAULT_GUIDANCE, KINDS, SETTINGS, Guidance, Setting
 from workflows.options.samplers import SAMPLERS
 
-ConfigOption = Annotated[str, typer.Option("--config", help="digits, shapes, or the path of a YAML file.")]
+ConfigOption = Annotated[
+    str, typer.Option("--config", help="digits, shapes, pictures, vectors, or the path of a YAML file.")
+]
 StoreOption = Annotated[
-    str, typer.Option("--config", help="Whose store and model: digits, shapes, or the path of a YAML file.")
+    str,
+    typer.Option(
+        "--config", help="Whose store and model: digits, shapes, pictures, vectors, or the path of a YAML file."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, such as storage.root=runs.")

@@ -27,6 +27,8 @@ from workflows.options.sources import BUILT_IN_DATA, SourceName
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Auto: TypeAlias = Literal["auto"]
+Minutes = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 # Absolute from the start: Ray's workers change directory.
 FolderPath = Annotated[str, AfterValidator(os.path.abspath)]
 
@@ -35,6 +37,17 @@ def _least_before_most(workers: int | tuple[int, int]) -> int | tuple[int, int]:
     if isinstance(workers, tuple) and workers[0] > workers[1]:
         raise ValueError(f"num_workers {list(workers)}: wanted [least, most]")
     return workers
+
+
+def _number(value: int | Auto, name: str) -> int:
+    """A setting that may be `auto`, once it is decided."""
+    assert value != "auto", f"{name} is not decided yet"
+    return value
+
+
+def _minutes_go_with_auto(section: Any) -> None:
+    if section.minutes is not None and section.steps != "auto":
+        raise ValueError(f"minutes is the budget of steps: auto, and steps is {section.steps}: set steps=auto")
 
 
 def _most(workers: int | tuple[int, int]) -> int:
@@ -142,6 +155,8 @@ class DataConfig(Section):
 
 
 _TrainedHere = Annotated[T, KeyedWhere(lambda clip: clip.source == "train")]
+_Sized = Annotated[T, KeyedWhere(lambda clip: clip.source == "train" and clip.size == "set")]
+_Paced = Annotated[T, KeyedWhere(lambda section: section.steps == "auto")]
 
 
 class ClipConfig(Section):
@@ -150,16 +165,27 @@ class ClipConfig(Section):
     source: str = Field(
         "train", description="`train`, `local-dir:PATH`, or `MODEL/PRETRAINED_TAG` as open_clip names them."
     )
-    embed_dim: _TrainedHere[PositiveInt] = Field(64, description="Width of the shared embedding (trained here).")
-    text_width: _TrainedHere[PositiveInt] = Field(64, description="Width of the text tower (trained here).")
-    text_layers: _TrainedHere[PositiveInt] = Field(2, description="Blocks of the text tower (trained here).")
-    context_length: _TrainedHere[PositiveInt] = Field(16, description="Tokens per caption (trained here).")
-    vision_width: _TrainedHere[PositiveInt] = Field(96, description="Width of the image tower (trained here).")
-    vision_layers: _TrainedHere[PositiveInt] = Field(3, description="Blocks of the image tower (trained here).")
+    size: _TrainedHere[Literal["set", "auto"]] = Field(
+        "set", description="set: the widths and numbers of blocks below; auto: they grow with the pictures."
+    )
+    embed_dim: _Sized[PositiveInt] = Field(64, description="Width of the shared embedding (trained here).")
+    text_width: _Sized[PositiveInt] = Field(64, description="Width of the text tower (trained here).")
+    text_layers: _Sized[PositiveInt] = Field(2, description="Blocks of the text tower (trained here).")
+    context_length: _TrainedHere[PositiveInt | Auto] = Field(
+        "auto",
+        description="Tokens per caption; auto: so many that 99 of 100 captions fit, 16 to 77 (trained here).",
+    )
+    vision_width: _Sized[PositiveInt] = Field(96, description="Width of the image tower (trained here).")
+    vision_layers: _Sized[PositiveInt] = Field(3, description="Blocks of the image tower (trained here).")
     patch_size: _TrainedHere[PositiveInt] = Field(
         4, description="Pixels per patch side of the image tower (trained here)."
     )
-    steps: _TrainedHere[PositiveInt] = Field(300, description="Optimizer steps (trained here).")
+    steps: _TrainedHere[PositiveInt | Auto] = Field(
+        300, description="Optimizer steps; auto: 60 epochs, 300 steps at least, within `minutes` (trained here)."
+    )
+    minutes: _TrainedHere[_Paced[Minutes | None]] = Field(
+        None, description="Minutes of training that steps: auto may take; default: 3 (trained here)."
+    )
     batch_size: _TrainedHere[PositiveInt] = Field(64, description="Pictures per step (trained here).")
     learning_rate: _TrainedHere[float] = Field(1e-3, gt=0, description="Peak AdamW learning rate (trained here).")
     seed: _TrainedHere[int] = Field(0, description="Seed of weights and batches.")
@@ -179,6 +205,16 @@ class ClipConfig(Section):
     cache_folder: Unkeyed[Path | None] = Field(
         None, description="Folder of each node for decoded pictures (trained here); default: one for temporary files."
     )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per caption, once they are decided."""
+        return _number(self.context_length, "clip.context_length")
+
+    @model_validator(mode="after")
+    def _budget_of_auto(self) -> Self:
+        _minutes_go_with_auto(self)
+        return self
 
     @property
     def most_workers(self) -> int:
@@ -258,7 +294,12 @@ class TrainConfig(Section):
     shard_size: Unkeyed[PositiveInt] = Field(1, description="Workers that share one copy of the weights (hybrid).")
     activation_checkpointing: Unkeyed[bool] = Field(False, description="Compute each block again in the backward pass.")
     cpu_offload: Unkeyed[bool] = Field(False, description="Keep sharded weights and AdamW's state in the CPU's memory.")
-    steps: PositiveInt = Field(1000, description="Optimizer steps.")
+    steps: PositiveInt | Auto = Field(
+        1000, description="Optimizer steps; auto: 200 epochs, 1000 steps at least, within `minutes`."
+    )
+    minutes: _Paced[Minutes | None] = Field(
+        None, description="Minutes of training that steps: auto may take; default: 10."
+    )
     batch_size: PositiveInt = Field(64, description="Global batch: samples per optimizer step over all workers.")
     accumulate: Unkeyed[PositiveInt] = Field(
         1, description="Parts in which a worker computes its share of a batch, one by one."
@@ -308,9 +349,18 @@ class TrainConfig(Section):
     )
     checkpoint_async: Unkeyed[bool] = Field(True, description="Write checkpoints while training goes on.")
     max_failures: Unkeyed[int] = Field(2, ge=0, description="Restarts after a lost worker.")
-    sample_every: Unkeyed[int] = Field(0, ge=0, description="Steps between grids of pictures of the average (0: none).")
+    sample_every: Unkeyed[Annotated[int, Field(ge=0)] | Auto] = Field(
+        "auto",
+        description="Steps between grids of pictures of the average (0: none); auto: after a minute at the earliest, "
+        "and so that they take under 2% of the time.",
+    )
     log_every: Unkeyed[PositiveInt] = Field(25, description="Steps between logged figures.")
     seed: int = Field(0, description="Seed of weights, plan, noise and dropout.")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps, once they are decided."""
+        return _number(self.steps, "train.steps")
 
     @property
     def least_workers(self) -> int:
@@ -328,6 +378,7 @@ class TrainConfig(Section):
             raise ValueError("cpu_offload needs sharded weights: set sharding to fsdp or hybrid")
         if self.snapshot_every and not self.ema_widths:
             raise ValueError("snapshot_every stores power-function averages: set ema_widths, such as [0.05, 0.1]")
+        _minutes_go_with_auto(self)
         return self
 
 
@@ -384,6 +435,12 @@ class DenoiserConfig(Section):
 class ClassifierTrainConfig(TrainConfig):
     """The training loop of the classifier."""
 
+    steps: PositiveInt | Auto = Field(
+        1000, description="Optimizer steps; auto: 60 epochs, 500 steps at least, within `minutes`."
+    )
+    minutes: _Paced[Minutes | None] = Field(
+        None, description="Minutes of training that steps: auto may take; default: 3."
+    )
     accumulate: PositiveInt = Field(
         1,
         description="Parts in which a worker computes its share of a batch, one by one. A caption competes with those "

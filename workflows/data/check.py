@@ -20,6 +20,7 @@ from workflows.data.png import data_url
 from workflows.data.sources import SOURCES, detect
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Record
+from workflows.data.tokens import TokenCounts
 from workflows.errors import InvalidData
 
 _GOLDEN: Final = 0.6180339887498949
@@ -36,11 +37,11 @@ class Check:
 
     Attributes:
         rules: for every record, as the import would apply them.
-        context_length: tokens that a caption may have, with start and end.
+        context_length: tokens that a caption may have, with start and end; None: as many as `auto` gives the job.
     """
 
     rules: Rules
-    context_length: int
+    context_length: int | None
     records: int = 0
     usable: int = 0
     faults: Counter[str] = field(default_factory=Counter)
@@ -94,6 +95,8 @@ class Check:
     def report(self) -> dict[str, Any]:
         """Everything that was counted."""
         counts = self.captions.values()
+        tokens = self._tokens()
+        length = self.context_length or tokens.fitting
         return {
             "records": self.records,
             "usable": self.usable,
@@ -110,8 +113,9 @@ class Check:
                 "total": sum(counts),
                 "distinct": len(self.captions),
                 "duplicates": sum(counts) - len(self.captions),
-                "over_context_length": sum(self.captions[text] for text in self._too_long()),
-                "context_length": self.context_length,
+                "over_context_length": tokens.over(length),
+                "context_length": length,
+                "longest": tokens.longest,
                 "most_common": dict(self.captions.most_common(_MOST)),
             },
             "duplicate_images": sum(self.images.values()) - len(self.images),
@@ -129,22 +133,22 @@ class Check:
         wanted = self.rules.intake.least_side
         return sum(min(size) < wanted for size in zip(self.widths, self.heights, strict=True))
 
-    def _too_long(self) -> list[str]:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        tokenizer = SimpleTokenizer()
-        return [text for text in self.captions if len(tokenizer.encode(text)) + 2 > self.context_length]
+    def _tokens(self) -> TokenCounts:
+        counts = TokenCounts()
+        for text, times in self.captions.items():
+            counts.add([text], times)
+        return counts
 
 
 def check_data(
-    config: DataConfig, limit: int | None, context_length: int = 77
+    config: DataConfig, limit: int | None, context_length: int | None = None
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """Reads records, spread evenly over the pieces, and reports on them.
 
     Args:
         config: source, path, columns and rules, as the import would apply them.
         limit: records to look at; None: all.
-        context_length: tokens that a caption may have.
+        context_length: tokens that a caption may have; None: as many as the job would choose.
 
     Returns:
         The report, and thumbnails of the first usable records.
@@ -170,12 +174,13 @@ def check_data(
         head["columns"] = check.ranges()
     report = head | check.report()
     report["complete"] = seen == len(pieces) and (limit is None or check.records < limit)
-    report["next"] = next_command(config, name)
+    report["shape"] = list(intake.rows(None).shape)
+    report["next"] = next_command(config, name, context_length)
     return report, check.thumbnails
 
 
-def next_command(config: DataConfig, source: str) -> str:
-    """The command that runs the whole job on these data."""
+def next_command(config: DataConfig, source: str, context_length: int | None = None) -> str:
+    """The command that runs the whole job on these data; the preset's settings follow from them where it is None."""
     path, intake = config.path or "", SOURCES[source].intake
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePosixPath(path.rstrip("/")).stem).strip("-.") or "mine"
     settings = {
@@ -188,6 +193,7 @@ def next_command(config: DataConfig, source: str) -> str:
         "data.caption_column": config.caption_column,
         "data.label_column": config.label_column,
         "data.vector_columns": f"[{','.join(config.vector_columns)}]" if config.vector_columns else None,
+        "clip.context_length": context_length,
     }
     options = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items() if value is not None]
     return " ".join([f"raverse run --config {intake.preset}", *options])

@@ -57,7 +57,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "usable": report["usable"],
         f"duplicate {intake.counted}": report["duplicate_images"],
         "captions": f"{captions['total']}, of which {captions['distinct']} differ",
-        f"captions over {captions['context_length']} tokens": captions["over_context_length"],
+        f"captions over {captions['context_length']} tokens": _cut(captions),
     }
     overview |= {name.replace("_", " "): _worded(facts[name]) for name in _SIZES if name in facts}
     return {
@@ -70,6 +70,15 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "Labels": report["labels"],
         "Most common captions": captions["most_common"],
     }
+
+
+def _cut(captions: Mapping[str, Any]) -> str:
+    """How many captions the text tower does not read to their end, and the option that lets it."""
+    if not captions["over_context_length"]:
+        return "0"
+    share = captions["over_context_length"] / captions["total"]
+    longest = captions["longest"]
+    return f"{captions['over_context_length']} ({share:.1%}), which are cut; --context-length {longest} reads all"
 
 
 def _short(text: str) -> str:

@@ -98,7 +98,7 @@ class PictureIntake:
         "modes",
         "formats",
     )
-    preset: ClassVar[str] = "shapes"
+    preset: ClassVar[str] = "pictures"
     options: ClassVar[tuple[str, ...]] = ("image_size", "channels")
     measured: ClassVar[bool] = False
 
@@ -147,8 +147,7 @@ class VectorIntake:
 
     counted: ClassVar[str] = "rows"
     facts: ClassVar[tuple[str, ...]] = ("columns",)
-    # Vectors are small: they need no more steps than the digits.
-    preset: ClassVar[str] = "digits"
+    preset: ClassVar[str] = "vectors"
     options: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = True
 

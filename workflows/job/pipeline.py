@@ -23,6 +23,7 @@ from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, 
 from workflows.runtime.progress import Progress
 
 StageFunction = Callable[[RunConfig, dict[str, Artifact], Path, Progress], dict[str, Any]]
+Outlook = Callable[[RunConfig, Artifact, Sequence[str]], list[str]]
 Session = Callable[[RunConfig], AbstractContextManager[None]]
 
 
@@ -98,8 +99,17 @@ def plan_job(config: RunConfig, stages: Sequence[Stage]) -> list[Planned]:
     return list(plan.values())
 
 
-def run_job(config: RunConfig, progress: Progress, plan: Sequence[Planned], session: Session) -> JobResult:
+def run_job(
+    config: RunConfig, progress: Progress, plan: Sequence[Planned], session: Session, outlook: Outlook | None = None
+) -> JobResult:
     """Runs what is not finished, in one Ray session.
+
+    Args:
+        config: the job.
+        progress: told about each stage.
+        plan: the stages.
+        session: a Ray for the stages.
+        outlook: says what is to come, from the artifact of the first stage and the names of unfinished ones.
 
     Raises:
         RaverseError: what a stage says.
@@ -118,8 +128,19 @@ def run_job(config: RunConfig, progress: Progress, plan: Sequence[Planned], sess
             if session_seconds == 0.0:
                 session_seconds = _enter(stack, session(config), progress)
             inputs = {source: done[source].artifact for source in planned.stage.inputs}
+            if inputs and outlook is not None:
+                _foretell(config, progress, plan, done, outlook)
+                outlook = None
             done[name] = Outcome(make_artifact(config, planned, inputs, progress), skipped=False)
     return JobResult(tuple(done.values()), time.monotonic() - started, session_seconds)
+
+
+def _foretell(
+    config: RunConfig, progress: Progress, plan: Sequence[Planned], done: dict[str, Outcome], outlook: Outlook
+) -> None:
+    unfinished = [planned.stage.name for planned in plan if planned.artifact is None]
+    for line in outlook(config, done[plan[0].stage.name].artifact, unfinished):
+        progress.log(line)
 
 
 def run_one(config: RunConfig, progress: Progress, plan: Sequence[Planned], name: str, session: Session) -> Outcome:

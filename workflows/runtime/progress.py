@@ -16,6 +16,7 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 _SECONDS_BETWEEN_LINES: Final = 10.0
+_SHOWN_AS_SECONDS, _SHOWN_AS_MINUTES = 100.0, 100.0
 
 
 @final
@@ -34,6 +35,7 @@ class Progress:
         self._total = 0
         self._unit = ""
         self._last_line = 0.0
+        self._first: tuple[float, int] | None = None
         self._bars: Bars | None = None
         self._task: TaskID | None = None
 
@@ -56,6 +58,7 @@ class Progress:
         """Begins a loop of `total` units, such as `start(1000, "steps")`; a loop before it is over."""
         self._remove_bar()
         self._total, self._unit, self._last_line = total, unit, time.monotonic()
+        self._first = None
         if self._console is not None and self._console.is_terminal:
             self._bars = _make_bars(self._console)
             self._task = self._bars.add_task(self._stage, total=total, unit=unit, figures="")
@@ -72,9 +75,18 @@ class Progress:
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, figures=text)
         now = time.monotonic()
+        self._first = self._first or (now, done)
         if done >= self._total or now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            self._line(f"{done}/{self._total} {self._unit} {text}".rstrip(), to_console=self._bars is None)
+            line = f"{done}/{self._total} {self._unit} {text}".rstrip() + self._left(now, done)
+            self._line(line, to_console=self._bars is None)
+
+    def _left(self, now: float, done: int) -> str:
+        """The time that is left, at the rate since the first call, which may come late in a loop that goes on."""
+        begun, first = self._first or (now, done)
+        if first >= done or done >= self._total:
+            return ""
+        return f", {duration((now - begun) / (done - first) * (self._total - done))} left"
 
     def log(self, text: str) -> None:
         """Shows one line."""
@@ -92,6 +104,14 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._task = None
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3.2 minutes`, `5.1 hours`: as exact as an estimate may be."""
+    if seconds < _SHOWN_AS_SECONDS:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60.0
+    return f"{minutes:.1f} minutes" if minutes < _SHOWN_AS_MINUTES else f"{minutes / 60.0:.1f} hours"
 
 
 def _make_bars(console: Console) -> Bars:

@@ -37,7 +37,7 @@ def model_config(config: ClipConfig, image_size: int) -> dict[str, Any]:
             "head_width": config.vision_width // _num_heads(config.vision_width, _VISION_HEAD_WIDTH),
         },
         "text_cfg": {
-            "context_length": config.context_length,
+            "context_length": config.num_tokens,
             "vocab_size": _VOCABULARY,
             "width": config.text_width,
             "heads": _num_heads(config.text_width, _TEXT_HEAD_WIDTH),
@@ -62,4 +62,4 @@ def build_model(config: ClipConfig, image_size: int) -> tuple[Any, Any]:
 
 def build_tokenizer(config: ClipConfig) -> Any:
     """Captions to token ids (m, context_length) int64."""
-    return open_clip.SimpleTokenizer(context_length=config.context_length)
+    return open_clip.SimpleTokenizer(context_length=config.num_tokens)

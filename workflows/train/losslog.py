@@ -62,9 +62,9 @@ def read_losses(path: Path) -> list[dict[str, float]]:
 
 
 @contextmanager
-def following(path: Path, progress: Progress) -> Iterator[None]:
-    """Shows new rows for the length of the block."""
-    ended, shown = threading.Event(), 0.0
+def following(path: Path, progress: Progress, pictures: Path) -> Iterator[None]:
+    """Shows new rows, and names new pictures in a folder, for the length of the block."""
+    ended, shown, seen = threading.Event(), 0.0, set(pictures.glob("*.png"))
 
     def show() -> None:
         nonlocal shown
@@ -72,6 +72,9 @@ def following(path: Path, progress: Progress) -> Iterator[None]:
         if rows and rows[-1]["step"] != shown:
             shown = rows[-1]["step"]
             progress.advance(int(shown), **{name: rows[-1][name] for name in _SHOWN})
+        for picture in sorted(set(pictures.glob("*.png")) - seen):
+            seen.add(picture)
+            progress.log(f"pictures so far: {picture}")
 
     def follow() -> None:
         while not ended.wait(_POLL_SECONDS):

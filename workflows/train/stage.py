@@ -17,6 +17,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.train.finetune import Start, save_tuned
 from workflows.train.loop.fit import Trained, fit
+from workflows.train.loop.probe import with_steps
 from workflows.train.loop.tracking import tracked_training
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.networks import classifier_network, denoiser_network, noise_schedule
@@ -43,8 +44,10 @@ def train_denoiser(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
     """
     section, cache, base = config.denoiser, EmbeddingCache.open(inputs["embed"].folder), base_of(config)
     objective = denoiser_objective(section, cache, base)
+    rows = cache.num_samples("train")
     with tracked_training(config, "denoiser", _hashes(cache), folder, progress):
-        trained = fit(objective, section.train, cache, folder, progress)
+        train = with_steps("denoiser", objective, section.train, cache, rows, folder, progress)
+        trained = fit(objective, train, cache, folder, progress)
     if base is not None and objective.start is not None:
         plot_losses(read_losses(folder / LOSSES_FILE), folder / "losses.png")
         bundle = save_tuned(folder, base, objective.start, trained.weights, trained.ema)
@@ -87,8 +90,10 @@ def train_classifier(
     network = classifier_network(section.network, cache, len(dataset.info.class_names), len(candidates))
     schedule = schedule_of(base_of(config), noise_schedule(config.denoiser.schedule))
     objective = ClassifierObjective(network, schedule, candidates)
+    rows = cache.num_samples("train")
     with tracked_training(config, "classifier", _hashes(cache), folder, progress):
-        trained = fit(objective, section.train, cache, folder, progress)
+        train = with_steps("classifier", objective, section.train, cache, rows, folder, progress)
+        trained = fit(objective, train, cache, folder, progress)
     bundle = _save(objective, trained, cache, folder)
     meanings = torch.from_numpy(dataset.all_combinations("held_out"))
     measured = accuracy_by_level(bundle, cache, meanings)

@@ -110,7 +110,7 @@ def test_unknown_key_names_the_nearest(raverse: Callable[..., Result], tmp_path:
 
 def test_missing_file(raverse: Callable[..., Result]) -> None:
     done = raverse("run", "--config", "photos.yaml")
-    assert_one_sentence(done, "photos.yaml", "digits, shapes")
+    assert_one_sentence(done, "photos.yaml", "digits, pictures, shapes")
 
 
 def test_a_setting_that_does_not_fit_is_named_as_its_option(raverse: Callable[..., Result]) -> None:

@@ -23,7 +23,7 @@ def test_builtin_configurations_load(name: str) -> None:
 
 
 def test_the_builtin_configurations_are_these() -> None:
-    assert builtin_configs() == ["digits", "shapes"]
+    assert builtin_configs() == ["digits", "pictures", "shapes", "vectors"]
 
 
 def test_keys_are_the_golden_ones() -> None:

@@ -42,7 +42,7 @@ def leaves() -> list[str]:
 
 
 def configurations(folder: Path) -> dict[str, RunConfig]:
-    """By heading: a set that the job generates, and one's own pictures for a base that is fine-tuned."""
+    """By heading: a set that the job generates, one's own pictures for a base, and those with all that is auto."""
     for name in ("pictures", "others", "towers"):
         (folder / name).mkdir()
         (folder / name / "file").write_text(name)
@@ -55,6 +55,7 @@ def configurations(folder: Path) -> dict[str, RunConfig]:
     return {
         "built-in data, trained from nothing": load_config("shapes", items),
         "own pictures, loaded towers, LoRA on a base": load_config("shapes", [*items, *own, *tuned]),
+        "own pictures, sizes and lengths by auto": load_config("pictures", [*items, own[1]]),
     }
 
 
@@ -99,6 +100,9 @@ def _candidates(config: RunConfig, key: str, folder: Path) -> list[Any]:
         "data.path": [str(folder / "others")],
         "clip.source": [f"local-dir:{folder}"],
         "denoiser.base": [str(folder / "other-base")],
+        "clip.context_length": [32],
+        **{f"{part}.train.sample_every": [7] for part in ("denoiser", "classifier")},
+        **{f"{part}.minutes": [7.0] for part in ("clip", "denoiser.train", "classifier.train")},
         "sweep.schedules": [("linear",)],
         "register.gate.guidance": ["classifier_free"],
         **{f"evaluate.{name}": [values[name]] for name, values in EXAMPLES.items()},

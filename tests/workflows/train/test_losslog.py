@@ -50,7 +50,7 @@ def test_the_driver_sees_rows_that_appear(tmp_path: Path) -> None:
     path, shown = tmp_path / "losses.csv", io.StringIO()
     progress = Progress(None, shown)
     progress.start(20, "steps")
-    with following(path, progress):
+    with following(path, progress, tmp_path / "grids"):
         log = LossLog(path, 0)
         log.append(10, {"loss": 2.0, "samples_per_second": 7.0})
         log.append(20, {"loss": 1.0, "samples_per_second": 8.0})

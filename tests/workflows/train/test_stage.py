@@ -27,6 +27,7 @@ from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
 from workflows.tracking.run import MORE_FOLLOWS, job_run_file
 from workflows.tracking.store import open_client, tracking_uri
+from workflows.train.length import Length
 from workflows.train.loop.fit import Trained, fit
 from workflows.train.loop.snapshots import list_snapshots, reconstruct
 from workflows.train.losslog import read_losses
@@ -213,3 +214,26 @@ def same(trained: Trained, bundle: ModelBundle) -> bool:
     kinds = ((trained.weights, False), (trained.ema, True))
     pairs = [(tensors, bundle.network(ema=ema).state_dict()) for tensors, ema in kinds]
     return all(torch.equal(tensors[name], value) for tensors, found in pairs for name, value in found.items())
+
+
+def test_steps_by_auto_are_decided_once(config: RunConfig, inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    """A later try of the stage makes as many steps as the first one decided, and ends as with that number."""
+
+    def run(folder: Path, *items: str) -> dict[str, Any]:
+        folder.mkdir(exist_ok=True)
+        return train_denoiser(tiny_config(config.root_folder, *items), inputs, folder, Progress.silent())
+
+    auto = ("denoiser.train.steps=auto", "denoiser.train.minutes=0.01")
+    first = run(tmp_path / "auto", *auto)
+    decided = Length.load(tmp_path / "auto")
+    assert decided is not None
+    assert first["steps"] == decided.steps == max(1, int(0.6 / decided.step_seconds))
+    assert decided.rows == EmbeddingCache.open(inputs["embed"].folder).num_samples("train")
+    assert not (tmp_path / "auto" / "probe").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    Length(7, decided.rows, decided.batch_size, 9.0).save(other)
+    again = run(other, *auto)
+    assert again["steps"] == 7
+    by_number = run(tmp_path / "number", "denoiser.train.steps=7", "denoiser.train.warmup_steps=1")
+    assert again["bundle_hash"] == by_number["bundle_hash"]

@@ -19,8 +19,10 @@ from workflows.towers.clip_files import import_clip, save_clip
 from workflows.towers.clip_model import build_tokenizer, model_config
 from workflows.towers.zero_shot import zero_shot
 from workflows.train.clip.batches import DistinctPlan, Rows, meanings_of, vocabulary_of
+from workflows.train.clip.fitted import fitted
 from workflows.train.clip.objective import ClipObjective
 from workflows.train.loop.fit import fit
+from workflows.train.loop.probe import with_steps
 from workflows.train.loop.tracking import tracked_training
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.plots import plot_losses
@@ -29,6 +31,7 @@ TRAINING: Final = "training"
 """Folder of checkpoints and curves: the towers' own folder holds nothing else than open_clip reads."""
 _WARMUP: Final = 0.1
 _WEIGHT_DECAY: Final = 0.1
+_ENDLESS: Final = 1 << 40
 _MAX_CPUS: Final = 8
 
 
@@ -65,14 +68,18 @@ def train_clip(config: RunConfig, inputs: dict[str, Artifact], folder: Path, pro
 def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
     dataset, training = Dataset.open(data.folder), folder / TRAINING
     training.mkdir(exist_ok=True)
-    vocabulary = vocabulary_of(dataset, build_tokenizer(config.clip))
-    objective = ClipObjective(config.clip, dataset.info.rows.side(config.clip.patch_size), vocabulary)
-    loop = loop_config(config.clip, meanings_of(dataset))
+    clip, remarks = fitted(config.clip, dataset)
+    for remark in remarks:
+        progress.log(remark)
+    vocabulary = vocabulary_of(dataset, build_tokenizer(clip))
+    objective = ClipObjective(clip, dataset.info.rows.side(clip.patch_size), vocabulary)
+    loop, rows = loop_config(clip, meanings_of(dataset)), dataset.info.num_train
     with tracked_training(config, "clip", {"data_hash": dataset.info.data_hash}, training, progress):
+        loop = with_steps("clip", objective, loop, data, rows, training, progress)
         trained = fit(objective, loop, data, training, progress)
     plot_losses(read_losses(training / LOSSES_FILE), training / "losses.png")
     model, tokenizer = objective.whole(trained.weights)
-    size = model_config(config.clip, objective.side)
+    size = model_config(clip, objective.side)
     save_clip(folder, model, tokenizer, name=f"raverse-{dataset.info.source}", source="train", model_cfg=size)
     # Far less work than the training was: no worker need be started for it.
     return trained.metrics | _judged(folder, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -81,17 +88,19 @@ def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) 
 def loop_config(clip: ClipConfig, meanings: Rows) -> TrainConfig:
     """How the loop trains a CLIP: the section's own settings, and what CLIP is always trained with.
 
-    A batch is whole groups, so it may be a little smaller than `clip.batch_size`.
+    A batch is whole groups, so it may be a little smaller than `clip.batch_size`. Of steps: auto, `with_steps` makes
+    the warm-up a tenth too.
     """
     return TrainConfig(
         num_workers=clip.num_workers,
         sharding=clip.sharding,
         steps=clip.steps,
+        minutes=clip.minutes,
         batch_size=DistinctPlan(meanings, clip.batch_size, clip.seed).batch_size,
         accumulate=clip.accumulate,
         learning_rate=clip.learning_rate,
         weight_decay=_WEIGHT_DECAY,
-        warmup_steps=max(1, round(_WARMUP * clip.steps)),
+        warmup_steps=_ENDLESS if clip.steps == "auto" else max(1, round(_WARMUP * clip.steps)),
         ema_decay=0.0,
         precision=clip.precision,
         checkpoint_every=clip.checkpoint_every,

@@ -24,6 +24,7 @@ from workflows.config.schema import TrainConfig
 from workflows.errors import StageFailed, StorageUnwritable
 from workflows.runtime.progress import Progress
 from workflows.train.loop.checkpoints import sweep_orphans
+from workflows.train.loop.grids import GRIDS
 from workflows.train.loop.worker import SETTINGS, Settings, run_worker
 from workflows.train.losslog import LOSSES_FILE, following, read_losses
 from workflows.train.objectives import Objective
@@ -80,7 +81,7 @@ def fit(objective: Objective, config: TrainConfig, source: Source, folder: Path,
         StageFailed: workers were lost more often than `max_failures`.
     """
     started, earlier = time.perf_counter(), _seconds_of(folder / LOSSES_FILE)
-    progress.start(config.steps, "steps")
+    progress.start(config.num_steps, "steps")
     # Ray takes up whatever run bears the name, finished or not: the name says all that determines the result.
     run = RunConfig(
         name=fingerprint(objective, config, source),
@@ -93,7 +94,7 @@ def fit(objective: Objective, config: TrainConfig, source: Source, folder: Path,
         progress.log(f"removed {orphan}, which an earlier try left half-written")
     with _finished(settings, run, progress).as_directory() as path:
         weights, ema = read_weights(objective, Path(path))
-    progress.advance(config.steps)
+    progress.advance(config.num_steps)
     num_parameters = sum(value.numel() for value in weights.values())
     return Trained(weights, ema, _metrics(settings, num_parameters, earlier + time.perf_counter() - started))
 
@@ -122,7 +123,7 @@ def last_checkpoint(run: RunConfig) -> Recorded | None:
 def _finished(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
     """The checkpoint of the last step: that of an earlier try, or one that is trained now."""
     last = last_checkpoint(run)
-    if last is not None and last.step == settings.config.steps:
+    if last is not None and last.step == settings.config.num_steps:
         return last.checkpoint
     progress.log("starts at step 0" if last is None else f"goes on from the checkpoint of step {last.step}")
     return _run(settings, run, progress)
@@ -136,7 +137,7 @@ def _run(settings: Settings, run: RunConfig, progress: Progress) -> Checkpoint:
         run_config=run,
     )
     try:
-        with following(settings.losses, progress):
+        with following(settings.losses, progress, settings.losses.parent / GRIDS):
             result = trainer.fit()
     except TrainingFailedError as error:
         raise explained(error, settings.config) from error
@@ -199,8 +200,8 @@ def _metrics(settings: Settings, num_parameters: int, seconds: float) -> dict[st
     last, config = read_losses(settings.losses)[-1], settings.config
     return {
         "loss": last["loss"],
-        "samples_per_second": config.steps * config.batch_size / last["seconds"],
-        "steps": config.steps,
+        "samples_per_second": config.num_steps * config.batch_size / last["seconds"],
+        "steps": config.num_steps,
         "parameters": num_parameters,
         "data_wait": last["data_wait"],
         "training_seconds": last["seconds"],

@@ -47,4 +47,4 @@ class ReadAhead:
         if part + 1 < self._config.accumulate:
             return samples_seen, part + 1
         samples_seen += self._config.batch_size
-        return None if samples_seen >= self._config.steps * self._config.batch_size else (samples_seen, 0)
+        return None if samples_seen >= self._config.num_steps * self._config.batch_size else (samples_seen, 0)

@@ -18,6 +18,7 @@ from workflows.package.kinds import register
 from workflows.storage.atomic import remove_partial
 from workflows.train.flop import Speed
 from workflows.train.loop.checkpoints import Checkpoints
+from workflows.train.loop.grid_clock import GridClock
 from workflows.train.loop.grids import GRIDS, draw_grid
 from workflows.train.loop.snapshots import SNAPSHOTS, write_snapshots
 from workflows.train.loop.trainer import Trainer
@@ -66,7 +67,8 @@ def _train(trainer: Trainer, settings: Settings) -> NonFinite | None:
     log = _begun_log(settings.losses, trainer.steps_done) if trainer.share.rank == 0 else None
     flop = settings.objective.flop_per_sample(trainer.batches.num_tokens)
     speed, warned = Speed.measured(flop, trainer.device, trainer.share), False
-    while trainer.steps_done < settings.config.steps:
+    clock = GridClock(trainer)
+    while trainer.steps_done < settings.config.num_steps:
         try:
             trainer.step()
         except NonFinite as error:
@@ -80,7 +82,7 @@ def _train(trainer: Trainer, settings: Settings) -> NonFinite | None:
             warned = leaving
         if _due(trainer, settings.config.checkpoint_every):
             checkpoints.save()
-        _draw(trainer, settings.losses.parent)
+        _draw(trainer, settings.losses.parent, clock)
     checkpoints.close()
     return None
 
@@ -94,7 +96,7 @@ def _begun_log(losses: Path, steps_done: int) -> LossLog:
 
 def _due(trainer: Trainer, every: int) -> bool:
     """At every so many steps and at the last one; never if it is 0."""
-    return every > 0 and (trainer.steps_done % every == 0 or trainer.steps_done == trainer.config.steps)
+    return every > 0 and (trainer.steps_done % every == 0 or trainer.steps_done == trainer.config.num_steps)
 
 
 def _log(trainer: Trainer, log: LossLog | None, speed: Speed) -> None:
@@ -103,9 +105,11 @@ def _log(trainer: Trainer, log: LossLog | None, speed: Speed) -> None:
         log.append(trainer.steps_done, {**figures, **speed.figures(figures["samples_per_second"])})
 
 
-def _draw(trainer: Trainer, folder: Path) -> None:
+def _draw(trainer: Trainer, folder: Path, clock: GridClock) -> None:
     config = trainer.config
-    if config.ema_widths and _due(trainer, config.snapshot_every or config.steps):
+    if config.ema_widths and _due(trainer, config.snapshot_every or config.num_steps):
         write_snapshots(trainer, folder)
-    if _due(trainer, config.sample_every):
+    if config.sample_every == "auto":
+        clock.draw(folder)
+    elif _due(trainer, config.sample_every):
         draw_grid(trainer, folder)

@@ -53,6 +53,7 @@ WITHOUT_EFFECT = {
     "activation_checkpointing": True,
     "cpu_offload": True,
     "sample_every": 4,
+    "minutes": 9.0,
     "cache_folder": Path("elsewhere"),
     "cache_bytes": 9,
 }
