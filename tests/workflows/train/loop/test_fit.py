@@ -35,6 +35,7 @@ EFFECTIVE = {
     "condition_dropout": 0.5,
     "weighting": "p2",
     "level_shift": 0.5,
+    "level_density": "logit_normal",
     "compile": True,
     "precision": "bf16",
     "shuffle_rows": 9,
