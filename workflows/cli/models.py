@@ -6,6 +6,7 @@ Libraries are imported by the commands that need them, so that the command line 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.cli.command import Command, open_command, run_stage
 from workflows.cli.options import (
     ConfigOption,
+    GivenOption,
     ModelOption,
     SamplerOption,
     SetOption,
@@ -153,26 +155,57 @@ def sweep(config: ConfigOption, model: ModelOption = None, overrides: SetOption 
 @verbs.command()
 def promote(
     model: Annotated[str, typer.Argument(help="NAME/VERSION or NAME@ALIAS: the challenger.")],
-    config: ConfigOption,
+    config: GivenOption = None,
     force: Annotated[bool, typer.Option("--force", help="Without the gate; a tag of the version says so.")] = False,
     overrides: SetOption = None,
 ) -> None:
-    """Gives a version the champion's alias, if it passes the configuration's gate.
+    """Gives a version the champion's alias, if it passes the gate against the version that holds it.
 
-    Example: raverse promote raverse-digits/2 --config digits
+    Without --config, rules and data are those that the version was made with. Then --set storage.root says where the
+    registry is, if it is not in the folder `runs`.
+
+    Example: raverse promote raverse-digits/2
     """
-    with open_command(config, overrides) as command, exclusive_storage(command.config):
-        from workflows.data.dataset import Dataset
+    with open_command(config or "digits", overrides) as command, exclusive_storage(command.config):
         from workflows.package.reference import find_version
+        from workflows.release.promote import holder_of, version_config
         from workflows.release.promote import promote as promote_version
         from workflows.tracking.store import tracking_uri
 
-        settings = command.config
-        version = find_version(tracking_uri(settings), model)
-        dataset = Dataset.open(data_folder(settings))
+        uri, settings = tracking_uri(command.config), command.config
+        version = find_version(uri, model)
+        versions = [version]
+        if config is None:
+            # An imported version was made with no data: those of the holder stand for it.
+            holder = holder_of(uri, version.name, settings.register_.alias)
+            versions += [] if holder is None else [holder]
+            settings = version_config(settings.storage, versions, overrides) or settings
         with ray_session(settings):
-            done = promote_version(settings, version, dataset, command.progress, force=force)
-        _tell_promotion(command, done)
+            open_data = partial(_data_of, settings, versions, given=config is not None)
+            done = promote_version(settings, version, open_data, command.progress, force=force)
+        _tell_promotion(command, done, settings.register_.alias)
+
+
+def _data_of(settings: Any, versions: list[Any], *, given: bool) -> Any:
+    """The data of a configuration that was given, or else those that one of the versions was made with.
+
+    Raises:
+        PromotionRefused: nothing says what the data are.
+    """
+    from workflows.data.dataset import Dataset
+    from workflows.errors import PromotionRefused
+    from workflows.release.promote import CONFIG_TAG, version_data
+
+    if not given:
+        found = version_data(versions)
+        if found is not None:
+            return found
+        if not any(CONFIG_TAG in version.tags for version in versions):
+            raise PromotionRefused(
+                "nothing says which samples to compare with, since both versions are imported: give the --config of a "
+                "job whose data suit them, or --force"
+            )
+    return Dataset.open(data_folder(settings))
 
 
 @verbs.command()
@@ -189,7 +222,8 @@ def rollback(
         from workflows.release.promote import rollback as roll_back
 
         settings = command.config
-        _tell_promotion(command, roll_back(settings, name or settings.register_.model_name))
+        done = roll_back(settings, name or settings.register_.model_name)
+        _tell_promotion(command, done, settings.register_.alias)
 
 
 @verbs.command()
@@ -229,16 +263,16 @@ def data_folder(config: Any) -> Path:
     return require_artifact(rows["data"].folder, "data").folder
 
 
-def _tell_promotion(command: Command, done: Promotion) -> None:
+def _tell_promotion(command: Command, done: Promotion, alias: str) -> None:
     from workflows.errors import PromotionRefused
 
-    name, alias = done.version.name, command.config.register_.alias
+    name = done.version.name
     if done.comparison is not None:
         command.console.print(done.comparison.text(), soft_wrap=True, highlight=False, markup=False)
     if not done.moved:
         raise PromotionRefused(
-            f"{name} version {done.version.version} is not promoted, version {done.previous} stays `{alias}` "
-            f"({done.reason}): train it longer, or give --force"
+            f"{name} version {done.version.version} is not promoted, version {done.previous} stays `{alias}`: "
+            f"{done.reason}; or give --force"
         )
     before = "" if done.previous in (None, done.version.version) else f", was version {done.previous}"
     command.console.print(f"{name}@{alias} is version {done.version.version}{before} ({done.reason})", highlight=False)

@@ -17,6 +17,10 @@ from workflows.options.samplers import SAMPLERS
 ConfigOption = Annotated[
     str, typer.Option("--config", help="digits, shapes, pictures, vectors, or the path of a YAML file.")
 ]
+GivenOption = Annotated[
+    str | None,
+    typer.Option("--config", help="A built-in name or the path of a YAML file; default: what the version was made with."),
+]
 StoreOption = Annotated[
     str,
     typer.Option(

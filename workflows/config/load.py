@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from workflows.config.faults import describe, place
-from workflows.config.schema import RunConfig
+from workflows.config.schema import RunConfig, StorageConfig
 from workflows.errors import InvalidConfig
 
 
@@ -32,6 +33,28 @@ def load_config(name_or_file: str, overrides: list[str] | None = None) -> RunCon
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise InvalidConfig(_explain(name_or_file, error)) from None
+
+
+def saved_config(text: str, storage: StorageConfig, overrides: list[str] | None = None) -> RunConfig:
+    """A configuration as a model version of the registry keeps it, with the present storage.
+
+    Args:
+        text: `RunConfig` as JSON.
+        storage: where the present command looks.
+        overrides: as in `load_config`.
+
+    Raises:
+        InvalidConfig: it is of a version of raverse that had other keys, or an override is wrong.
+    """
+    values = json.loads(text)
+    values["storage"] = storage.model_dump(mode="json")
+    for item in overrides or []:
+        _override(values, item)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        what = "of the model version (give --config if it is of another raverse)"
+        raise InvalidConfig(_explain(what, error)) from None
 
 
 def builtin_configs() -> list[str]:

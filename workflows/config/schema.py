@@ -494,6 +494,9 @@ class EvaluateConfig(GuidanceSettings):
         32, description="Pictures that a task samples at once. Does not change them."
     )
     workers: Unkeyed[int] = Field(0, ge=0, description="Tasks that sample at once; 0: all CPUs. Does not change them.")
+    compare_rows: PositiveInt = Field(
+        20_000, description="Training pictures at most among which copies are looked for; they are read in pages."
+    )
     bits_rows: Unkeyed[PositiveInt] = Field(
         64, description="Held-out pictures for bits per dimension (`--model` only)."
     )
@@ -545,9 +548,20 @@ class GateConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1, description="Of the bootstrap intervals.")
     resamples: PositiveInt = Field(500, description="Bootstrap resamples.")
     max_accuracy_drop: float = Field(0.05, ge=0, description="Drop of accuracy that must be ruled out.")
+    max_retrieval_drop: float = Field(
+        0.05, ge=0, description="Drop of the share of prompts that are found among captions, that must be ruled out."
+    )
     max_clip_score_drop: float = Field(2.0, ge=0, description="Drop of the CLIP score that must be ruled out.")
     max_clip_fd_rise: float = Field(0.5, ge=0, description="Relative rise of CLIP-FD that must be ruled out.")
+    max_energy_rise: float = Field(0.5, ge=0, description="Relative rise of the energy distance (vectors).")
+    least_energy_rise: float = Field(0.05, ge=0, description="Rise of the energy distance that is always allowed.")
+    max_loss_rise: float = Field(0.05, ge=0, description="Relative rise of the loss on held-out samples.")
+    max_copies_rise: float = Field(0.05, ge=0, description="Rise of the share of copied training samples.")
     seed: int = Field(1, description="Seed of prompts, pictures and resamples.")
+
+    def allowed_drop(self, name: str) -> float:
+        """The drop of `accuracy` or `retrieval` that must be ruled out."""
+        return self.max_accuracy_drop if name == "accuracy" else self.max_retrieval_drop
 
 
 class RegisterConfig(Section):

@@ -113,17 +113,18 @@ def compared_scales(asked: EvaluateConfig, drawn: dict[str, Drawn]) -> dict[floa
 
 
 def grid(asked: EvaluateConfig, drawn: Mapping[str, Drawn], *, judged: bool) -> tuple[tuple[str, ...], list[Column]]:
-    """The first prompts, and a column for each kind that was drawn, one seed per row.
+    """The first prompts that all have, and a column for each kind that was drawn, one seed per row.
 
     Args:
         asked: the `evaluate` section.
         drawn: pictures by kind.
         judged: whether columns say which pictures are right; the unconditional one never does.
     """
-    shown = drawn["classifier_prompt"].job.prompts.first(_GRID_ROWS)
     headline = drawn[HEADLINE]
     rows = headline.job.prompts.comparable(asked.num_prompts_per_scale)
     aligned = {**drawn, HEADLINE: headline.rows(rows)}
+    count = min(_GRID_ROWS, *(len(found.images) for found in aligned.values()))
+    shown = aligned[HEADLINE].job.prompts.first(count)
     columns = [
         Column(
             title,

@@ -19,6 +19,7 @@ from workflows.evaluate.metrics.fidelity import fidelity
 from workflows.evaluate.metrics.judge import Judge, judge_accuracy
 from workflows.evaluate.metrics.scores import accuracy, clip_score, diversity, histogram
 from workflows.evaluate.prompts import Prompts
+from workflows.evaluate.real import some
 from workflows.evaluate.sampling import SampleJob
 from workflows.options.guidance import DEFAULT_GUIDANCE
 from workflows.towers.clip import Clip
@@ -107,10 +108,11 @@ def asked_for(dataset: Dataset, prompts: Prompts, name: SplitName = "held_out") 
         name: of the split.
 
     Returns:
-        Of each combination its first samples in proportion to its prompts, at most as many as there are. The
-        proportion is the median over combinations, so that a rare one does not cost samples of the others.
+        Of each combination its first samples in proportion to its prompts, at most as many as there are among the
+        `workflows.evaluate.real.MOST` that are read. The proportion is the median over combinations, so that a rare one
+        does not cost samples of the others.
     """
-    split = dataset.read(name)
+    split = some(dataset, name)
     combinations = pd.Series(dataset.combinations(split))
     asked = pd.Series(prompts.combinations).value_counts()
     per_prompt = (combinations.value_counts() / asked).median()

@@ -22,9 +22,14 @@ from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import Dataset, Split
 from workflows.data.rows import Vectors
 from workflows.data.scale import VectorScale
-from workflows.evaluate.jobs import jobs_by_kind
+from workflows.evaluate.jobs import jobs_by_kind, offered
+from workflows.evaluate.label_free import warn
 from workflows.evaluate.measure import HEADLINE
+from workflows.evaluate.metrics.energy import Energy
+from workflows.evaluate.metrics.estimate import Estimate, estimate, plain
+from workflows.evaluate.metrics.neighbours import find_neighbours
 from workflows.evaluate.prompts import Prompts
+from workflows.evaluate.real import some
 from workflows.evaluate.sampling import sample_jobs
 from workflows.package.reference import PACKAGE
 from workflows.runtime.progress import Progress
@@ -51,26 +56,51 @@ def evaluate_vectors(
         progress: told about finished rows.
 
     Returns:
-        `energy_distance` of the headline, `energy_distance_KIND`, `energy_distance_real` (training rows: what a perfect
-        model would reach), and `energy_distance_by_caption` and its `_real`: means over captions with enough rows.
+        The figures of `measure_vectors`.
+    """
+    figures = measure_vectors(asked, dataset, folder / PACKAGE, folder, progress)
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
+    return figures
+
+
+def measure_vectors(
+    asked: EvaluateConfig, dataset: Dataset, package: Path, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """The figures of a package that draws vectors; in memory are as many rows as are drawn, and a page.
+
+    Args:
+        asked: the `evaluate` section.
+        dataset: gives held-out captions and rows.
+        package: folder of the model.
+        folder: for `samples.csv` (with raw numbers) and `samples.png`.
+        progress: told about finished rows.
+
+    Returns:
+        `energy_distance` of the headline with its interval, `energy_distance_KIND`, `energy_distance_real` (training
+        rows: what a perfect model would reach), `energy_distance_by_caption` and its `_real`: means over captions with
+        enough rows; `share_of_copies` and `nearest`.
     """
     scale = cast(Vectors, dataset.info.rows).scale
-    held_out = dataset.read("held_out", asked.num_prompts)
-    train = dataset.read("train")
+    held_out = some(dataset, "held_out", asked.num_prompts)
+    chosen = some(dataset, "train", len(held_out))
     prompts = ask_rows(held_out, asked.num_prompts, asked.seed)
     fewer = prompts.first(asked.num_prompts_per_gradient)
     jobs = jobs_by_kind(asked, prompts, prompts, fewer, labelled=bool(dataset.info.class_names))
-    drawn = dict(zip(jobs, sample_jobs(folder / PACKAGE, list(jobs.values()), asked.batch_size, progress), strict=True))
-    chosen = train.rows(np.random.default_rng(asked.seed).permutation(len(train))[: len(held_out)])
+    jobs = offered(jobs, package)
+    drawn = dict(zip(jobs, sample_jobs(package, list(jobs.values()), asked.batch_size, progress), strict=True))
     headline = drawn[HEADLINE]
     texts = jobs[HEADLINE].prompts.texts
+    near = find_neighbours(headline, dataset, asked.compare_rows)
     figures: dict[str, Any] = {
-        "energy_distance": _distance(headline, held_out.images),
+        **plain({"energy_distance": _estimate(headline, held_out.images), "share_of_copies": near.share_of_copies}),
         "energy_distance_real": _distance(chosen.images, held_out.images),
         **{f"energy_distance_{kind}": _distance(rows, held_out.images[: len(rows)]) for kind, rows in drawn.items()},
         **_by_caption({"": (headline, texts), "_real": (chosen.images, _first(chosen))}, held_out),
+        "nearest": near.figures(),
+        "compared": {"drawn": len(headline), "held_out": len(held_out), "train": near.compared},
+        "not_measured": {} if len(held_out) > 1 else {"energy_distance": "one held-out row has no distance: add rows"},
     }
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=2))
+    warn(figures, progress)
     table = pd.DataFrame(scale.raw(headline), columns=list(scale.columns))
     table.assign(caption=list(texts)).to_csv(folder / "samples.csv", index=False)
     draw_samples(folder / "samples.png", scale, scale.raw(held_out.images), scale.raw(headline))
@@ -91,7 +121,15 @@ def ask_rows(held_out: Split, count: int, seed: int) -> Prompts:
 
 
 def _distance(rows: NDArray[Any], other: NDArray[Any]) -> float:
+    """The energy distance; 0 where a sample of one row has none."""
+    if min(len(rows), len(other)) < 2:
+        return 0.0
     return energy_distance(torch.tensor(rows), torch.tensor(other))
+
+
+def _estimate(rows: NDArray[Any], other: NDArray[Any]) -> Estimate:
+    energy = Energy(rows, other)
+    return estimate(_distance(rows, other), energy.of, len(rows))
 
 
 def _first(split: Split) -> tuple[str, ...]:

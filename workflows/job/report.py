@@ -32,6 +32,7 @@ _DECODE_PICTURE: Final = "grep -oE '[A-Za-z0-9+/=]{90,}' | base64 -d > picture.p
 _COPIED: Final = (
     ("evaluate", "samples.png", "samples.png"),
     ("evaluate", "curves.png", "curves.png"),
+    ("evaluate", "neighbours.png", "neighbours.png"),
     ("evaluate", "samples.csv", "samples.csv"),
     ("clip", "training/losses.png", "clip-losses.png"),
     ("clip", "training/losses.csv", "clip-losses.csv"),

@@ -188,7 +188,7 @@ STAGES: Final = (
         load=_evaluate,
         sections=lambda config: config.evaluate.keyed(),
         inputs=("data", "clip", "embed", "denoiser", "classifier"),
-        version=3,
+        version=4,
     ),
     Stage(
         name="register",

@@ -78,6 +78,9 @@ class Defaults:
         return Defaults(values["num_steps"], settings)
 
 
+_LISTS: Final = ("shape", "class_names", "candidate_captions", "withheld")
+
+
 @final
 @dataclass(frozen=True)
 class PackageCard:
@@ -91,6 +94,7 @@ class PackageCard:
         data_hash: of the data that it was trained on.
         defaults: of requests.
         scale: what the numbers of vectors mean; None: it draws pictures.
+        withheld: kinds of guidance that the service does not offer, since an evaluation found that they do not help.
         parts: hash of each bundle, and of every other file by its path.
         format_version: of the file.
     """
@@ -102,6 +106,7 @@ class PackageCard:
     data_hash: str
     defaults: Defaults
     scale: VectorScale | None = None
+    withheld: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -116,7 +121,9 @@ class PackageCard:
         return hashlib.sha256(json.dumps(self._values(), sort_keys=True).encode()).hexdigest()
 
     def _values(self) -> dict[str, Any]:
-        return asdict(self) | {"defaults": self.defaults.describe()}
+        """Without what is withheld where nothing is, so that cards of earlier versions keep their hash."""
+        values = asdict(self) | {"defaults": self.defaults.describe()}
+        return values if self.withheld else {name: value for name, value in values.items() if name != "withheld"}
 
     def save(self, folder: Path) -> None:
         """Writes `package.json`."""
@@ -139,9 +146,10 @@ class PackageCard:
                 f"{path} has format version {values.get('format_version')!r}, this program reads {FORMAT_VERSION}"
             )
         claimed = values.pop("hash", None)
+        values.setdefault("withheld", ())
         if set(values) != {part.name for part in fields(PackageCard)}:
             raise InvalidBundle(f"{path} lacks fields or has unknown ones: register the model again")
-        lists = {name: tuple(values[name]) for name in ("shape", "class_names", "candidate_captions")}
+        lists = {name: tuple(values[name]) for name in _LISTS}
         parts = {"defaults": Defaults.of(values["defaults"]), "scale": VectorScale.of(values["scale"])}
         card = PackageCard(**(values | lists | parts))
         if card.hash != claimed:

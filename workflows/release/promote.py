@@ -10,12 +10,13 @@ import contextlib
 import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from workflows.config.schema import RunConfig
+from workflows.config.load import saved_config
+from workflows.config.schema import RunConfig, StorageConfig
 from workflows.data.dataset import Dataset
 from workflows.errors import ModelNotFound, PromotionConflict, PromotionRefused
 from workflows.package.files import verify
@@ -28,6 +29,11 @@ from workflows.tracking.store import open_client, reaching, store_folder, tracki
 CHALLENGER: Final = "challenger"
 """Alias of the newest version that the gate refused."""
 _OVER: Final = "promoted_over"
+CONFIG_TAG: Final = "config"
+"""Tag of a version with the configuration of its job, as JSON."""
+DATA_TAG: Final = "data_folder"
+"""Tag of a version with the folder of the data that it was trained on."""
+_FIGURES: Final = ("accuracy", "retrieval", "energy_distance", "clip_fd", "clip_score", "share_of_copies")
 
 
 @final
@@ -52,14 +58,19 @@ class Promotion:
 
 
 def promote(
-    config: RunConfig, version: ModelVersion, dataset: Dataset, progress: Progress, *, force: bool = False
+    config: RunConfig,
+    version: ModelVersion,
+    open_data: Callable[[], Dataset],
+    progress: Progress,
+    *,
+    force: bool = False,
 ) -> Promotion:
     """Gives a version the configured alias, if it passes the gate against the present holder.
 
     Args:
         config: names the alias and the rules.
         version: the challenger.
-        dataset: gives prompts and real pictures.
+        open_data: gives the data, with prompts and real samples; called where the gate compares.
         progress: told about finished pictures.
         force: moves the alias without a comparison; a tag of the version says so.
 
@@ -82,15 +93,13 @@ def promote(
     if reason == "gate" and holder is not None:
         champion = resolve(uri, f"{holder.name}/{holder.version}").folder
         try:
-            comparison = compare_packages(config, champion, folder, dataset, progress)
+            comparison = compare_packages(config, champion, folder, open_data(), progress)
         except PromotionRefused as error:
             _refuse(uri, version, {"passed": False, "why": str(error)})
             return Promotion(False, str(error), version, previous)
         if not comparison.passed:
             _refuse(uri, version, comparison.values())
-            return Promotion(
-                False, "the gate found it worse, or could not rule that out", version, previous, comparison
-            )
+            return Promotion(False, comparison.advice(config.register_.gate), version, previous, comparison)
     move_alias(config, version, alias, expected=previous, tags=_tags(reason, previous, comparison))
     return Promotion(True, reason, version, previous, comparison)
 
@@ -204,15 +213,48 @@ def list_versions(config: RunConfig, name: str) -> list[dict[str, str]]:
         for alias, number in (client.get_registered_model(name).aliases if versions else {}).items():
             aliases.setdefault(str(number), []).append(alias)
         rows = [_row(found, aliases, client.get_run(found.run_id).data.metrics) for found in versions]
+    if rows:
+        rows = [_without(row, {name for name in _FIGURES if not any(row[name] for row in rows)}) for row in rows]
     if not rows:
         raise ModelNotFound(f"no model {name!r} in {uri}: register one with `raverse run` or `raverse register`")
     return sorted(rows, key=lambda row: int(row["version"]), reverse=True)
 
 
+def version_config(
+    storage: StorageConfig, versions: Sequence[ModelVersion], overrides: list[str] | None = None
+) -> RunConfig | None:
+    """The configuration with which the first of these versions that a job made was made.
+
+    Args:
+        storage: where the present command looks.
+        versions: the version, then others that may stand for it: an imported one has no configuration.
+        overrides: `KEY=VALUE`.
+
+    Raises:
+        InvalidConfig: it is of another raverse.
+    """
+    texts = [version.tags[CONFIG_TAG] for version in versions if CONFIG_TAG in version.tags]
+    return saved_config(texts[0], storage, overrides) if texts else None
+
+
+def version_data(versions: Sequence[ModelVersion]) -> Dataset | None:
+    """The data of the first of these versions whose folder is still there."""
+    for version in versions:
+        folder = Path(version.tags.get(DATA_TAG, ""))
+        if DATA_TAG in version.tags and (folder / "data.json").is_file():
+            return Dataset.open(folder)
+    return None
+
+
+def _without(row: dict[str, str], names: set[str]) -> dict[str, str]:
+    """A row without the figures that no version has."""
+    return {name: value for name, value in row.items() if name not in names}
+
+
 def _row(found: Any, aliases: Mapping[str, list[str]], metrics: Mapping[str, float]) -> dict[str, str]:
     tags, number = dict(found.tags), str(found.version)
     promoted = " ".join(part for part in (tags.get("promoted_because", ""), tags.get("promoted_at", "")) if part)
-    figures = {name: metrics.get(f"evaluate.{name}") for name in ("accuracy", "clip_fd", "clip_score")}
+    figures = {name: metrics.get(f"evaluate.{name}", metrics.get(name)) for name in _FIGURES}
     return {
         "version": number,
         "aliases": ", ".join(sorted(aliases.get(number, []))),

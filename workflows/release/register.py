@@ -17,7 +17,7 @@ from workflows.package.files import PackageCard, verify
 from workflows.package.reference import PACKAGE, ModelVersion
 from workflows.release.card import model_card
 from workflows.release.logging import log_package
-from workflows.release.promote import CHALLENGER, Promotion, promote
+from workflows.release.promote import CHALLENGER, CONFIG_TAG, DATA_TAG, Promotion, promote
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.git import git_commit
 from workflows.runtime.progress import Progress
@@ -26,7 +26,12 @@ from workflows.tracking.store import reaching
 
 _CURVES: Final = (("clip", "training"), ("denoiser", ""), ("classifier", ""))
 """Stages that train, and where in their folders the curves are; a CLIP that was loaded has none."""
-_PICTURES: Final = (("evaluate", "samples.png"), ("evaluate", "curves.png"), ("evaluate", "metrics.json"))
+_PICTURES: Final = (
+    ("evaluate", "samples.png"),
+    ("evaluate", "curves.png"),
+    ("evaluate", "metrics.json"),
+    ("evaluate", "neighbours.png"),
+)
 
 
 def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path, progress: Progress) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def register_model(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         progress.advance(1)
         version = make_version(run, config.register_.model_name, _tags(config, inputs, card), package, card)
         _log_card(run, version, card, inputs, folder)
-        promotion = promote(config, version, Dataset.open(inputs["data"].folder), progress)
+        promotion = promote(config, version, lambda: Dataset.open(inputs["data"].folder), progress)
         _tell(promotion, config, progress)
     values = {
         "model": version.name,
@@ -74,7 +79,9 @@ def _log_card(
     text = model_card(version.name, card, inputs["evaluate"].metrics, version.tags)
     (folder / "README.md").write_text(text)
     run.log_file(folder / "README.md", "model_card")
-    run.log_file(inputs["evaluate"].folder / "samples.png", "model_card")
+    for name in ("samples.png", "neighbours.png"):
+        if (inputs["evaluate"].folder / name).is_file():
+            run.log_file(inputs["evaluate"].folder / name, "model_card")
     with reaching(run.uri):
         run.client.update_model_version(version.name, version.version, description=text)
 
@@ -86,8 +93,9 @@ def _tell(promotion: Promotion, config: RunConfig, progress: Progress) -> None:
     version, alias = promotion.version, config.register_.alias
     if not promotion.moved:
         progress.log(
-            f"version {version.version} does not pass the gate: version {promotion.previous} stays `{alias}`, the new "
-            f"one is `{CHALLENGER}`; `raverse promote {version.name}/{version.version} --force` overrides it"
+            f"version {version.version} does not pass the gate: {promotion.reason}. Version {promotion.previous} "
+            f"stays `{alias}`, the new one is `{CHALLENGER}`; "
+            f"`raverse promote {version.name}/{version.version} --force` overrides it"
         )
 
 
@@ -99,8 +107,9 @@ def _tags(config: RunConfig, inputs: dict[str, Artifact], card: PackageCard) -> 
         "classifier_hash": card.parts.get("classifier", ""),
         "clip_weights_sha256": str(inputs["clip"].metrics.get("weights_sha256", "")),
         "cache_key": inputs["embed"].key,
+        DATA_TAG: str(inputs["data"].folder),
         "git_commit": git_commit(),
-        "config": config.model_dump_json(by_alias=True),
+        CONFIG_TAG: config.model_dump_json(by_alias=True),
     }
 
 

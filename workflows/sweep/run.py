@@ -22,19 +22,18 @@ import torch
 
 from workflows.config.schema import RunConfig, SweepConfig
 from workflows.data.dataset import Dataset
-from workflows.errors import InvalidClip
+from workflows.evaluate.captions import ask_captions
 from workflows.evaluate.full import check_shape, log_results
-from workflows.evaluate.measure import Drawn, asked_for, image_vectors, spread, text_vectors
-from workflows.evaluate.metrics.fidelity import fidelity
-from workflows.evaluate.metrics.judge import Judge, train_judge
-from workflows.evaluate.metrics.scores import clip_score
 from workflows.evaluate.prompts import Prompts, ask
+from workflows.evaluate.real import some
 from workflows.evaluate.sampling import SampleJob, sample_jobs
+from workflows.evaluate.vectors import ask_rows
 from workflows.model.model import ModelPackage
-from workflows.options.guidance import NEUTRAL_SETTINGS, SCALED, Guidance, GuidanceKind
+from workflows.options.guidance import KINDS, NEUTRAL_SETTINGS, SCALED, Guidance, GuidanceKind
 from workflows.package.source import ModelSource
 from workflows.runtime.progress import Progress
 from workflows.sweep.plots import draw_guidance, draw_spacings, draw_steps_eta
+from workflows.sweep.ruler import SweepRuler, distance_of, fit_of, make_ruler
 from workflows.sweep.schedules import train_schedules
 
 
@@ -63,8 +62,8 @@ def run_sweep(config: RunConfig, source: ModelSource, dataset: Dataset, progress
     folder = config.run_folder / "sweeps" / source.label
     folder.mkdir(parents=True, exist_ok=True)
     prompts = plan_prompts(config.sweep, dataset)
-    tables = plan_tables(config.sweep, prompts)
-    ruler = _Ruler(package, dataset, prompts, train_judge(dataset, config.evaluate.seed))
+    tables = plan_tables(config.sweep, prompts, package.guidance)
+    ruler = make_ruler(package, dataset, prompts, config.evaluate.seed)
     points = [(name, point) for name, table in tables.items() for point in table]
     batch, workers = config.evaluate.batch_size, config.evaluate.workers
     images = sample_jobs(source.folder, [point.job for _, point in points], batch, progress, workers)
@@ -73,7 +72,7 @@ def run_sweep(config: RunConfig, source: ModelSource, dataset: Dataset, progress
     for (name, point), drawn in zip(points, images, strict=True):
         rows[name].append(dict(point.columns) | ruler.measure(point.job, drawn))
     if config.sweep.schedules:
-        rows["schedules"] = _schedules(config, folder, tables["guidance"][1].job, ruler, progress)
+        rows["schedules"] = _schedules(config, folder, tables["guidance"][:2][-1].job, ruler, progress)
     for name, table in rows.items():
         write_csv(folder / f"{name}.csv", table)
     summary = summarize(rows)
@@ -86,18 +85,24 @@ def run_sweep(config: RunConfig, source: ModelSource, dataset: Dataset, progress
 
 
 def plan_prompts(asked: SweepConfig, dataset: Dataset) -> Prompts:
-    """What every point draws: each combination twice or more, since diversity is measured within a prompt."""
+    """What every point draws: each prompt twice or more, since diversity is measured within one."""
+    if not dataset.info.rows.drawable:
+        return ask_rows(some(dataset, "held_out", asked.num_pictures), asked.num_pictures, asked.seed)
+    if not dataset.info.attributes:
+        return ask_captions(dataset, asked.num_pictures, asked.seed)
     once = len(dataset.info.candidate_captions)
     prompts = ask(dataset, max(asked.num_pictures, 2 * once), asked.seed)
     return prompts.rows(prompts.comparable(asked.num_pictures))
 
 
-def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
-    """Every table's points. Scale 0 is the unconditional model, and classifier-free scale 1 the plain conditional.
+def plan_tables(asked: SweepConfig, prompts: Prompts, offered: Sequence[str] = tuple(KINDS)) -> dict[str, list[Point]]:
+    """Every table's points, of the kinds of guidance that the model offers.
+
+    Scale 0 is the unconditional model, and classifier-free scale 1 the plain conditional.
 
     The scale alone is swept: a model's own interval, rescaling, projection or CFG++ is left out.
     """
-    plain = SampleJob(prompts, Guidance.of("direct"), num_steps=asked.num_steps)
+    plain = SampleJob(prompts, Guidance.of("direct" if "direct" in offered else "none"), num_steps=asked.num_steps)
     steps_eta = [
         Point({"steps": steps, "eta": eta}, replace(plain, num_steps=steps, eta=eta))
         for steps in asked.steps
@@ -106,6 +111,7 @@ def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
     guidance = [
         Point({"guidance": job.guidance.name, "scale": job.guidance.scale, "eta": job.eta}, job)
         for kind in SCALED
+        if kind.name in offered
         for job in (
             replace(plain, guidance=_only_scale(kind, scale), eta=asked.gradient_eta if kind.gradient else 0.0)
             for scale in asked.scales(kind)
@@ -118,7 +124,8 @@ def plan_tables(asked: SweepConfig, prompts: Prompts) -> dict[str, list[Point]]:
     ]
     unconditional = Point({"guidance": "none", "scale": 0.0, "eta": 0.0}, replace(plain, guidance=Guidance.of("none")))
     direct = Point({"guidance": "direct", "scale": 1.0, "eta": 0.0}, plain)
-    return {"steps_eta": steps_eta, "guidance": [unconditional, direct, *guidance], "spacings": spacings}
+    ends = [unconditional, direct] if "direct" in offered else [unconditional]
+    return {"steps_eta": steps_eta, "guidance": [*ends, *guidance], "spacings": spacings}
 
 
 def _only_scale(kind: GuidanceKind, scale: float) -> Guidance:
@@ -127,10 +134,11 @@ def _only_scale(kind: GuidanceKind, scale: float) -> Guidance:
 
 def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """What the tables say: eta's cost at few and many steps, each guidance's best scale, what guidance recovers."""
-    table = {(row["steps"], row["eta"]): row["clip_fd"] for row in rows["steps_eta"]}
+    distance, fit = distance_of(rows["steps_eta"]), fit_of(rows["guidance"])
+    table = {(row["steps"], row["eta"]): row[distance] for row in rows["steps_eta"]}
     etas = sorted({eta for _, eta in table})
     summary: dict[str, Any] = {
-        "clip_fd_of_eta_1_over_0": {
+        f"{distance}_of_eta_1_over_0": {
             str(steps): table[steps, etas[-1]] / max(table[steps, etas[0]], 1e-12)
             for steps in sorted({steps for steps, _ in table})
         }
@@ -138,17 +146,22 @@ def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
     accuracy: dict[str, float] = {}
     for kind in (kind.name for kind in SCALED):
         curve = [row for row in rows["guidance"] if row["guidance"] == kind]
-        best = min(curve, key=lambda row: float(row["clip_fd"]))
+        if not curve:
+            continue
+        best = min(curve, key=lambda row: float(row[distance]))
         place = sorted(row["scale"] for row in curve).index(best["scale"])
         summary[kind] = {
             "best_scale": best["scale"],
-            "best_clip_fd": best["clip_fd"],
+            f"best_{distance}": best[distance],
             "inside": int(0 < place < len(curve) - 1),
         }
-        accuracy[kind] = max(row["accuracy"] for row in curve)
-    ends = {row["guidance"]: row["accuracy"] for row in rows["guidance"] if row["guidance"] in ("none", "direct")}
-    gap = ends["direct"] - ends["none"]
-    if gap > 0:
+        if fit is not None:
+            accuracy[kind] = max(row[fit] for row in curve)
+    if fit is None:
+        return summary
+    ends = {row["guidance"]: row[fit] for row in rows["guidance"] if row["guidance"] in ("none", "direct")}
+    gap = ends.get("direct", 0.0) - ends["none"]
+    if gap > 0 and "classifier" in accuracy:
         summary["classifier_recovers"] = (accuracy["classifier"] - ends["none"]) / gap
     return summary
 
@@ -164,30 +177,10 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _schedules(
-    config: RunConfig, folder: Path, plain: SampleJob, ruler: _Ruler, progress: Progress
+    config: RunConfig, folder: Path, plain: SampleJob, ruler: SweepRuler, progress: Progress
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for kind, package in train_schedules(config, folder / "schedules", progress).items():
         (images,) = sample_jobs(package, [plain], config.evaluate.batch_size, progress, config.evaluate.workers)
         rows.append({"schedule": kind} | ruler.measure(plain, images))
     return rows
-
-
-class _Ruler:
-    """Measures pictures against the same real ones, with one CLIP and one judge."""
-
-    def __init__(self, package: ModelPackage, dataset: Dataset, prompts: Prompts, judge: Judge) -> None:
-        clip = package.scorer()
-        if clip is None:
-            raise InvalidClip(f"{package.folder} has no CLIP that looks at pictures: sweep a fine-tune of it")
-        self._clip, self._judge = clip, judge
-        self._real = image_vectors(asked_for(dataset, prompts).images, self._clip)
-
-    def measure(self, job: SampleJob, images: Any) -> dict[str, float]:
-        found = Drawn(job, images, self._judge(images))
-        vectors = image_vectors(images, self._clip)
-        return fidelity(self._real, vectors) | {
-            "clip_score": clip_score(vectors, text_vectors(found, self._clip)),
-            "accuracy": found.accuracy,
-            "diversity": spread(found, self._clip),
-        }

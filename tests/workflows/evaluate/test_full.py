@@ -62,8 +62,11 @@ def test_figures_are_complete_and_the_same_twice(
 ) -> None:
     first, second = (evaluate_model(config, source, dataset, Progress.silent()) for _ in range(2))
     assert set(first.figures) == {
-        "clip_fd", "clip_kd", "precision", "recall", "clip_fd_real", "clip_score", "diversity", "accuracy",
-        "bits_per_dim", "nearest", "judge_accuracy", "images_per_second",
+        "clip_fd", "clip_kd", "mind", "precision", "recall", "density", "coverage", "clip_fd_real", "clip_score",
+        "clip_score_real", "diversity", "diversity_matcher", "matcher_fd", "matcher_score", "matcher_score_real",
+        "retrieval", "retrieval_top5", "retrieval_clip", "retrieval_top5_clip", "retrieval_real", "retrieval_real_clip",
+        "retrieval_chance", "held_out_loss", "loss_by_level", "share_of_copies", "nearest", "intervals", "judges",
+        "compared", "not_measured", "accuracy", "judge_accuracy", "bits_per_dim", "images_per_second",
     }  # fmt: skip
     assert first.figures["clip_fd"] > first.figures["clip_fd_real"]
     assert first.figures["bits_per_dim"]["mean"] > 0

@@ -11,8 +11,9 @@ import torch
 
 from workflows.config.schema import EvaluateConfig
 from workflows.data.dataset import DataInfo, Dataset, Split, SplitName, write_split
+from workflows.evaluate.captions import ask_captions
 from workflows.evaluate.jobs import all_jobs
-from workflows.evaluate.unlabelled import ask_captions, evaluate_unlabelled
+from workflows.evaluate.stage import evaluate_pictures
 from workflows.runtime.progress import Progress
 from workflows.serve.check import requests_for
 from workflows.towers.clip import Clip, load_clip
@@ -71,7 +72,7 @@ def test_figures_say_that_nothing_was_judged(dataset: Dataset, tiny_package: Pat
 
     shutil.copytree(tiny_package, tmp_path / "out/package")
     asked = EvaluateConfig(num_prompts=8, num_prompts_per_scale=4, num_prompts_per_gradient=2, num_steps=2)
-    figures = evaluate_unlabelled(asked, dataset, tiny_package / "clip", tmp_path / "out", Progress.silent())
+    figures = evaluate_pictures(asked, dataset, tiny_package / "clip", tmp_path / "out", Progress.silent())
     assert figures["judged"] is False
     assert not any("accuracy" in name for name in figures)
     assert set(figures["clip_score_at_scale"]) == {"0", "1", "2"}

@@ -25,7 +25,13 @@ from workflows.tracking.run import tracked_run
 from workflows.tracking.store import open_client, tracking_uri
 
 MODEL = "gated"
-SMALL = ["register.gate.num_prompts=20", "evaluate.num_steps=2", f"register.model_name={MODEL}"]
+SMALL = [
+    "register.gate.num_prompts=20",
+    # Of models that were never trained the nearer pictures need not come with the smaller loss.
+    "register.gate.max_loss_rise=1000",
+    "evaluate.num_steps=2",
+    f"register.model_name={MODEL}",
+]
 
 
 @pytest.fixture
@@ -67,13 +73,13 @@ def test_worse_is_refused_better_passes_force_and_rollback_move(
     """Both models are untrained; of their pictures those of the second seed lie nearer to digits."""
     uri, quiet = tracking_uri(config), Progress.silent()
     worse, better = packages
-    first = promote(config, add(config, better, 1), dataset, quiet)
+    first = promote(config, add(config, better, 1), lambda: dataset, quiet)
     assert (first.moved, first.reason, first.previous) == (True, "first", None)
     with pytest.raises(ModelNotFound, match="nothing to go back to"):
         rollback(config, MODEL)
 
     second = add(config, worse, 2)
-    refused = promote(config, second, dataset, quiet)
+    refused = promote(config, second, lambda: dataset, quiet)
     assert not refused.moved
     assert refused.comparison is not None
     assert champion(config) == "1"
@@ -81,13 +87,13 @@ def test_worse_is_refused_better_passes_force_and_rollback_move(
     assert held.version == "2"
     assert json.loads(held.tags["gate"]) == refused.comparison.values()
 
-    forced = promote(config, second, dataset, quiet, force=True)
+    forced = promote(config, second, lambda: dataset, quiet, force=True)
     assert (forced.moved, forced.reason, forced.previous) == (True, "forced", "1")
     tags = find_version(uri, f"{MODEL}@champion").tags
     assert (tags["forced"], tags["promoted_over"]) == ("true", "1")
     assert holder_of(uri, MODEL, CHALLENGER) is None
 
-    third = promote(config, add(config, better, 3), dataset, quiet)
+    third = promote(config, add(config, better, 3), lambda: dataset, quiet)
     assert (third.moved, third.reason, third.previous) == (True, "gate", "2")
     assert third.comparison is not None
     losses = [-line.gain for line in refused.comparison.lines]
@@ -100,16 +106,16 @@ def test_worse_is_refused_better_passes_force_and_rollback_move(
 
 
 def test_the_same_package_needs_no_pictures(config: RunConfig, dataset: Dataset, packages: list[Path]) -> None:
-    promote(config, add(config, packages[0], 1), dataset, Progress.silent())
-    again = promote(config, add(config, packages[0], 2), dataset, Progress.silent())
+    promote(config, add(config, packages[0], 1), lambda: dataset, Progress.silent())
+    again = promote(config, add(config, packages[0], 2), lambda: dataset, Progress.silent())
     assert (again.moved, again.reason) == (True, "same package")
-    assert promote(config, again.version, dataset, Progress.silent()).reason == "holder already"
+    assert promote(config, again.version, lambda: dataset, Progress.silent()).reason == "holder already"
 
 
 def test_the_gate_can_be_off(config: RunConfig, dataset: Dataset, packages: list[Path], tmp_path: Path) -> None:
     off = load_config("digits", [f"storage.root={tmp_path}", *SMALL, "register.gate.enabled=false"])
     for number, package in enumerate(packages, start=1):
-        done = promote(off, add(off, package, number), dataset, Progress.silent())
+        done = promote(off, add(off, package, number), lambda: dataset, Progress.silent())
     assert (done.moved, done.reason) == (True, "gate off")
 
 
@@ -117,13 +123,13 @@ def test_tampered_weights_are_not_promoted_nor_rolled_back_to(
     config: RunConfig, dataset: Dataset, packages: list[Path]
 ) -> None:
     uri, quiet = tracking_uri(config), Progress.silent()
-    promote(config, add(config, packages[0], 1), dataset, quiet)
+    promote(config, add(config, packages[0], 1), lambda: dataset, quiet)
     second = add(config, packages[1], 2)
     tamper(resolve(uri, f"{MODEL}/2").folder / "denoiser" / "ema.safetensors")
     with pytest.raises(InvalidBundle, match="ema"):
-        promote(config, second, dataset, quiet, force=True)
+        promote(config, second, lambda: dataset, quiet, force=True)
     assert champion(config) == "1"
-    promote(config, add(config, packages[1], 3), dataset, quiet, force=True)
+    promote(config, add(config, packages[1], 3), lambda: dataset, quiet, force=True)
     tamper(resolve(uri, f"{MODEL}/1").folder / "denoiser" / "ema.safetensors")
     with pytest.raises(InvalidBundle, match="ema"):
         rollback(config, MODEL)
@@ -155,7 +161,7 @@ def test_a_half_written_version_is_named(config: RunConfig, packages: list[Path]
     version = add(config, packages[0], 1)
     open_client(tracking_uri(config)).delete_model_version_tag(MODEL, "1", "package_hash")
     with pytest.raises(ModelNotFound, match="half-written"):
-        promote(config, version, dataset, Progress.silent())
+        promote(config, version, lambda: dataset, Progress.silent())
     assert holder_of(tracking_uri(config), MODEL, "champion") is None
 
 

@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from workflows.data.dataset import DataInfo, Dataset, Split
 from workflows.data.pixels import to_data
+from workflows.evaluate.real import some
 
 _LARGEST_SVC: Final = 4096
+_MOST: Final = 32_768
 _SVC_PENALTY: Final = 10.0
 _COLOR: Final = "color"
 _WIDTH: Final = 16
@@ -125,8 +127,11 @@ class ConvJudge:
 
 
 def train_judge(dataset: Dataset, seed: int = 0) -> Judge:
-    """The judge for a data set: a support vector machine for one attribute of small pictures, else a network."""
-    split, info = dataset.read("train"), dataset.info
+    """The judge for a data set: a support vector machine for one attribute of small pictures, else a network.
+
+    It learns from at most `_MOST` training pictures, which are in memory meanwhile.
+    """
+    split, info = some(dataset, "train", _MOST), dataset.info
     if len(info.attributes) == 1 and len(split) <= _LARGEST_SVC:
         return PixelJudge(split, info)
     return ConvJudge(split, info, seed)
@@ -141,7 +146,7 @@ def truth(info: DataInfo, attributes: tuple[tuple[str, ...], ...]) -> NDArray[np
 
 def judge_accuracy(judge: Judge, dataset: Dataset) -> dict[str, float]:
     """Share of held-out pictures judged right: `all` attributes, and each by its name."""
-    held_out = dataset.read("held_out")
+    held_out = some(dataset, "held_out")
     right = judge(held_out.images) == truth(dataset.info, held_out.attributes)
     return {"all": float(right.all(axis=1).mean())} | {
         name: float(right[:, place].mean()) for place, name in enumerate(dataset.info.attributes)

@@ -46,11 +46,16 @@ def diversity(features: Tensor, prompts: Sequence[int]) -> float:
     Returns:
         A number in [0, 2]; NaN if no prompt has two pictures.
     """
+    found = diversities(features, prompts)
+    return float(found.mean()) if len(found) else float("nan")
+
+
+def diversities(features: Tensor, prompts: Sequence[int]) -> NDArray[np.float64]:
+    """How much the pictures of each prompt differ, of those with two or more: see `diversity`."""
     groups: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(row)
-    means = [_mean_distance(features[rows].double()) for rows in groups.values() if len(rows) > 1]
-    return float(np.mean(means)) if means else float("nan")
+    return np.array([_mean_distance(features[rows].double()) for rows in groups.values() if len(rows) > 1])
 
 
 def _mean_distance(v: Tensor) -> float:

@@ -213,7 +213,7 @@ def capabilities_of(package: ModelPackage, version: ModelVersion, args: ServeArg
         version=version.version,
         size=(width, height),
         class_names=package.class_names,
-        guidance=package.guidance,
+        guidance=tuple(kind for kind in package.guidance if kind not in package.card.withheld),
         guidance_settings=package.defaults.guidance,
         default_steps=min(args.num_steps, max_steps),
         max_steps=max_steps,

@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from workflows.evaluate.metrics.fidelity import clip_fd, clip_kd, fidelity, frechet, moments, precision_recall
-from workflows.evaluate.metrics.neighbours import nearest
+from workflows.evaluate.metrics.fidelity import (
+    clip_fd,
+    clip_kd,
+    fidelity,
+    fidelity_estimates,
+    frechet,
+    mind,
+    moments,
+    neighbourhoods,
+    precision_recall,
+)
 
 
 def vectors(count: int, seed: int, shift: float = 0.0, width: int = 16) -> torch.Tensor:
@@ -56,15 +65,31 @@ def test_precision_and_recall_tell_wrong_from_repeated() -> None:
     assert precision_recall(real, real) == {"precision": 1.0, "recall": 1.0}
 
 
-def test_nearest_finds_copies() -> None:
-    rng = np.random.default_rng(0)
-    train, held_out = (rng.integers(0, 256, (50, 1, 8, 8), np.uint8) for _ in range(2))
-    images = np.concatenate([train[[7, 3]], rng.integers(0, 256, (2, 1, 8, 8), np.uint8)])
-    found = nearest(images, train, held_out)
-    assert found.index[:2].tolist() == [7, 3]
-    assert found.distance[:2].max() < 1e-3
-    assert found.distance[2:].min() > 0.1
-    assert found.share_of_copies >= 0.5
-    assert nearest(held_out, train, held_out).share_of_copies == pytest.approx(0.02)
-    far = math.sqrt(((images[2] / 255.0 - train[found.index[2]] / 255.0) ** 2).mean())
-    assert found.distance[2] == pytest.approx(far, rel=1e-4)
+def test_density_and_coverage_count_neighbourhoods() -> None:
+    real = vectors(200, 0)
+    assert {name: values.mean() for name, values in neighbourhoods(real, real).items()}["coverage"] == 1.0
+    collapsed = neighbourhoods(real, real[:1].repeat(200, 1))
+    assert collapsed["coverage"].mean() < 0.1 < 1.0 <= collapsed["density"].mean()
+
+
+def test_mind_of_a_shift_is_the_closed_form() -> None:
+    """Two Gaussians that differ by a shift: each line sees its own part of it."""
+    a, shift = vectors(4000, 0), 0.2
+    b = a + shift / math.sqrt(a.shape[1])
+    assert mind(a, b) == pytest.approx(shift**2, rel=0.35)
+    assert mind(a, a) < 1e-6 < mind(a, vectors(4000, 1))
+
+
+def test_intervals_hold_their_figure_and_shrink_with_more_pictures() -> None:
+    real = vectors(400, 0)
+    few, many = (fidelity_estimates(real, vectors(count, 1, 0.2)) for count in (50, 400))
+    for name, found in many.items():
+        assert found.low <= found.value <= found.high, name
+    assert many["clip_fd"].high - many["clip_fd"].low < few["clip_fd"].high - few["clip_fd"].low
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 30), (30, 1), (2, 2), (3, 30)])
+def test_few_pictures_have_figures_or_none(n: int, m: int) -> None:
+    found = fidelity(vectors(n, 0), vectors(m, 1))
+    assert set(found) == (set() if min(n, m) < 2 else set(fidelity(vectors(9, 0), vectors(9, 1))))
+    assert all(math.isfinite(value) for value in found.values())
