@@ -19,7 +19,9 @@ ConfigOption = Annotated[
 ]
 GivenOption = Annotated[
     str | None,
-    typer.Option("--config", help="A built-in name or the path of a YAML file; default: what the version was made with."),
+    typer.Option(
+        "--config", help="A built-in name or the path of a YAML file; default: what the version was made with."
+    ),
 ]
 StoreOption = Annotated[
     str,
