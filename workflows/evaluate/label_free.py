@@ -104,6 +104,8 @@ def headline_figures(
     near = find_neighbours(drawn.images, dataset, most)
     draw_neighbours(folder / "neighbours.png", near, drawn.images, dataset)
     found |= {"held_out_loss": loss.estimate(), "share_of_copies": near.share_of_copies}
+    if not near.known:
+        missing["share_of_copies"] = "too few real pictures say how near an honest one may be"
     values = plain(found) | more
     return (
         values

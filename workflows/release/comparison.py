@@ -182,6 +182,8 @@ def _told(versions: Sequence[_Version], prompts: Prompts, dataset: Dataset, real
     amount = f"{len(prompts)} samples of {len(set(prompts.texts))} captions by each version, {real} held-out samples"
     looked = [f"compared: {amount}, {near.compared} of {near.num_train} training samples"]
     unseen = []
+    if not near.known:
+        unseen.append("copies: too few real samples say how near an honest one may be")
     if near.compared < near.num_train:
         unseen.append(f"copies of the other {near.num_train - near.compared} training samples (evaluate.compare_rows)")
     if not dataset.info.attributes and dataset.info.rows.drawable:

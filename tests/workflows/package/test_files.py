@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,12 @@ def test_a_card_with_other_fields_is_refused(copy: Path, change: dict) -> None:
 def test_a_folder_that_is_no_package(tmp_path: Path) -> None:
     with pytest.raises(InvalidBundle, match="no model package"):
         verify(tmp_path)
+
+
+def test_what_the_service_withholds_is_part_of_the_hash_and_cards_without_it_keep_theirs(copy: Path) -> None:
+    card = PackageCard.load(copy)
+    assert "withheld" not in json.loads((copy / "package.json").read_text())
+    replace(card, withheld=("clip",)).save(copy)
+    again, _ = verify(copy)
+    assert again.withheld == ("clip",)
+    assert again.hash != card.hash

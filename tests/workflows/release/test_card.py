@@ -55,3 +55,18 @@ def test_it_tells_every_setting_and_its_example_draws_with_them(own: dict[str, A
 def test_an_example_with_a_scale_of_another_model_would_not_run() -> None:
     with pytest.raises(InvalidRequest, match="guidance_scale"):
         predicted(card_with(PLUS_PLUS), {"guidance_scale": 2.0})
+
+
+def test_figures_without_labels_come_with_their_intervals_and_warnings() -> None:
+    figures = {
+        "retrieval": 0.5,
+        "retrieval_chance": 0.01,
+        "share_of_copies": 0.7,
+        "intervals": {"retrieval": {"low": 0.4, "high": 0.6}},
+        "nearest": {"remembers": True},
+    }
+    text = model_card("mine", replace(tiny_card(), withheld=("clip",)), figures, {})
+    assert "| 0.5 [0.4, 0.6] |" in text
+    assert "copies training samples" in text
+    assert "does not help here: clip" in text
+    assert "copies training samples" not in model_card("mine", tiny_card(), {}, {})

@@ -68,13 +68,18 @@ class Neighbours:
     num_train: int
 
     @property
+    def known(self) -> bool:
+        """Whether there are enough honest pictures to say what is close."""
+        return len(self.closeness_real) >= _LEAST
+
+    @property
     def copies(self) -> Floats:
         """(n,) 1 for each drawn picture that is closer to one training picture than 99 % of honest ones, by far.
 
-        All are 0 where fewer than `_LEAST` honest ones can say what is close.
+        All are 0 where that is not known.
         """
         honest = self.closeness_real
-        if len(honest) < _LEAST:
+        if not self.known:
             return np.zeros(len(self.closeness))
         close = min(float(np.quantile(honest, _COPY_QUANTILE)), _CLOSE * float(np.median(honest)))
         return (self.closeness < close).astype(np.float64)
