@@ -15,7 +15,10 @@ import pytest
 from tests.workflows.serve.conftest import LocalEncoder, make_config, register_package
 from workflows.config.schema import RunConfig
 from workflows.errors import InvalidConfig, ModelNotFound
+from workflows.model.model import ModelPackage
+from workflows.package.reference import ModelVersion
 from workflows.serve.replica.replica import Replica
+from workflows.serve.replica.versions import capabilities_of
 from workflows.serve.request.messages import Checkpoint, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import GenerationRequest
@@ -195,3 +198,11 @@ def test_a_client_who_has_left_gets_no_rows_whichever_message_comes_first(replic
         return rows, (await replica.load()).cancelled
 
     assert asyncio.run(leave()) == (0, 4)
+
+
+def test_guidance_that_does_not_help_is_not_offered(tiny_package: Path) -> None:
+    package, args = ModelPackage.load(tiny_package), ServeArgs(model="tiny/1", tracking_uri="http://unused")
+    version = ModelVersion("tiny", "1", "run", {})
+    assert capabilities_of(package, version, args).guidance == package.guidance
+    package.card = replace(package.card, withheld=("clip", "classifier"))
+    assert capabilities_of(package, version, args).guidance == ("none", "direct", "classifier_free")
