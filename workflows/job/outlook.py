@@ -40,7 +40,9 @@ def lengths(config: RunConfig, subject: Subject, parts: Sequence[str] = _TRAINED
     from workflows.train.here import foreseen
 
     found = {part: foreseen(part, config, subject) for part in _TRAINED if part in parts}
-    return [f"{part}: {length}" for part, length in found.items() if length is not None]
+    untimed = "as long as its workers take: it starts from a base, or is too large to be timed here"
+    told = {part: length or untimed for part, length in found.items() if length or part != "clip"}
+    return [f"{part}: {length}" for part, length in told.items()]
 
 
 def evaluated(config: RunConfig, *, labelled: bool) -> str:

@@ -27,8 +27,11 @@ def zero_shot(clip: Clip, dataset: Dataset, device: torch.device) -> dict[str, f
     Returns:
         `zero_shot`: all attributes right; without attributes, the caption right, of the samples whose caption is a
         candidate (left out if none is). With several attributes also `zero_shot_ATTRIBUTE` for each, and
-        `zero_shot_unseen` over combinations that were never trained on, when there are some.
+        `zero_shot_unseen` over combinations that were never trained on, when there are some. Nothing without
+        held-out pictures.
     """
+    if not dataset.info.num_held_out:
+        return {}
     info, candidates = dataset.info, clip.text.encode(dataset.info.candidate_captions).pooled
     chosen, wanted, unseen, truth = [], [], [], []
     for samples in dataset.chunks("held_out"):

@@ -38,6 +38,8 @@ _SECONDS: Final = 1.0
 _LOADED: Final = (512, 512)
 """Widths of CLIP ViT-B/32, which stand for those of towers that are loaded."""
 _VOCABULARY: Final = 2000
+_MOST_PARAMETERS: Final = 1e8
+_MOST_OPERATIONS: Final = 1e12
 
 
 @final
@@ -61,17 +63,32 @@ class Subject:
 
 
 def foreseen(part: TrainedPart, config: RunConfig, subject: Subject) -> Length | None:
-    """How long a part of the job trains; None where that is not known here: it has a base, or nothing is trained."""
+    """How long a part of the job trains; None where that is not known here.
+
+    So it is where it starts from a base, where nothing is trained, and where the network is too large to be tried in
+    this process: above 100 million parameters, or 10^12 operations of a worker in a step.
+    """
     if config.denoiser.base is not None or (part == "clip" and config.clip.source != "train"):
         return None
     clip = sized(config.clip, subject.num_rows).model_copy(update={"context_length": subject.num_tokens})
     train = loop_config(clip, np.arange(clip.batch_size)) if part == "clip" else getattr(config, part).train
     with torch.random.fork_rng():
-        seconds = _step_seconds(_on_noise(part, config, clip, subject, train), train)
+        objective = _on_noise(part, config, clip, subject, train)
+        if _too_large(objective, _share(train)[0]):
+            return None
+        seconds = _step_seconds(objective, train)
     steps = train.steps
     if steps == "auto":
         steps = PACES[part].steps(subject.num_rows, train.batch_size, train.minutes, seconds)
     return Length(steps, subject.num_rows, train.batch_size, seconds)
+
+
+def _too_large(objective: _OnNoise, rows: int) -> bool:
+    with torch.device("meta"):
+        num_parameters = sum(parameter.numel() for parameter in objective.build().parameters())
+    return (
+        num_parameters > _MOST_PARAMETERS or rows * objective.flop_per_sample(objective.num_tokens) > _MOST_OPERATIONS
+    )
 
 
 def _on_noise(part: TrainedPart, config: RunConfig, clip: ClipConfig, subject: Subject, train: TrainConfig) -> _OnNoise:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -188,6 +189,26 @@ def test_equal_pictures_land_in_one_split_and_new_ones_move_few(tmp_path: Path) 
     build(tmp_path / "more", source)
     after = {image.tobytes() for image in Dataset.open(tmp_path / "more").read("held_out").images}
     assert len(held_out - after) <= 1
+
+
+def test_all_files_and_captions_of_one_picture_land_in_one_split(tmp_path: Path) -> None:
+    """Equal pixels in other formats, under other names, in other pieces, and with other captions."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(40):
+        picture = Image.open(io.BytesIO(samples.picture(number))).convert("RGB")
+        for ending, options in (("png", {}), ("webp", {"lossless": True}), ("bmp", {})):
+            name = f"{ending}-{number:04d}"
+            picture.save(source / f"{name}.{ending}", **options)
+            (source / f"{name}.txt").write_text(f"{number} as {ending}")
+    build(tmp_path / "data", source, "data.held_out=0.3")
+    dataset = Dataset.open(tmp_path / "data")
+    found = {
+        split: Counter(texts[0].split()[0] for texts in dataset.read(split).captions) for split in ("train", "held_out")
+    }
+    assert not found["train"].keys() & found["held_out"].keys()
+    assert set((found["train"] + found["held_out"]).values()) == {3}
+    assert len(found["held_out"]) == 12, "a share of pictures, not of files"
 
 
 def test_the_same_input_gives_the_same_bytes_whatever_was_there(tmp_path: Path) -> None:

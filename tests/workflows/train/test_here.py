@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from workflows.config.load import load_config
 from workflows.data.rows import Pictures, rows_of
+from workflows.train import here
 from workflows.train.here import Subject, foreseen
 from workflows.train.length import PACES
 
@@ -38,6 +39,17 @@ def test_what_a_base_or_loaded_towers_take_is_not_guessed() -> None:
     assert foreseen("clip", load_config("digits", ["clip.source=ViT-B-32/openai"]), DIGITS) is None
     assert foreseen("denoiser", load_config("digits", ["denoiser.base=sd@champion"]), DIGITS) is None
     assert foreseen("denoiser", load_config("digits", ["clip.source=ViT-B-32/openai"]), DIGITS) is not None
+
+
+def test_what_is_too_large_to_be_tried_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> float:
+        raise AssertionError("a step was made")
+
+    monkeypatch.setattr(here, "_step_seconds", refuse)
+    for item in ("network.width=4096", "train.batch_size=1000000"):
+        assert foreseen("denoiser", load_config("digits", [f"denoiser.{item}"]), DIGITS) is None
+    with pytest.raises(AssertionError, match="a step was made"):
+        foreseen("denoiser", load_config("digits"), DIGITS)
 
 
 def test_a_larger_network_takes_longer() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import ray
 import torch
@@ -17,6 +17,7 @@ from workflows.runtime.progress import Progress
 from workflows.towers.clip import load_clip
 from workflows.towers.clip_files import import_clip, save_clip
 from workflows.towers.clip_model import build_tokenizer, model_config
+from workflows.towers.retrieval import Retrieval, retrieval
 from workflows.towers.zero_shot import zero_shot
 from workflows.train.clip.batches import DistinctPlan, Rows, meanings_of, vocabulary_of
 from workflows.train.clip.fitted import fitted
@@ -27,6 +28,10 @@ from workflows.train.loop.tracking import tracked_training
 from workflows.train.losslog import LOSSES_FILE, read_losses
 from workflows.train.plots import plot_losses
 
+_NOT_JUDGED: Final = (
+    "not judged: no two held-out pictures have captions that differ, so nothing says whether captions mean anything to "
+    "this CLIP, and prompts may change nothing"
+)
 TRAINING: Final = "training"
 """Folder of checkpoints and curves: the towers' own folder holds nothing else than open_clip reads."""
 _WARMUP: Final = 0.1
@@ -58,11 +63,12 @@ def train_clip(config: RunConfig, inputs: dict[str, Artifact], folder: Path, pro
     resources = _resources()
     task: Any = ray.remote(**resources)(_import)
     try:
-        figures: dict[str, Any] = ray.get(task.remote(config.clip.source, inputs["data"].folder, folder, **resources))
+        figures, told = ray.get(task.remote(config.clip.source, inputs["data"].folder, folder, **resources))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, RaverseError) else error from None
     progress.advance(1)
-    return figures
+    progress.log(told)
+    return cast("dict[str, Any]", figures)
 
 
 def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) -> dict[str, Any]:
@@ -82,7 +88,10 @@ def _train(config: RunConfig, data: Artifact, folder: Path, progress: Progress) 
     size = model_config(clip, objective.side)
     save_clip(folder, model, tokenizer, name=f"raverse-{dataset.info.source}", source="train", model_cfg=size)
     # Far less work than the training was: no worker need be started for it.
-    return trained.metrics | _judged(folder, dataset, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    figures, told = _judged(folder, dataset, device)
+    progress.log(told)
+    return trained.metrics | figures
 
 
 def loop_config(clip: ClipConfig, meanings: Rows) -> TrainConfig:
@@ -115,7 +124,7 @@ def _resources() -> dict[str, int]:
     return {"num_cpus": max(1, cpus), "num_gpus": int(any(node.get("GPU", 0) >= 1 for node in nodes))}
 
 
-def _import(source: str, data_folder: Path, folder: Path, num_cpus: int, num_gpus: int) -> dict[str, Any]:
+def _import(source: str, data_folder: Path, folder: Path, num_cpus: int, num_gpus: int) -> tuple[dict[str, Any], str]:
     """Runs in a Ray worker, where there is room for large towers."""
     torch.set_num_threads(num_cpus)
     import_clip(source, folder)
@@ -123,6 +132,13 @@ def _import(source: str, data_folder: Path, folder: Path, num_cpus: int, num_gpu
     return _judged(folder, Dataset.open(data_folder), device)
 
 
-def _judged(folder: Path, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def _judged(folder: Path, dataset: Dataset, device: torch.device) -> tuple[dict[str, Any], str]:
+    """Figures over held-out pictures, and a sentence about them."""
     clip = load_clip(folder, device)
-    return zero_shot(clip, dataset, device) | {"weights_sha256": clip.identity.weights_sha256}
+    figures: dict[str, Any] = zero_shot(clip, dataset, device)
+    if dataset.info.attributes:
+        found = Retrieval(len(dataset.info.candidate_captions), figures["zero_shot"]) if figures else None
+    else:
+        found = retrieval(clip, dataset, device)
+        figures |= found.figures() if found is not None else {}
+    return figures | {"weights_sha256": clip.identity.weights_sha256}, str(found or _NOT_JUDGED)
