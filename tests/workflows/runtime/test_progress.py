@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 
+import pytest
 from rich.console import Console
 
-from workflows.runtime.progress import Progress
+from workflows.runtime.progress import Progress, duration
 
 
 def plain() -> tuple[Progress, io.StringIO, io.StringIO]:
@@ -59,3 +61,28 @@ def test_silent_says_nothing(capfd: object) -> None:
         progress.advance(3, loss=1.0)
         progress.log("done")
     assert capfd.readouterr() == ("", "")  # type: ignore[attr-defined]
+
+
+def test_a_line_says_how_long_the_rest_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the rate since the loop was first heard of, which may be far from its beginning."""
+    progress, screen, _ = plain()
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    progress.start(1000, "steps")
+    for done in (500, 550, 600, 1000):
+        now[0] += 30.0
+        progress.advance(done)
+    assert screen.getvalue().splitlines() == [
+        "500/1000 steps",
+        "550/1000 steps, 4.5 minutes left",
+        "600/1000 steps, 4.0 minutes left",
+        "1000/1000 steps",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "0 s"), (99, "99 s"), (150, "2.5 minutes"), (5999, "100.0 minutes"), (18_000, "5.0 hours")],
+)
+def test_a_duration_is_as_exact_as_an_estimate_may_be(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

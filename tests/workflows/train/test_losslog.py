@@ -55,3 +55,13 @@ def test_the_driver_sees_rows_that_appear(tmp_path: Path) -> None:
         log.append(10, {"loss": 2.0, "samples_per_second": 7.0})
         log.append(20, {"loss": 1.0, "samples_per_second": 8.0})
     assert "20/20 steps loss 1 samples_per_second 8" in shown.getvalue()
+
+
+def test_new_pictures_are_named_once(tmp_path: Path) -> None:
+    grids, shown = tmp_path / "grids", io.StringIO()
+    grids.mkdir()
+    (grids / "step-1.png").write_bytes(b"of an earlier try")
+    with following(tmp_path / "losses.csv", Progress(None, shown), grids):
+        (grids / "step-2.png").write_bytes(b"new")
+    assert shown.getvalue().count("pictures so far") == 1
+    assert f"pictures so far: {grids / 'step-2.png'}" in shown.getvalue()
