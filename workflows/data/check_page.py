@@ -33,6 +33,7 @@ def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, 
         examples=report["unusable_examples"],
         thumbnails=thumbnails,
         next=report["next"],
+        training=report.get("training", ()),
     )
 
 

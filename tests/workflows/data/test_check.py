@@ -39,6 +39,12 @@ def test_each_format_is_reported(name: str, tmp_path: Path) -> None:
     assert config.name == "my-data"
     assert words[:2] == ["raverse", "run"]
     assert shlex.join(words[-2:]) in result.output.replace("\n", " ")
+    told = [line.split(":")[0] for line in report["training"]]
+    assert told == ["clip", "denoiser", "classifier", "evaluate"]
+    for line in report["training"]:
+        assert line in result.output
+        assert line[:24] in page
+    assert "27 rows, about" in report["training"][1] or name == "vectors", "a tenth of 30 is held out"
 
 
 def test_troubles_are_counted(tmp_path: Path) -> None:
