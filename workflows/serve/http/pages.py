@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from diffusion_core.strength import DEFAULT_STRENGTH
 from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, SETTINGS, GuidanceKind
 from workflows.options.samplers import SAMPLERS
 from workflows.runtime.templates import template
@@ -30,11 +31,13 @@ def content_policy(page: str) -> str:
 
 def prompt_page() -> str:
     """The page to try prompts; its choices are those of the tables of guidance and samplers."""
-    return template("workflows.serve.http", "page.html").render(
+    return template("workflows.serve.http", "page/page.html").render(
         kinds={kind.name: _choice(kind) for kind in KINDS.values()},
         settings=[SETTINGS[name] for name in FURTHER_NAMES],
         samplers=list(SAMPLERS.values()),
         default_guidance=DEFAULT_GUIDANCE.name,
+        default_strength=DEFAULT_STRENGTH,
+        eta_readers=[sampler.name for sampler in SAMPLERS.values() if sampler.takes_eta],
     )
 
 
@@ -46,6 +49,7 @@ def reference_page(document: dict[str, Any]) -> str:
             "method": method.upper(),
             "path": path,
             "fields": list(_fields(route, schemas)),
+            "answers": list(_answers(route, schemas)),
             "responses": route["responses"],
         }
         for path, kinds in document["paths"].items()
@@ -65,13 +69,44 @@ def _fields(route: dict[str, Any], schemas: dict[str, Any]) -> Iterator[tuple[st
     for body in route.get("requestBody", {}).get("content", {}).values():
         schema = body["schema"]
         for part in [schema, *schema.get("allOf", [])]:
-            known = schemas[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
-            for name, field in known.get("properties", {}).items():
-                yield name, _type(field), field.get("description", "")
+            yield from _rows(part, schemas)
+
+
+def _answers(route: dict[str, Any], schemas: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """The content type of each kind of successful answer, and its fields; those of objects inside have a dot."""
+    for kind, body in route["responses"].get("200", {}).get("content", {}).items():
+        rows = list(_rows(body.get("schema", {}), schemas))
+        if rows:
+            yield kind, rows
+
+
+def _rows(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    known = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    for name, field in known.get("properties", {}).items():
+        yield prefix + name, _type(field), field.get("description", "")
+        inner = [field, *field.get("anyOf", []), *field.get("allOf", [])]
+        for part in [*inner, *(one["items"] for one in inner if "items" in one)]:
+            if "$ref" in part:
+                yield from _rows(part, schemas, f"{prefix}{name}.")
 
 
 def _type(field: dict[str, Any]) -> str:
+    """The type of a field with its bounds and its default, in words."""
+    kind = _bare_type(field)
+    default = field.get("default")
+    return kind if default is None or default in ([], {}) or isinstance(default, dict) else f"{kind}, default {default}"
+
+
+def _bare_type(field: dict[str, Any]) -> str:
     if "enum" in field or "const" in field:
         return " | ".join(map(str, field.get("enum", [field.get("const")])))
-    options = [_type(option) for option in field.get("anyOf", [])]
-    return " or ".join(option for option in options if option != "null") or str(field.get("type", ""))
+    options = [_bare_type(option) for option in field.get("anyOf", [])]
+    if joined := " or ".join(option for option in options if option != "null"):
+        return joined
+    if "$ref" in field:
+        return "object"
+    low, high = field.get("minimum", field.get("exclusiveMinimum")), field.get("maximum")
+    kind = str(field.get("type", ""))
+    if low is not None and high is not None:
+        return f"{kind}, {low} to {high}"
+    return f"{kind}, at least {low}" if low is not None else kind
