@@ -10,8 +10,8 @@ from workflows.job.outlook import outlook
 from workflows.job.pipeline import plan_job, run_job
 from workflows.job.report import next_lines, stage_table, write_report
 from workflows.job.stages import STAGES
-from workflows.runtime.preflight import check_port, exclusive_storage
-from workflows.runtime.session import ray_session
+from workflows.runtime.preflight import check_metrics_port, check_port, exclusive_storage
+from workflows.runtime.session import ray_session, set_environment
 
 verbs = typer.Typer()
 _OWN_MODULES = ("data", "evaluate")
@@ -42,12 +42,17 @@ def serve(config: ConfigOption = "digits", model: RegisteredOption = None, overr
     with open_command(config, overrides) as command:
         settings = command.config
         check_port(settings)
-        command.progress.log("starting Ray")
-        with ray_session(settings):
-            from workflows.serve.app import serve as serve_model
+        check_metrics_port(settings)
+        # Ray reads these variables when it is imported.
+        set_environment()
+        from workflows.serve.app import find_servable
+        from workflows.serve.app import serve as serve_model
 
-            reference = model or f"{settings.register_.model_name}@{settings.register_.alias}"
-            serve_model(settings, reference, command.progress)
+        reference = model or f"{settings.register_.model_name}@{settings.register_.alias}"
+        version = find_servable(settings, reference)
+        command.progress.log(f"starting Ray; its log is {settings.run_folder / 'ray.log'}")
+        with ray_session(settings, metrics_port=settings.serve.metrics_port):
+            serve_model(settings, reference, version, command.progress)
 
 
 def _add_stage(name: str, help_text: str) -> None:

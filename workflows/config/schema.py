@@ -585,6 +585,11 @@ class ServeConfig(Section):
     api_keys_file: FolderPath | None = Field(
         None, description="File of API keys, made with `raverse api-key`; needed unless `host` is loopback."
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="Names under which clients ask for it, beside those of this machine; *: any."
+    )
+    cors_origins: tuple[str, ...] = Field((), description="Sites whose pages may ask from a browser.")
+    metrics_port: int = Field(9464, ge=1, le=65535, description="Port of the metrics, on a Ray of one's own.")
 
 
 class StorageConfig(Section):

@@ -85,8 +85,23 @@ def check_port(config: RunConfig) -> None:
         check_free(config.serve.host, config.serve.port)
 
 
-def check_free(host: str, port: int) -> None:
+def check_metrics_port(config: RunConfig) -> None:
+    """Looks whether the port of the metrics is free, where Ray is one's own.
+
+    Raises:
+        AddressInUse: another process listens there.
+    """
+    if cluster_address() is None:
+        check_free("127.0.0.1", config.serve.metrics_port, "metrics_port")
+
+
+def check_free(host: str, port: int, setting: str = "port") -> None:
     """Looks whether this machine can listen at an address.
+
+    Args:
+        host: an address of this machine.
+        port: to listen at.
+        setting: the setting of `serve` that holds the port.
 
     Raises:
         AddressInUse: another process listens there, or the host is not this machine's.
@@ -98,5 +113,6 @@ def check_free(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise AddressInUse(
-            f"cannot serve on {host}:{port} ({error.strerror}): stop what listens there, or give --set serve.port=PORT"
+            f"cannot serve on {host}:{port} ({error.strerror}): stop what listens there, "
+            f"or give --set serve.{setting}=PORT"
         ) from None

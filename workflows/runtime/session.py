@@ -18,6 +18,7 @@ from typing import Final
 
 from workflows.config.schema import RunConfig
 from workflows.errors import ClusterUnreachable
+from workflows.runtime.log_file import bounded
 
 _PROBE_SECONDS: Final = 3.0
 _HEALTH_SECONDS: Final = 15.0
@@ -39,13 +40,17 @@ _ENVIRONMENT: Final = {
 LOOPBACK_ONLY: Final = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
+# Ray Serve's proxy loads the service's door, where a burst is refused. A cluster of one's own sets it for its nodes.
+DOOR: Final = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "workflows.serve.http.door:middleware"}
+
+
 def set_environment() -> None:
     """Sets the variables that Ray, its workers and MLflow read; what the user has set stays.
 
     To be called before Ray is imported.
     """
     embedded = cluster_address() is None
-    for name, value in (_ENVIRONMENT | (LOOPBACK_ONLY if embedded else {})).items():
+    for name, value in (_ENVIRONMENT | (LOOPBACK_ONLY | DOOR if embedded else {})).items():
         os.environ.setdefault(name, value)
 
 
@@ -81,23 +86,28 @@ def check_cluster() -> None:
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_session(config: RunConfig, metrics_port: int | None = None) -> Iterator[None]:
     """Ray for the length of the block; its chatter goes to `ray.log` in the run folder.
+
+    Args:
+        config: of the job.
+        metrics_port: port of an embedded Ray's metrics; None: any that is free.
 
     Raises:
         ClusterUnreachable: `RAY_ADDRESS` names no living cluster.
     """
     check_cluster()
     config.run_folder.mkdir(parents=True, exist_ok=True)
-    with _output_to(config.run_folder / "ray.log"):
-        start_ray(num_cpus=max(os.cpu_count() or 1, config.most_workers))
+    log_file = config.run_folder / "ray.log"
+    with _output_to(log_file), bounded(log_file):
+        start_ray(num_cpus=max(os.cpu_count() or 1, config.most_workers), metrics_port=metrics_port)
         try:
             yield
         finally:
             _stop_undisturbed()
 
 
-def start_ray(num_cpus: int) -> None:
+def start_ray(num_cpus: int, metrics_port: int | None = None) -> None:
     """Starts an embedded Ray with this many CPUs, or joins the cluster in `RAY_ADDRESS`."""
     set_environment()
     import ray
@@ -107,7 +117,7 @@ def start_ray(num_cpus: int) -> None:
     if address is not None:
         ray.init(address=address)
     else:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _metrics_export_port=metrics_port)
     # Ray answers SIGTERM with an exit of its own; ours leaves the finished stages in order.
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import httpx
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.schema import DeploymentStatus
 
 from workflows.config.schema import ServeConfig
 from workflows.errors import AddressInUse, StageFailed
@@ -48,6 +51,44 @@ def hosted(config: ServeConfig, application: Application, name: str, route_prefi
             ray_serve.shutdown()
         else:
             ray_serve.delete(name)
+
+
+@contextlib.contextmanager
+def reporting(tell: Callable[[str], None], seconds: float = 5.0) -> Iterator[None]:
+    """Tells now and then what an application that starts still waits for, until it runs or the block ends."""
+    done = threading.Event()
+
+    def watch() -> None:
+        started = time.monotonic()
+        while not done.wait(seconds):
+            waiting = _waiting()
+            if waiting is None:
+                return
+            tell(f"starting since {time.monotonic() - started:.0f} s; not ready yet: {waiting}")
+
+    thread = threading.Thread(target=watch, name="start-report", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _waiting() -> str | None:
+    """The deployments that are not healthy yet; None once everything runs."""
+    try:
+        applications = ray_serve.status().applications.values()
+    except (RayError, RuntimeError):
+        return "Ray Serve"
+    parts = [
+        name
+        for application in applications
+        for name, deployment in application.deployments.items()
+        if deployment.status != DeploymentStatus.HEALTHY
+    ]
+    if parts:
+        return ", ".join(parts)
+    return None if any(application.deployments for application in applications) else "Ray Serve"
 
 
 def _start(config: ServeConfig) -> None:

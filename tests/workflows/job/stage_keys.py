@@ -120,7 +120,7 @@ def _candidates(config: RunConfig, key: str, folder: Path) -> list[Any]:
         case None:
             return ["other", ("other",)]
         case _:
-            return [value[:-1]]
+            return [value[:-1] if value else ("other",)]
 
 
 def _find(config: RunConfig, key: str) -> tuple[Any, Any]:

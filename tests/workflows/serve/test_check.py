@@ -10,11 +10,11 @@ from ray import serve
 
 from tests.workflows.serve.conftest import check_inputs
 from workflows.config.schema import RunConfig, ServeConfig
-from workflows.errors import AddressInUse, ModelNotFound
+from workflows.errors import AddressInUse, InvalidConfig, ModelNotFound
 from workflows.options.guidance import KINDS
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
-from workflows.serve.app import serve as serve_model
+from workflows.serve.app import find_servable
 from workflows.serve.check import check_service, requests_for
 
 
@@ -31,10 +31,21 @@ def test_a_taken_port_is_told(
     assert not serve.status().proxies
 
 
-def test_a_model_that_is_not_there_starts_nothing(ray_session: None, tiny_config: RunConfig) -> None:
+def test_what_can_be_wrong_is_told_before_ray_is_started(tiny_config: RunConfig, tmp_path: Path) -> None:
+    assert find_servable(tiny_config, "tiny@champion").version == "1"
     with pytest.raises(ModelNotFound, match="nobody@champion"):
-        serve_model(tiny_config, "nobody@champion", Progress.silent())
-    assert not serve.status().proxies
+        find_servable(tiny_config, "nobody@champion")
+
+    def changed(**fields: object) -> RunConfig:
+        return tiny_config.model_copy(update={"serve": tiny_config.serve.model_copy(update=fields)})
+
+    with pytest.raises(InvalidConfig, match=r"0\.0\.0\.0 is reached by other machines"):
+        find_servable(changed(host="0.0.0.0"), "tiny@champion")
+    with pytest.raises(InvalidConfig, match="cannot read the API keys"):
+        find_servable(changed(api_keys_file=str(tmp_path / "nothing")), "tiny@champion")
+    (tmp_path / "keys").write_text("alice secret\n")
+    with pytest.raises(InvalidConfig, match="API key 1 is no"):
+        find_servable(changed(api_keys_file=str(tmp_path / "keys")), "tiny@champion")
 
 
 def test_requests_are_made_of_what_the_model_offers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -49,11 +48,17 @@ def test_it_prints_a_command_that_draws_and_ends_on_ctrl_c(
     serving: subprocess.Popen[str], tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     assert serving.stdout is not None
-    lines = [line.strip() for line in (serving.stdout.readline() for _ in range(3))]
     url = f"http://127.0.0.1:{tiny_config.serve.port}"
-    assert lines[0] == "starting Ray"
-    assert re.fullmatch(rf"serving tiny version 1 at {url} until Ctrl-C.*", lines[1]), lines
-    subprocess.run(["bash", "-c", lines[2]], cwd=tmp_path, timeout=60, check=True)
+    lines: list[str] = []
+    while not lines or not lines[-1].startswith("curl"):
+        lines.append(serving.stdout.readline().strip())
+    assert re.fullmatch(r"starting Ray; its log is .*ray\.log", lines[0])
+    assert lines[1] == "loading tiny version 1 into 1 sampler(s)"
+    assert all(line.startswith("starting since") for line in lines[2:-4])
+    assert lines[-4] == f"serving tiny version 1 at {url} until Ctrl-C"
+    assert re.fullmatch(rf"page: {url}/ +reference: {url}/docs +log: .*", lines[-3])
+    assert lines[-2] == "a picture from it:"
+    subprocess.run(["bash", "-c", lines[-1]], cwd=tmp_path, timeout=60, check=True)
     assert Image.open(tmp_path / "picture.png").size == (8, 8)
     serving.send_signal(signal.SIGINT)
     rest, _ = serving.communicate(timeout=60)
@@ -64,8 +69,8 @@ def test_it_prints_a_command_that_draws_and_ends_on_ctrl_c(
 def test_an_unknown_model_is_one_sentence(
     config_file: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this process, which is on Ray already."""
-    monkeypatch.setattr(job, "ray_session", lambda _: contextlib.nullcontext())
+    """It is told before Ray is started."""
+    monkeypatch.setattr(job, "ray_session", lambda *_, **__: pytest.fail("Ray was started"))
     done = CliRunner().invoke(app, ["serve", "--config", str(config_file), "--model", "tiny@nobody"])
     assert done.exit_code == 1
     assert re.fullmatch(r"raverse: no model 'tiny@nobody' in sqlite:.*\n", done.stderr), done.stderr

@@ -28,7 +28,7 @@ from workflows.errors import AddressInUse, ModelNotFound, PreflightFailed, Stage
 from workflows.package.reference import find_version
 from workflows.runtime.preflight import check_writable
 from workflows.runtime.progress import Progress
-from workflows.runtime.session import LOOPBACK_ONLY
+from workflows.runtime.session import DOOR, LOOPBACK_ONLY
 from workflows.serve.http.keys import VARIABLE
 from workflows.serve.settings import ServeArgs
 
@@ -111,11 +111,15 @@ class Stack:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAVERSE_"))}
         # `mlflow`, `ray` and `serve` are those of this environment.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        always = {
-            "PATH": path,
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        } | LOOPBACK_ONLY
+        always = (
+            {
+                "PATH": path,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+            }
+            | LOOPBACK_ONLY
+            | DOOR
+        )
         if not self._secure:
             return clean | always | {"RAY_AUTH_MODE": "disabled"}
         asked = {name: secrets[name] for name in (VARIABLE, "RAY_AUTH_TOKEN", *_MLFLOW_SECRETS)}
