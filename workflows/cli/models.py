@@ -105,6 +105,9 @@ def _draw_files(command: Command, asked: Any, model: str | None, out: Path, gif:
     write_png(out, drawing.images, zoom)
     if gif is not None:
         write_gif(gif, drawing.frames, zoom)
+    for name, text in (("the prompt", asked.prompt), ("--negative", asked.negative)):
+        if cut := package.tokens_cut(text or ""):
+            command.console.print(f"the model did not read the last {cut} tokens of {name}: make it shorter")
     files = " and ".join(str(path) for path in (out, gif) if path is not None)
     command.console.print(
         f"{files}: {source.label}, seed {', '.join(str(seed) for seed in drawing.seeds)}",

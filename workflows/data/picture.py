@@ -69,7 +69,7 @@ def prepare(data: bytes, shape: PictureShape) -> tuple[NDArray[np.uint8], Found]
                 if image.format == "JPEG":
                     image.draft(None, (2 * shape.size, 2 * shape.size))
                 image.load()
-                return _pixels(ImageOps.exif_transpose(image), shape), found
+                return _pixels(decoded(image), shape), found
     except InvalidData:
         raise
     except Image.DecompressionBombError:
@@ -87,8 +87,17 @@ def _check_size(image: Image.Image, shape: PictureShape) -> None:
         )
 
 
+def decoded(image: Image.Image) -> Image.Image:
+    """A loaded picture as mode L or RGB: upright, of 8 bits, and white where it was transparent.
+
+    Raises:
+        InvalidData: its pixels are floating-point numbers.
+    """
+    return _eight_bits(ImageOps.exif_transpose(image))
+
+
 def _pixels(image: Image.Image, shape: PictureShape) -> NDArray[np.uint8]:
-    fitted = ImageOps.fit(_eight_bits(image), (shape.size, shape.size), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(image, (shape.size, shape.size), Image.Resampling.LANCZOS)
     return pixels_of(fitted.convert("L" if shape.channels == 1 else "RGB"))
 
 

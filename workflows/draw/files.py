@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from workflows.data.picture import decoded
 from workflows.data.pixels import to_data
 from workflows.data.png import image_of, pixels_of
-from workflows.errors import InvalidRequest, StorageUnwritable
+from workflows.errors import InvalidData, InvalidRequest, StorageUnwritable
 
 _SHOWN_SIDE: Final = 128
 _FRAME_MILLISECONDS: Final = 60
@@ -72,8 +73,8 @@ def write_gif(path: Path, frames: Tensor, zoom: int | None = None) -> None:
 def _open(path: Path, param: str, mode: str, size: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(path) as image:
-            picture = image.convert(mode)
-    except OSError as error:
+            picture = decoded(image).convert(mode)
+    except (OSError, InvalidData) as error:
         raise InvalidRequest(f"{path} cannot be read as a picture ({error}): give a PNG or JPEG file", param) from None
     return picture if picture.size == size else picture.resize(size, _filter(picture.size, size))
 

@@ -39,6 +39,7 @@ from workflows.options.guidance import DEFAULT_GUIDANCE, Guidance, Need, Setting
 from workflows.options.samplers import DEFAULT_SAMPLER, SPACINGS, make_plan
 from workflows.package.files import CLIP, PIPELINE, Defaults, PackageCard, scorer_folder, verify
 from workflows.towers.clip import Clip, load_clip
+from workflows.towers.features import tokens_cut
 
 
 @final
@@ -144,6 +145,10 @@ class ModelPackage:
         if self._classifier is None:
             raise InvalidRequest(f"this model has no classifier: guidance is {', '.join(self.guidance)}", "guidance")
         return self._classifier
+
+    def tokens_cut(self, text: str) -> int:
+        """Tokens at the end of a text that the model does not read."""
+        return 0 if self._clip is None else tokens_cut(self._clip.text, text)
 
     @property
     def reads_text(self) -> bool:

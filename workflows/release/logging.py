@@ -47,7 +47,13 @@ def log_package(run: TrackedRun, package: Path, card: PackageCard) -> tuple[str,
         ParamSpec(name, _PARAM_TYPES[type(value)], value, shape=(-1,) if isinstance(value, list) else None)
         for name, value in default_params(card).items()
     ]
-    outputs = Schema([*(ColSpec(kind, name) for name, kind in card.rows.outputs.items()), ColSpec("long", "seed")])
+    outputs = Schema(
+        [
+            *(ColSpec(kind, name) for name, kind in card.rows.outputs.items()),
+            ColSpec("long", "seed"),
+            ColSpec("long", "tokens_cut"),
+        ]
+    )
     signature = ModelSignature(Schema(inputs), outputs, ParamSchema(params))
     with mlflow.start_run(run_id=run.run_id), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*An input example was not provided")

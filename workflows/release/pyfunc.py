@@ -15,14 +15,17 @@ from typing import Any, Final, final
 import mlflow
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from torch import Tensor
 
+from diffusion_core.errors import RaverseError
 from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
 from workflows.options.guidance import DEFAULT_GUIDANCE, DEFAULT_SCALES, SETTINGS, Guidance
 from workflows.options.samplers import DEFAULT_SAMPLER
 from workflows.package.files import PackageCard
 
+_LARGEST_SEED: Final = 2**64 - 1
 BATCH: Final = 64
 """Rows that are denoised at once; a row's picture does not depend on it."""
 
@@ -69,16 +72,26 @@ class PackagedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             params: see `default_params`; row i is drawn with `seed + i`.
 
         Returns:
-            A table with `image` (PNG) and `seed`; of a model of vectors, with a column for each number and `seed`.
+            A table with `image` (PNG), `seed`, and `tokens_cut`, the tokens at the prompt's end that the model did not
+            read; of a model of vectors, with a column for each number in place of `image`.
 
         Raises:
-            InvalidRequest: values that do not fit together; names the field.
+            MlflowException: values that do not fit together; names the field.
         """
+        try:
+            return self._drawn(model_input, params)
+        except RaverseError as error:
+            # MLflow's own servers answer this kind with status 400 and the message.
+            raise MlflowException.invalid_parameter_value(_named(error)) from error
+
+    def _drawn(self, model_input: pd.DataFrame, params: dict[str, Any] | None) -> pd.DataFrame:
         given = default_params(self._package.card) | dict(params or {})
+        _check_numbers(given, len(model_input), self._package.schedule.num_levels)
         seeds = [int(given["seed"]) + row for row in range(len(model_input))]
         parts = [slice(start, start + BATCH) for start in range(0, len(seeds), BATCH)]
         drawn = torch.cat([_draw(self._package, model_input[rows], seeds[rows], given) for rows in parts])
-        return pd.DataFrame(self._package.rows.table(drawn.numpy())).assign(seed=seeds)
+        cut = [self._package.tokens_cut(str(prompt)) for prompt in model_input["prompt"]]
+        return pd.DataFrame(self._package.rows.table(drawn.numpy())).assign(seed=seeds, tokens_cut=cut)
 
 
 def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Mapping[str, Any]) -> Tensor:
@@ -92,6 +105,23 @@ def _draw(package: ModelPackage, rows: pd.DataFrame, seeds: list[int], given: Ma
     )
     plan = package.plan(given["sampler"], given["num_inference_steps"], given["eta"])
     return package.drawn(package.sample(condition, seeds=seeds, plan=plan))
+
+
+def _check_numbers(given: Mapping[str, Any], num_rows: int, num_levels: int) -> None:
+    bounds = {
+        "seed": (0, _LARGEST_SEED - max(0, num_rows - 1)),
+        "eta": (0.0, 1.0),
+        "num_inference_steps": (1, num_levels),
+    }
+    for name, (low, high) in bounds.items():
+        if not low <= given[name] <= high:
+            raise InvalidRequest(f"{name}: found {given[name]}, wanted a number in [{low}, {high}]", name)
+
+
+def _named(error: RaverseError) -> str:
+    """The message, with the field at its front."""
+    text, name = str(error), getattr(error, "param", None)
+    return text if name is None or text.startswith(f"{name}:") else f"{name}: {text}"
 
 
 def _texts(rows: pd.DataFrame, name: str) -> list[str] | None:

@@ -59,6 +59,17 @@ class TextTower:
         tokens = features["text_intermediates"][-1].float() * mask[..., None]
         return EncodedText(tokens, mask, functional.normalize(features["text_features"].float(), dim=-1))
 
+    @property
+    def max_tokens(self) -> int:
+        """See `TextEncoder.max_tokens`."""
+        return int(self.tokenize([""]).shape[1]) - _marks(self._tokenizer)
+
+    def count(self, caption: str) -> int:
+        """See `TextEncoder.count`."""
+        return len(_tokens(self._tokenizer, caption)) - (
+            0 if hasattr(self._tokenizer, "encode") else _marks(self._tokenizer)
+        )
+
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """(m, n) int64 token ids on the tower's device."""
         ids: Tensor = self._tokenizer(list(captions))
@@ -72,6 +83,21 @@ class TextTower:
             return torch.arange(ids.shape[1], device=ids.device) <= ends.argmax(dim=-1, keepdim=True)
         # Towers that pool elsewhere: without a causal mask they were trained to read their padding.
         return torch.ones_like(ids, dtype=torch.bool) if text.attn_mask is None else ids != text.pad_id
+
+
+def _tokens(tokenizer: Any, caption: str) -> Sequence[int]:
+    """All tokens of a caption, in one of the two kinds of tokenizers that open_clip has."""
+    if hasattr(tokenizer, "encode"):
+        plain: Sequence[int] = tokenizer.encode(caption)
+        return plain
+    clean = getattr(tokenizer, "clean_fn", str)
+    marked: Sequence[int] = tokenizer.tokenizer(clean(caption), verbose=False).input_ids
+    return marked
+
+
+def _marks(tokenizer: Any) -> int:
+    """Tokens that mark the ends of a caption."""
+    return 2 if hasattr(tokenizer, "encode") else len(_tokens(tokenizer, ""))
 
 
 @final

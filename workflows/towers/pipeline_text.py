@@ -75,6 +75,16 @@ class PipelineText:
         pooled = tokens[torch.arange(len(ids), device=ids.device), ends]
         return EncodedText(tokens, torch.ones_like(ids, dtype=torch.bool), functional.normalize(pooled, dim=-1))
 
+    @property
+    def max_tokens(self) -> int:
+        """See `TextEncoder.max_tokens`."""
+        return int(self._model.context_length) - len(self._tokenizer("").input_ids)
+
+    def count(self, caption: str) -> int:
+        """See `TextEncoder.count`."""
+        marked = self._tokenizer(caption, verbose=False).input_ids
+        return len(marked) - len(self._tokenizer("").input_ids)
+
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """(m, n) int64 token ids on the tower's device; n is the smaller one of the tokenizer's and the tower's."""
         length = min(self._model.context_length, self._tokenizer.model_max_length)

@@ -222,15 +222,21 @@ for name, given in EXAMPLES.items():
 labelled = table.assign(label=["seven", "two"])
 by_label = model.predict(labelled, params={"guidance": "classifier", "num_inference_steps": 2})
 assert len(by_label) == 2
+assert first["tokens_cut"].tolist() == [0, 0]
+long = pandas.DataFrame({"prompt": ["a handwritten seven " * 200]})
+assert model.predict(long, params={"num_inference_steps": 1})["tokens_cut"][0] > 500
 for columns, params in (
     (table, {"guidance": "magic"}),
     (table, {"sampler": "euler"}),
     (labelled.assign(label="ten"), {"guidance": "classifier"}),
+    (table, {"seed": -1}),
+    (table, {"eta": 2.0}),
+    (table, {"num_inference_steps": 0}),
 ):
     try:
         model.predict(columns, params=params)
     except Exception as error:
-        print(type(error).__name__)
+        print(type(error).__name__, str(error).partition(":")[0])
 print([name for name in ("ray",) if name in sys.modules])
 """
 )
@@ -253,7 +259,15 @@ def test_pyfunc_works_without_raverse_ray_and_pickle(config: RunConfig, first: d
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["InvalidRequest", "InvalidRequest", "InvalidRequest", "[]"]
+    assert done.stdout.splitlines() == [
+        "MlflowException guidance",
+        "MlflowException sampler",
+        "MlflowException label",
+        "MlflowException seed",
+        "MlflowException eta",
+        "MlflowException num_inference_steps",
+        "[]",
+    ]
 
 
 @pytest.mark.slow
