@@ -66,7 +66,14 @@ class TrackingUnreachable(RaverseError, ConnectionError):
 
 
 class ModelNotFound(RaverseError, LookupError):
-    """No such registered model, version or alias."""
+    """No such registered model, version or alias; `param` is the request's field that names it, if one does."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.param = param
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class PromotionRefused(RaverseError, RuntimeError):

@@ -35,19 +35,20 @@ def scales_type(kind: GuidanceKind) -> Any:
 
 
 def guidance_fields(base: type[BaseModel], name: str, *, scales: bool = True) -> Any:
-    """A model with one field for each setting of guidance; scales have their defaults, all others are absent.
+    """A model with one field for each setting of guidance that the base lacks; all but scales are absent by default.
 
     Args:
         base: of the model.
         name: of the model.
-        scales: whether the scales of the kinds are among the fields.
+        scales: whether the scales of the kinds have their defaults, or are absent as the others are.
     """
     fields: dict[str, Any] = {}
     for setting in SETTINGS.values():
-        if setting.name in DEFAULT_SCALES:
-            if scales:
-                default = DEFAULT_SCALES[setting.name]
-                fields[setting.name] = (setting_type(setting), Field(default, description=setting.description))
+        if setting.name in base.model_fields:
+            continue
+        if scales and setting.name in DEFAULT_SCALES:
+            default = DEFAULT_SCALES[setting.name]
+            fields[setting.name] = (setting_type(setting), Field(default, description=setting.description))
         else:
             fields[setting.name] = (setting_type(setting) | None, Field(None, description=setting.description))
     return create_model(name, __base__=base, **fields)

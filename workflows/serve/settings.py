@@ -48,6 +48,14 @@ class ServeArgs(Section):
         description="Who needs an API key. `unless_loopback`: everybody where there are keys, and where there are none "
         "only this machine is answered; `loopback_only`: only this machine is answered, without a key.",
     )
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="Names in the Host header that are answered; *: any. None given: any name where clients need keys, "
+        "and else those of this machine, so that no page of another site can ask through a browser.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Sites whose pages may ask from a browser, such as https://example.org."
+    )
     max_requests: PositiveInt = Field(1000, description="Requests that the ingress holds open.")
     min_replicas: NonNegativeInt = Field(
         1, description="Smallest number of sampler replicas; 0: none without requests."
@@ -85,6 +93,8 @@ class ServeArgs(Section):
             min_replicas=serve.min_replicas,
             max_replicas=serve.max_replicas,
             api_keys_file=serve.api_keys_file,
+            allowed_hosts=serve.allowed_hosts,
+            cors_origins=serve.cors_origins,
         )
 
     @property

@@ -29,7 +29,7 @@ from workflows.serve.http.keys import KeyRing
 from workflows.serve.http.metrics import IngressMetrics
 from workflows.serve.replica.replica import Replica
 from workflows.serve.replica.text_encoder import CachedTower
-from workflows.serve.request.messages import SamplerRequest
+from workflows.serve.request.messages import Refusal, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import ModelCard
 from workflows.serve.settings import ServeArgs
@@ -128,11 +128,19 @@ class LocalBackend:
     async def generate(self, request: SamplerRequest) -> AsyncGenerator[Generated, None]:
         async with aclosing(self._replica.generate(request)) as messages:
             async for message in messages:
+                if isinstance(message, Refusal):
+                    raise message.error
                 if isinstance(message, Generated):
                     yield message
 
-    async def model_card(self) -> ModelCard:
-        return await self._replica.model_card()
+    async def model_card(self, alias: str | None = None) -> ModelCard:
+        card = await self._replica.model_card(alias)
+        if isinstance(card, Refusal):
+            raise card.error
+        return card
+
+    async def loads(self) -> list[EngineLoad]:
+        return [await self._replica.load()]
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,15 @@ network. Admission, deadlines, `Retry-After` and autoscaling use these numbers.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 from typing import Final, final
 
 from diffusion_core.condition import Condition
 from workflows.options.guidance import extra_evaluations
 
-_SMOOTHING: Final = 0.1
+_REMEMBERED: Final = 15
 
 
 def evaluations(condition: Condition) -> float:
@@ -28,15 +30,16 @@ def evaluations(condition: Condition) -> float:
 class StepTimes:
     """The duration of a step, measured per bucket of network evaluations.
 
-    Each measurement moves the bucket's duration by a tenth of the difference.
+    A bucket's duration is the median of its last 15 measurements. So a few steps that were disturbed do not change it.
 
     Args:
         buckets: sizes of a step, in network evaluations, ascending.
+        padded: whether a step takes as long as a full bucket; otherwise it takes its share of it.
     """
 
-    def __init__(self, buckets: Sequence[int]) -> None:
-        self._buckets = tuple(buckets)
-        self._seconds: dict[int, float] = {}
+    def __init__(self, buckets: Sequence[int], *, padded: bool = True) -> None:
+        self._buckets, self._padded = tuple(buckets), padded
+        self._seconds: dict[int, deque[float]] = {}
 
     def bucket(self, count: float) -> int:
         """The bucket of a step of `count` evaluations."""
@@ -45,8 +48,8 @@ class StepTimes:
     def learn(self, count: float, seconds: float) -> int:
         """Records the duration of a step of `count` evaluations, and returns its bucket."""
         bucket = self.bucket(count)
-        known = self._seconds.get(bucket)
-        self._seconds[bucket] = seconds if known is None else known + _SMOOTHING * (seconds - known)
+        known = self._seconds.setdefault(bucket, deque(maxlen=_REMEMBERED))
+        known.append(seconds if self._padded else seconds * bucket / max(1.0, count))
         return bucket
 
     def step(self, count: float) -> float:
@@ -55,8 +58,17 @@ class StepTimes:
             return 0.0
         bucket = self.bucket(count)
         nearest = min(self._seconds, key=lambda one: (abs(one - bucket), one))
+        seconds = median(self._seconds[nearest])
+        if bucket == nearest and not self._padded:
+            return seconds * count / bucket
         # A larger batch costs at most in proportion; a smaller one hardly less than the measured one.
-        return self._seconds[nearest] * max(1.0, bucket / nearest)
+        return seconds * max(1.0, bucket / nearest)
+
+    @property
+    def pace(self) -> float:
+        """Seconds per evaluation of the largest step that was measured; 0.0 before any measurement."""
+        largest = max(self._seconds, default=0)
+        return self.step(largest) / largest if largest else 0.0
 
     def drain(self, total: float, at_once: float) -> float:
         """Seconds that `total` evaluations take, `at_once` of them per step."""

@@ -20,6 +20,7 @@ class EngineLoad:
         failed: rows that ended with an error.
         cancelled: rows whose client left, or whose deadline passed.
         refused: requests that were refused.
+        pace: seconds per network evaluation of a large step; 0.0 before any was measured.
     """
 
     rows: int = 0
@@ -30,6 +31,7 @@ class EngineLoad:
     failed: int = 0
     cancelled: int = 0
     refused: int = 0
+    pace: float = 0.0
 
 
 @final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Final, final
 
 from diffusion_core.engine import Outcome, StepEngine
@@ -13,6 +13,7 @@ from diffusion_core.row import Trajectory
 from workflows.errors import DeadlineExceeded, EngineStopped, Overloaded
 from workflows.serve.engine.admission import Admission
 from workflows.serve.engine.costs import StepTimes
+from workflows.serve.engine.forecast import Work
 from workflows.serve.engine.load import EngineLoad, StepRecord
 from workflows.serve.engine.queued_request import QueuedRequest, Update
 
@@ -28,7 +29,7 @@ class RequestScheduler:
     Args:
         engine: used by no one else.
         admission: the bounds on its queue.
-        buckets: sizes of a step, in network evaluations, by which its duration is measured.
+        times: durations of steps; it learns from each step.
 
     Attributes:
         load: the engine's load as of the last change.
@@ -36,13 +37,14 @@ class RequestScheduler:
         waits: seconds from the arrival of each request to its first step.
     """
 
-    def __init__(self, engine: StepEngine, admission: Admission, buckets: Sequence[int]) -> None:
-        self._engine, self._admission, self._times = engine, admission, StepTimes(buckets)
+    def __init__(self, engine: StepEngine, admission: Admission, times: StepTimes) -> None:
+        self._engine, self._admission, self._times = engine, admission, times
         self._requests: dict[int, QueuedRequest] = {}
         self._busy_seconds = 0.0
         self._counts = {"finished": 0, "failed": 0, "cancelled": 0, "refused": 0}
         self._closed = False
-        self.load = EngineLoad()
+        self._last_end = 0.0
+        self.load = EngineLoad(pace=times.pace)
         self.steps: deque[StepRecord] = deque(maxlen=_STEPS_REMEMBERED)
         self.waits: deque[float] = deque(maxlen=_STEPS_REMEMBERED)
 
@@ -88,13 +90,16 @@ class RequestScheduler:
         outcomes = self._engine.tick()
         seconds = time.perf_counter() - started
         self._busy_seconds += seconds
-        self.steps.append(StepRecord(self._times.learn(evaluations, seconds), num_rows, seconds))
+        # Rows also wait while others are admitted between two steps. An idle engine's wait is no such time.
+        taken = seconds + max(0.0, started - self._last_end) if self._last_end else seconds
+        self.steps.append(StepRecord(self._times.learn(evaluations, taken), num_rows, seconds))
         results = [self._record_outcome(outcome) for outcome in outcomes]
         # The load is up to date when a caller learns that its rows have ended.
         self._update_load()
         for request, result in filter(None, results):
             request.finish(result)
         self._report_progress(time.monotonic())
+        self._last_end = 0.0 if self.idle else time.perf_counter()
 
     def close(self) -> None:
         """Ends every request, and every one that still comes."""
@@ -105,7 +110,7 @@ class RequestScheduler:
     def _check_room(self, request: QueuedRequest) -> None:
         if self._closed:
             raise engine_stopped()
-        self._admission.check(request, self.load, self._step_evaluations(), self._times)
+        self._admission.check(request, list(self._queue()), self._times)
 
     def _submit(self, request: QueuedRequest) -> None:
         for position, row in enumerate(request.rows):
@@ -163,15 +168,20 @@ class RequestScheduler:
         total = sum(request.row_cost for request in self._requests.values())
         return total * min(1.0, self._admission.max_rows / max(1, len(self._requests)))
 
-    def _update_load(self) -> None:
-        steps, evaluations = 0, 0.0
+    def _queue(self) -> Iterator[Work]:
         for row_id, request in self._requests.items():
             row = self._engine.state(row_id)
             if row is not None:
-                steps += row.remaining
-                evaluations += request.row_cost * row.remaining
+                yield Work(row.remaining, 1, request.row_cost)
+
+    def _update_load(self) -> None:
+        steps, evaluations = 0, 0.0
+        for work in self._queue():
+            steps += int(work.steps)
+            evaluations += work.evaluations
         seconds = self._times.drain(evaluations, self._step_evaluations())
-        self.load = EngineLoad(len(self._engine), steps, seconds, self._busy_seconds, **self._counts)
+        pace = self._times.pace
+        self.load = EngineLoad(len(self._engine), steps, seconds, self._busy_seconds, **self._counts, pace=pace)
 
 
 def engine_stopped() -> EngineStopped:

@@ -17,6 +17,7 @@ from diffusion_core.engine import StepEngine
 from diffusion_core.row import Trajectory
 from workflows.errors import EngineStopped
 from workflows.serve.engine.admission import Admission
+from workflows.serve.engine.costs import StepTimes
 from workflows.serve.engine.load import EngineLoad, StepRecord
 from workflows.serve.engine.queued_request import UNBOUNDED, QueuedRequest, RowState, Update
 from workflows.serve.engine.scheduler import RequestScheduler, engine_stopped
@@ -29,11 +30,11 @@ class EngineThread:
     Args:
         engine: used by no one else from now on.
         admission: the bounds beyond which a request is refused.
-        buckets: sizes of a step, in network evaluations, by which its duration is measured.
+        times: durations of steps, if some are known.
     """
 
-    def __init__(self, engine: StepEngine, admission: Admission, buckets: Sequence[int] = (64,)) -> None:
-        self._scheduler = RequestScheduler(engine, admission, buckets)
+    def __init__(self, engine: StepEngine, admission: Admission, times: StepTimes | None = None) -> None:
+        self._scheduler = RequestScheduler(engine, admission, times or StepTimes((64,)))
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._running, self._closed = True, False
@@ -76,7 +77,8 @@ class EngineThread:
             deadline_seconds: the longest time until the samples.
 
         Raises:
-            Overloaded: too much waits already, or the deadline cannot be met.
+            InvalidRequest: no engine could meet the deadline.
+            Overloaded: too much waits already, also for the deadline.
             DeadlineExceeded: the deadline was not met.
             EngineStopped: the thread has ended.
             RaverseError: one of the rows cannot be denoised; the others of this request leave.

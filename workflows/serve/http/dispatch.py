@@ -19,8 +19,9 @@ from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableE
 from ray.serve.handle import DeploymentHandle
 
 from workflows.errors import EngineStopped
+from workflows.serve.engine.load import EngineLoad
 from workflows.serve.http.metrics import IngressMetrics
-from workflows.serve.request.messages import Checkpoint, SamplerRequest
+from workflows.serve.request.messages import Checkpoint, Refusal, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import ModelCard
 
@@ -36,8 +37,16 @@ class Backend(Protocol):
         """Generates the pictures of a request; yields previews, and at last the finished pictures."""
         ...
 
-    async def model_card(self) -> ModelCard:
-        """Describes the version that new requests get."""
+    async def model_card(self, alias: str | None = None) -> ModelCard:
+        """Describes the version that new requests get, or the one of an alias.
+
+        Raises:
+            ModelNotFound: the alias is not served.
+        """
+        ...
+
+    async def loads(self) -> list[EngineLoad]:
+        """The load of each of its samplers, as far as they answer."""
         ...
 
 
@@ -80,16 +89,28 @@ class DeploymentBackend:
                 self._metrics.handed_over(self._model)
                 _log_handover(request, error)
 
-    async def model_card(self) -> ModelCard:
+    async def model_card(self, alias: str | None = None) -> ModelCard:
         """Implements `Backend.model_card`."""
-        card: ModelCard = await self._sampler.model_card.remote()
+        card: ModelCard | Refusal = await self._sampler.model_card.remote(alias)
+        if isinstance(card, Refusal):
+            raise card.error
         return card
+
+    async def loads(self) -> list[EngineLoad]:
+        """Implements `Backend.loads`."""
+        # Ray Serve has no replica to ask while none runs.
+        with contextlib.suppress(DeploymentUnavailableError):
+            loads = await self._sampler.broadcast("load").results_async(return_exceptions=True)
+            return [load for load in loads if isinstance(load, EngineLoad)]
+        return []
 
     async def _attempt(self, request: SamplerRequest) -> AsyncGenerator[Checkpoint | Generated, None]:
         stream = self._streaming.generate.remote(request)
         ended, message = False, None
         try:
             async for message in stream:
+                if isinstance(message, Refusal):
+                    break
                 ended = isinstance(message, Generated) and message.finished
                 yield message
             _check_finished(message)
@@ -122,7 +143,9 @@ async def last_pictures(generated: AsyncIterator[Generated]) -> Generated:
     return _check_finished(last)
 
 
-def _check_finished(message: Checkpoint | Generated | None) -> Generated:
+def _check_finished(message: Checkpoint | Generated | Refusal | None) -> Generated:
+    if isinstance(message, Refusal):
+        raise message.error
     if not isinstance(message, Generated) or not message.finished:
         raise EngineStopped("a sampler ended its answer before the picture was made: send the request again")
     return message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +15,9 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from workflows.errors import InvalidRequest
+from workflows.data.picture import decoded
+from workflows.data.png import pixels_of
+from workflows.errors import InvalidData, InvalidRequest
 from workflows.options.guidance import SETTINGS
 from workflows.serve.request.messages import InitImage
 from workflows.serve.request.schema import EditRequest, ModelCard
@@ -22,6 +25,8 @@ from workflows.serve.request.schema import EditRequest, ModelCard
 _PICTURES: Final = ("image", "image[]")
 _MASK: Final = "mask"
 _FIELDS: Final = 64
+_LISTS: Final = {name for name, setting in SETTINGS.items() if setting.form == "interval"} | {"seeds", "without_effect"}
+"""Fields that are lists; a form holds them as text, with commas or spaces, or as JSON has them."""
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 
 FORM: Final[dict[str, Any]] = {
@@ -64,8 +69,7 @@ def decode_init_image(image: bytes, mask: bytes | None, card: ModelCard) -> Init
         InvalidRequest: a file that is no picture, or of another size than the model makes.
     """
     picture = _open(image, "image", card)
-    pixels = np.asarray(picture.convert("L" if card.channels == 1 else "RGB"))
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    pixels = _pixels(picture, card)
     keep = None
     if mask is not None:
         keep = _opaque(_open(mask, _MASK, card))
@@ -84,6 +88,9 @@ async def read_form(http: Request) -> tuple[EditRequest, bytes, bytes | None]:
         RequestValidationError: text parts that break the schema.
         InvalidRequest: no form, or other files than one picture and one mask.
     """
+    kind = http.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
+        raise InvalidRequest(f"the body is of type {kind[:60] or 'nothing'!r}: send multipart/form-data with `image`")
     try:
         form = await http.form(max_files=_FIELDS, max_fields=_FIELDS)
     except HTTPException as error:
@@ -110,13 +117,21 @@ def _read_texts(texts: dict[str, str]) -> EditRequest:
         given["label"] = int(label)  # type: ignore[assignment]
     if (level := given.get("output_compression", "")).isdecimal():
         given["output_compression"] = int(level)  # type: ignore[assignment]
-    for name, setting in SETTINGS.items():
-        if setting.form == "interval" and name in given:
-            given[name] = given[name].replace(",", " ").split()  # type: ignore[assignment]
+    for name in _LISTS & given.keys():
+        given[name] = re.findall(r"[^][,\"'\s]+", given[name])  # type: ignore[assignment]
     try:
         return EditRequest.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
+
+
+def _pixels(picture: Image.Image, card: ModelCard) -> NDArray[np.uint8]:
+    """The pixels `(h, w, c)` of a picture, decoded as training data are."""
+    try:
+        plain = decoded(picture).convert("L" if card.channels == 1 else "RGB")
+    except InvalidData as error:
+        raise InvalidRequest(f"image: {error}", "image") from error
+    return pixels_of(plain).transpose(1, 2, 0)
 
 
 def _one(files: list[bytes], name: str) -> bytes:

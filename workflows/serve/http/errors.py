@@ -12,12 +12,20 @@ from typing import Any, Final, final
 
 from pydantic import BaseModel
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
+from starlette.requests import ClientDisconnect
 
 from diffusion_core import errors as core
 from diffusion_core.errors import RaverseError
 from workflows import errors as work
 from workflows.config.faults import describe
+
+CLIENT_LEFT: Final = 499
 
 STATUS: Final[Mapping[type[Exception], int]] = {
     # The request is at fault.
@@ -57,6 +65,9 @@ STATUS: Final[Mapping[type[Exception], int]] = {
     ReplicaUnavailableError: 503,
     work.DeadlineExceeded: 504,
     RayActorError: 503,
+    # The client has left: nobody reads this status, but it is logged and counted.
+    RequestCancelledError: CLIENT_LEFT,
+    ClientDisconnect: CLIENT_LEFT,
 }
 
 _DEFAULT_RETRY_SECONDS: Final = 1.0

@@ -5,19 +5,27 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, final
+from functools import partial
+from typing import Final, Literal, TypeAlias, final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion_core.errors import RaverseError
-from workflows.errors import InvalidRequest, Unauthorized
-from workflows.serve.http.errors import error_answer
+from workflows.errors import InvalidRequest, Overloaded, Unauthorized
+from workflows.serve.http.errors import CLIENT_LEFT, error_answer, status_of, unwrap
 from workflows.serve.http.keys import KeyRing
+
+Ended: TypeAlias = Callable[[Scope, int, float], None]
 
 # The page and the health routes show nothing that a key protects, and the page has a field for the key.
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/healthz", "/docs", "/openapi.json"})
+# Orchestrators ask for health by an address.
+_PROBED: Final = frozenset({"/health", "/healthz"})
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -26,6 +34,12 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+RECORDED: Final = "recorded"
+"""The entry in a scope's state that says that the request's end is in log and metrics already."""
+DOOR_HEADER: Final = "x-raverse-door"
+CAPACITY_HEADER: Final = "x-raverse-capacity"
+_REFUSED: Final = 400
+_HEAD: Final = "HEAD"
 _LOG: Final = logging.getLogger("ray.serve")
 _POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
 
@@ -40,11 +54,40 @@ class AccessRules:
         require_key: `always`: every client needs a key; `never`: none does; `loopback_only`: only this machine is
             answered, without a key; `unless_loopback`: `always` where there are keys, else `loopback_only`.
         max_body_bytes: largest body of a request.
+        max_requests: requests that are open at once.
+        allowed_hosts: names in the `Host` header under which the service is asked; none given: any name where clients
+            need keys, and the names of this machine where it is answered without one.
     """
 
     keys: KeyRing
     require_key: Literal["unless_loopback", "always", "loopback_only", "never"] = "unless_loopback"
     max_body_bytes: int = 16_000_000
+    max_requests: int = 1000
+    allowed_hosts: tuple[str, ...] = ()
+
+    def check_names(self, headers: Headers) -> None:
+        """Refuses requests that a page of another site makes in a browser on this machine.
+
+        A page can point its own name at this machine (DNS rebinding); then `Host` holds that name. Or it asks this
+        machine directly; then `Origin` holds its name.
+
+        Raises:
+            InvalidRequest: the name is not one of this service.
+        """
+        trusting = self.require_key == "loopback_only" or (self.require_key == "unless_loopback" and not self.keys)
+        if not self.allowed_hosts and not trusting:
+            return
+        for header in ("host", "origin"):
+            text = headers.get(header, "")
+            name = urlsplit(text if "//" in text else f"//{text}").hostname or ""
+            if (text or header == "host") and not self._is_own(name):
+                raise InvalidRequest(
+                    f"header {header.title()}: this service is not {text[:80]!r}: ask by the name under which it was "
+                    "started, or add it to serve.allowed_hosts"
+                )
+
+    def _is_own(self, name: str) -> bool:
+        return name in self.allowed_hosts or "*" in self.allowed_hosts or is_loopback(name)
 
     def admit(self, authorization: str, client: str | None) -> str:
         """Returns the name of the client's key, `loopback` for this machine, or `anyone`.
@@ -71,34 +114,55 @@ class Guard:
     Args:
         app: the application behind it.
         rules: the rules.
+        ended: records a request that was refused before its route recorded it: its scope, status, and seconds.
+        capacities: the room of the samplers, as the value of a header.
     """
 
-    def __init__(self, app: ASGIApp, rules: AccessRules) -> None:
-        self._app, self._rules = app, rules
+    def __init__(self, app: ASGIApp, rules: AccessRules, ended: Ended, capacities: Callable[[], str]) -> None:
+        self._app, self._rules, self._ended, self._capacities = app, rules, ended, capacities
+        self._num_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        safe = _with_headers(send)
+        answer = _Answer(send, partial(self._told, scope), bodiless=scope["method"] == _HEAD)
+        started = time.monotonic()
+        self._num_open += 1
+        try:
+            await self._pass(scope, receive, answer)
+        finally:
+            self._num_open -= 1
+            if answer.status >= _REFUSED and RECORDED not in scope.get("state", {}):
+                self._ended(scope, answer.status, time.monotonic() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
             self._check(scope)
         except (RaverseError, _TooLarge) as error:
-            await _refuse(error, safe)
+            await _refuse(error, answer.send)
             return
-        limit = _Limit(receive, safe, self._rules.max_body_bytes)
+        limit = _Limit(receive, answer.send, self._rules.max_body_bytes)
         try:
-            await self._app(scope, limit.receive, limit.send)
+            # A route that answers GET answers HEAD too; `_Answer` leaves its body out.
+            asked = {**scope, "method": "GET"} if scope["method"] == _HEAD else scope
+            await self._app(asked, limit.receive, limit.send)
         # Starlette's own handler of unknown errors runs outside this middleware, where no header is added.
-        except Exception as error:
-            if limit.answered:
-                raise
-            if not limit.exceeded:
+        except Exception as error:  # noqa: BLE001
+            left = status_of(unwrap(error)) == CLIENT_LEFT
+            if not limit.exceeded and not left:
                 _LOG.exception("%s %s failed", scope["method"], scope["path"])
-                await _refuse(error, safe)
+            # An answer that has begun cannot become another one, and a client who left reads none.
+            if not limit.exceeded and not limit.answered and not left:
+                await _refuse(error, answer.send)
         if limit.exceeded and not limit.answered:
-            await _refuse(_TooLarge(self._rules.max_body_bytes), safe)
+            await _refuse(_TooLarge(self._rules.max_body_bytes), answer.send)
+
+    def _told(self, scope: Scope) -> dict[str, str]:
+        """The headers of every answer, and for the door before this service the room that it has."""
+        asked = any(name == DOOR_HEADER.encode() for name, _ in scope["headers"])
+        return _HEADERS | ({CAPACITY_HEADER: self._capacities()} if asked else {})
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -106,7 +170,11 @@ class Guard:
         if declared.isdecimal() and int(declared) > self._rules.max_body_bytes:
             raise _TooLarge(self._rules.max_body_bytes)
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if path not in _PROBED:
+            self._rules.check_names(headers)
         if path not in _OPEN_PATHS:
+            if self._num_open > self._rules.max_requests:
+                raise Overloaded(f"{self._num_open - 1} requests are open, of at most {self._rules.max_requests}", 1.0)
             client = scope.get("client")
             name = self._rules.admit(headers.get("authorization", ""), client[0] if client else None)
             scope.setdefault("state", {})["key_name"] = name
@@ -154,16 +222,24 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def _with_headers(send: Send) -> Send:
-    async def wrapped(message: Message) -> None:
+@final
+class _Answer:
+    """Adds headers to an answer, and remembers its status."""
+
+    def __init__(self, send: Send, headers: Callable[[], Mapping[str, str]], *, bodiless: bool) -> None:
+        self._send, self._headers, self._bodiless = send, headers, bodiless
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in _HEADERS.items():
+            for name, value in self._headers().items():
                 headers.setdefault(name, value)
             headers.setdefault("Content-Security-Policy", _POLICY)
-        await send(message)
-
-    return wrapped
+        elif self._bodiless:
+            message = {**message, "body": b""}
+        await self._send(message)
 
 
 async def _refuse(error: Exception, send: Send) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from diffusion_core.errors import RaverseError
 from workflows import __version__
+from workflows.serve.http.account import Capacity
 from workflows.serve.http.dispatch import Backend, DeploymentBackend
 from workflows.serve.http.edits import FORM, decode_init_image, form_schema, read_form
 from workflows.serve.http.errors import TOO_LATE, ErrorAnswer, ErrorDetail, error_answer, invalid_fields_answer
@@ -32,10 +39,12 @@ from workflows.serve.request.schema import (
     Health,
     ModelCard,
     ModelList,
+    StreamEvent,
 )
 from workflows.serve.settings import ServeArgs
 
 _LOG: Final = logging.getLogger("ray.serve")
+_CAPACITY: Final = Capacity(rows=256, seconds=300.0)
 _FAULTS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
@@ -65,36 +74,75 @@ class Ingress:
     def __init__(self, samplers: dict[str, DeploymentHandle[Any]], args: ServeArgs) -> None:
         self._metrics = IngressMetrics(samplers)
         self._backends = {name: DeploymentBackend(name, handle, self._metrics) for name, handle in samplers.items()}
-        self._rules = AccessRules(KeyRing(load_keys(args.api_keys_file)), args.require_key, args.max_body_bytes)
+        self._rules = AccessRules(
+            KeyRing(load_keys(args.api_keys_file)),
+            args.require_key,
+            args.max_body_bytes,
+            args.max_requests,
+            args.allowed_hosts,
+        )
+        self._cors_origins = args.cors_origins
+        self._capacity = Capacity(args.max_waiting_rows, args.max_waiting_seconds, steps=args.num_steps)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return http_api(self._backends, self._rules, self._metrics)
+        return http_api(self._backends, self._rules, self._metrics, self._capacity, self._cors_origins)
 
 
-def http_api(backends: Mapping[str, Backend], rules: AccessRules, metrics: IngressMetrics) -> FastAPI:
+def http_api(
+    backends: Mapping[str, Backend],
+    rules: AccessRules,
+    metrics: IngressMetrics,
+    capacity: Capacity = _CAPACITY,
+    cors_origins: tuple[str, ...] = (),
+) -> FastAPI:
     """Builds the application with all its routes.
 
     Args:
         backends: by model name, the default first.
         rules: the keys and the limits of requests.
         metrics: counts and times every request for pictures.
+        capacity: the room of one sampler of each model.
+        cors_origins: sites whose pages may ask the service, such as `https://example.org`.
     """
-    api = FastAPI(title="raverse", version=__version__, docs_url=None, redoc_url=None)
-    api.add_middleware(Guard, rules=rules)
+    # Relative to the document, the server is right behind every proxy and prefix.
+    servers = [{"url": ".", "description": "This service."}]
+    api = FastAPI(
+        title="raverse",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        servers=servers,
+        root_path_in_servers=False,
+    )
+    router = ModelRouter(backends, metrics, capacity)
+    rules = replace(rules, allowed_hosts=(*rules.allowed_hosts, *_names(cors_origins))) if cors_origins else rules
+    api.add_middleware(Guard, rules=rules, ended=partial(_record_refusal, metrics), capacities=router.capacities)
+    if cors_origins:
+        # Outside of the guard, since a browser sends no key when it asks whether it may ask.
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
     api.add_exception_handler(RequestValidationError, _refuse_fields)
     api.add_exception_handler(HTTPException, _refuse_route)
     # An error of another process is an instance of both Ray's class and its own.
     for kind in (RaverseError, RayError, RayServeException, Exception):
         api.add_exception_handler(kind, _answer_error)
-    router = ModelRouter(backends, metrics)
     _add_picture_routes(api, router)
     _add_model_routes(api, router)
     _add_pages(api)
     return api
 
 
+def _names(origins: Iterable[str]) -> Iterator[str]:
+    return (urlsplit(origin).hostname or origin for origin in origins)
+
+
 def _add_picture_routes(api: FastAPI, router: ModelRouter) -> None:
-    streamed = {"text/event-stream": {"schema": {"type": "string"}}}
+    streamed = {"text/event-stream": {"schema": {"$ref": "#/components/schemas/StreamEvent"}}}
     responses = _FAULTS | {200: {"model": GenerationAnswer, "content": streamed, "description": "The pictures."}}
 
     @api.post("/v1/images/generations", responses=responses)
@@ -104,24 +152,25 @@ def _add_picture_routes(api: FastAPI, router: ModelRouter) -> None:
     @api.post("/v1/images/edits", responses=responses, openapi_extra=FORM)
     async def edit(http: Request) -> Response:
         request, image, mask = await read_form(http)
-        _, backend = router.backend(request.model)
-        init_image = await asyncio.to_thread(decode_init_image, image, mask, await backend.model_card())
+        _, alias, backend = router.backend(request.model)
+        init_image = await asyncio.to_thread(decode_init_image, image, mask, await backend.model_card(alias))
         return await router.answer(http, request, "image_edit", init_image)
 
 
 def _add_model_routes(api: FastAPI, router: ModelRouter) -> None:
     @api.get("/v1/models", responses=_UNREADY)
     async def list_models() -> ModelList:
-        return ModelList(data=[await backend.model_card() for backend in router.backends.values()])
+        return ModelList(data=await router.cards())
 
     @api.get("/v1/models/{name}", responses=_UNREADY | {404: _FAULTS[404]})
     async def retrieve_model(name: str) -> ModelCard:
-        return await router.backend(name)[1].model_card()
+        _, alias, backend = router.backend(name)
+        return await backend.model_card(alias)
 
     @api.get("/health", responses=_OPEN_FAULTS)
     @api.get("/healthz", responses=_OPEN_FAULTS)
     async def health() -> Health:
-        card = await router.backend(None)[1].model_card()
+        card = await router.backend(None)[2].model_card()
         return Health(model=card.id, version=card.version)
 
 
@@ -129,7 +178,11 @@ def _add_pages(api: FastAPI) -> None:
     page = prompt_page()
 
     @api.get("/", include_in_schema=False)
-    async def show_page() -> HTMLResponse:
+    async def show_page(http: Request) -> Response:
+        prefix = http.scope.get("root_path", "")
+        if prefix and http.scope["path"] == prefix:
+            # The page's own links are relative, so its address has to end in a slash.
+            return RedirectResponse(f"{prefix.rpartition('/')[2]}/")
         return HTMLResponse(page, headers={"Content-Security-Policy": content_policy(page)})
 
     @api.get("/docs", include_in_schema=False)
@@ -137,7 +190,35 @@ def _add_pages(api: FastAPI) -> None:
         reference = reference_page(api.openapi())
         return HTMLResponse(reference, headers={"Content-Security-Policy": content_policy(reference)})
 
-    api.openapi()["components"]["schemas"]["EditForm"] = form_schema()
+    _complete(api.openapi())
+
+
+def _complete(document: dict[str, Any]) -> None:
+    """Adds to the OpenAPI document what the routes read and write themselves: the form, the events and the key."""
+    parts = document["components"]
+    parts["schemas"]["EditForm"] = form_schema()
+    event = StreamEvent.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts["schemas"] |= {name: schema for name, schema in event.pop("$defs").items() if name not in parts["schemas"]}
+    parts["schemas"]["StreamEvent"] = event
+    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "See `raverse api-key`."}}
+    # A service without keys needs none, and the health routes never do.
+    for path, kinds in document["paths"].items():
+        for route in kinds.values():
+            route["security"] = [{}] if path.startswith("/health") else [{"key": []}, {}]
+
+
+def _record_refusal(metrics: IngressMetrics, scope: Scope, status: int, seconds: float) -> None:
+    """Counts and logs, in one line, a request that was refused before it reached a model."""
+    metrics.request_refused(status)
+    entry = {
+        "event": "refused",
+        "key": scope.get("state", {}).get("key_name"),
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "status": status,
+        "seconds": round(seconds, 4),
+    }
+    _LOG.info("%s", json.dumps(entry))
 
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:

@@ -37,6 +37,10 @@ class IngressMetrics:
         if status < 400:
             self._seconds.observe(seconds, {"model": model})
 
+    def request_refused(self, status: int) -> None:
+        """Records a request that was refused before it reached a model, for its key, its size or its fields."""
+        self._requests.inc(1, {"model": "", "status": str(status)})
+
     def first_partial(self, model: str, seconds: float) -> None:
         """Records the first picture, or preview, of a streamed answer."""
         self._partial.observe(seconds, {"model": model})

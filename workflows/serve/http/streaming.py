@@ -9,18 +9,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final, Literal, TypeAlias
 
+from ray.serve.exceptions import RequestCancelledError
+
 from workflows.serve.http.errors import error_answer, status_of, unwrap
 from workflows.serve.request.pictures import Generated, images_of
-from workflows.serve.request.schema import StreamEvent
+from workflows.serve.request.schema import StreamEvent, Usage
 
 _LOG: Final = logging.getLogger("ray.serve")
 _FAILED: Final = 500
-_NO_USAGE: Final = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 Route: TypeAlias = Literal["image_generation", "image_edit"]
 
 
@@ -41,6 +37,9 @@ async def event_stream(first: Generated, rest: AsyncGenerator[Generated, None], 
                     yield event
                 num_previews += not generated.finished
                 generated = await anext(rest, None)
+    except RequestCancelledError:
+        # The client has left: nobody reads any further event.
+        return
     # The status has gone out, so an error can only be an event.
     except Exception as error:  # noqa: BLE001
         if status_of(unwrap(error)) >= _FAILED:
@@ -61,7 +60,7 @@ def _events(generated: Generated, route: Route, num_previews: int) -> list[bytes
             seed=image.seed,
             step=generated.step,
             partial_image_index=None if finished else num_previews,
-            usage=_NO_USAGE if finished else None,
+            usage=Usage() if finished else None,
             settings=settings.model_copy(update={"seeds": [image.seed]}) if finished else None,
         )
         encoded.append(_encode(event.type, event.model_dump_json(exclude_none=True)))

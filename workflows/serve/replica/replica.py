@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Final, final
 
 from cachetools import LRUCache
@@ -13,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from torch import Tensor
 
 from diffusion_core.errors import RaverseError
+from workflows.errors import ModelNotFound
 from workflows.serve.engine.load import EngineLoad
 from workflows.serve.engine.queued_request import UNBOUNDED, RowState, Update
 from workflows.serve.replica.autoscaling import QUEUED_SECONDS
@@ -20,7 +22,7 @@ from workflows.serve.replica.metrics import ReplicaMetrics
 from workflows.serve.replica.rows import make_checkpoint, preview_pixels, resume_rows, start_rows
 from workflows.serve.replica.text_encoder import TextClient
 from workflows.serve.replica.versions import LoadedVersion, LoadedVersions
-from workflows.serve.request.messages import Checkpoint, SamplerRequest
+from workflows.serve.request.messages import Checkpoint, Refusal, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.resolve import ResolvedRequest, preview_points, resolve
 from workflows.serve.request.schema import ModelCard
@@ -49,10 +51,11 @@ class Replica:
         self._metrics = ReplicaMetrics(self._versions.current.capabilities.model)
         self._background: list[asyncio.Task[None]] = []
 
-    async def generate(self, request: SamplerRequest) -> AsyncGenerator[Checkpoint | Generated, None]:
+    async def generate(self, request: SamplerRequest) -> AsyncGenerator[Checkpoint | Generated | Refusal, None]:
         """Generates the pictures of a request; yields checkpoints, previews, and at last the finished pictures.
 
-        Raises:
+        A request that cannot be served ends with a `Refusal` instead:
+
             InvalidRequest: the model cannot serve the request.
             ModelNotFound: the request names another model, or a version that is not there.
             Overloaded: too much waits.
@@ -60,9 +63,17 @@ class Replica:
             NonFinite: the model gave no finite picture.
             EngineStopped: the engine has ended; another replica can continue.
         """
+        try:
+            async with aclosing(self._generate(request)) as messages:
+                async for message in messages:
+                    yield message
+        except RaverseError as error:
+            yield Refusal(error)
+
+    async def _generate(self, request: SamplerRequest) -> AsyncGenerator[Checkpoint | Generated, None]:
         self._start_background()
         version = await self._versions.choose(request)
-        resolved = _resolve(request, version)
+        resolved = await asyncio.to_thread(_count_tokens, _resolve(request, version), version)
         rows = await self._make_rows(request, resolved, version)
         reports = version.engine.follow(
             rows,
@@ -90,9 +101,12 @@ class Replica:
         for version in self._versions.loaded:
             version.engine.cancel(request_id)
 
-    async def model_card(self) -> ModelCard:
-        """Describes the version that new requests get."""
-        return self._versions.current.model_card()
+    async def model_card(self, alias: str | None = None) -> ModelCard | Refusal:
+        """Describes the version that new requests get, or the one of an alias."""
+        try:
+            return (await self._versions.of_alias(alias)).model_card()
+        except ModelNotFound as error:
+            return Refusal(error)
 
     async def load(self) -> EngineLoad:
         """The load of the version that new requests get."""
@@ -169,6 +183,18 @@ def _resolve(request: SamplerRequest, version: LoadedVersion) -> ResolvedRequest
         return request.checkpoint.resolved
     inpainted = request.init_image is not None and request.init_image.keep is not None
     return resolve(request.body, version.capabilities, inpainted=inpainted)
+
+
+def _count_tokens(resolved: ResolvedRequest, version: LoadedVersion) -> ResolvedRequest:
+    """Says in the settings how much of its texts the model does not read."""
+    settings = resolved.settings
+    cut = {
+        f"{name}_tokens_cut": version.package.tokens_cut(text)
+        for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt))
+        if text
+    }
+    update = {name: number for name, number in cut.items() if number}
+    return replace(resolved, settings=settings.model_copy(update=update)) if update else resolved
 
 
 def _preview(version: LoadedVersion, resolved: ResolvedRequest, progress: Update) -> Generated:

@@ -13,6 +13,7 @@ from typing import Final, final
 from diffusion_core.engine import StepEngine
 from workflows.errors import ModelNotFound
 from workflows.model.model import ModelPackage
+from workflows.options.guidance import DEFAULT_SCALES, SETTINGS, SettingValue
 from workflows.package.files import check_draws_pictures
 from workflows.package.reference import ModelVersion, find_version, parse_reference, resolve
 from workflows.serve.engine.admission import Admission
@@ -20,13 +21,13 @@ from workflows.serve.engine.thread import EngineThread
 from workflows.serve.replica.decoding import Decoder
 from workflows.serve.replica.warming import buckets_of, device_of, padding_of, warm
 from workflows.serve.request.capabilities import ModelCapabilities
-from workflows.serve.request.messages import CHALLENGER, SamplerRequest
+from workflows.serve.request.messages import SamplerRequest
 from workflows.serve.request.schema import ModelCard
 from workflows.serve.settings import ServeArgs
 
 _LOG: Final = logging.getLogger("ray.serve")
 _RETIRED_SECONDS: Final = 30.0
-_EXAMPLES: Final = 8
+_EXAMPLES: Final = 32
 
 
 @final
@@ -67,7 +68,14 @@ class LoadedVersion:
             example_prompts=list(self.package.card.candidate_captions[:_EXAMPLES]),
             default_steps=capabilities.default_steps,
             max_steps=capabilities.max_steps,
+            guidance_settings={name: SETTINGS[name].plain(value) for name, value in self._settings().items()},
+            max_prompt_tokens=self.package.clip.text.max_tokens if self.package.reads_text else None,
         )
+
+    def _settings(self) -> dict[str, SettingValue]:
+        """Each setting of guidance where a request leaves it out."""
+        own = {name: SETTINGS[name].checked(value) for name, value in self.capabilities.guidance_settings.items()}
+        return {name: setting.neutral for name, setting in SETTINGS.items()} | dict(DEFAULT_SCALES) | own
 
 
 @final
@@ -111,19 +119,40 @@ class LoadedVersions:
         """Chooses the version for a request.
 
         Raises:
-            ModelNotFound: there is no challenger, or the version that began the request is gone.
+            ModelNotFound: the alias is not served, or the version that began the request is gone.
         """
         if request.checkpoint is not None:
             return await self._load(request.checkpoint.resolved.settings.version)
-        if request.track == CHALLENGER:
-            if self._challenger is None:
-                await self.refresh()
-            if self._challenger is None:
-                raise ModelNotFound(f"{self._current.capabilities.model} has no challenger: leave the choice out")
+        if request.alias is None and request.body.version is not None:
+            return self._of_number(request.body.version)
+        if request.alias is None and self._challenger is not None and random.random() < self.challenger_share:  # noqa: S311 - no secret
             return self._challenger
-        if request.track is None and self._challenger is not None and random.random() < self.challenger_share:  # noqa: S311 - no secret
-            return self._challenger
-        return self._current
+        return await self.of_alias(request.alias)
+
+    def _of_number(self, number: str) -> LoadedVersion:
+        """The version of this number if it is served; else the current one, which refuses the request by name."""
+        served = [version for version in (self._current, self._challenger) if version is not None]
+        return next((version for version in served if version.capabilities.version == number), self._current)
+
+    async def of_alias(self, alias: str | None) -> LoadedVersion:
+        """The version of an alias: the served one, or the challenger; None, or empty, means the served one.
+
+        Raises:
+            ModelNotFound: another alias, or there is no challenger.
+        """
+        name, own, _ = parse_reference(self._args.model)
+        if not alias or alias == own:
+            return self._current
+        if own is None or alias != self._args.challenger:
+            known = " or ".join(repr(f"{name}@{one}") for one in (own, self._args.challenger) if own and one)
+            raise ModelNotFound(
+                f"no model {f'{name}@{alias}'!r} is served here: ask for {known or repr(name)}", "model"
+            )
+        if self._challenger is None:
+            await self.refresh()
+        if self._challenger is None:
+            raise ModelNotFound(f"{name} has no {alias}: ask for {name!r}", "model")
+        return self._challenger
 
     async def refresh(self, reference: str | None = None) -> None:
         """Looks up the aliases, and loads the versions that are not in memory yet in the background.
@@ -192,14 +221,14 @@ def load_version(args: ServeArgs, reference: str) -> LoadedVersion:
     buckets, device = buckets_of(args.max_rows), device_of(args.device)
     package = ModelPackage.load(registered.folder, device, buckets=padding_of(device, buckets))
     check_draws_pictures(package.card, reference)
-    warm(package, buckets)
+    times = warm(package, buckets)
     engine = StepEngine(package.denoiser, package.shape, max_rows=args.max_rows)
     admission = Admission(args.max_waiting_rows, args.max_waiting_seconds, args.max_rows)
     return LoadedVersion(
         capabilities=capabilities_of(package, registered.version, args),
         loaded_at=int(time.time()),
         package=package,
-        engine=EngineThread(engine, admission, buckets),
+        engine=EngineThread(engine, admission, times),
         decoder=Decoder(package),
     )
 

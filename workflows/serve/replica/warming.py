@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -10,6 +11,7 @@ import torch
 from diffusion_core.condition import Condition
 from workflows.model.model import ModelPackage
 from workflows.options.guidance import KINDS
+from workflows.serve.engine.costs import StepTimes
 
 MAX_DECODED: Final = 8
 """Samples in one batch of the decoder."""
@@ -34,8 +36,12 @@ def padding_of(device: torch.device, buckets: tuple[int, ...]) -> tuple[int, ...
     return buckets if device.type == "cuda" else ()
 
 
-def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
-    """Makes the network compute every batch size and every kind of guidance once."""
+def warm(package: ModelPackage, buckets: Sequence[int]) -> StepTimes:
+    """Makes the network compute every batch size and every kind of guidance once.
+
+    Returns:
+        The measured duration of a step of the largest batch, so that the first requests can be told how long they take.
+    """
     plain = "none" if package.conditions == "nothing" else "direct"
     batches = [(rows, plain) for rows in buckets]
     batches += [(1, kind) for kind in package.guidance if KINDS[kind].scale is not None]
@@ -43,6 +49,13 @@ def warm(package: ModelPackage, buckets: Sequence[int]) -> None:
         x = package.sample(_example(package, rows, guidance), seeds=list(range(rows)), plan=package.plan(num_steps=1))
         if rows <= MAX_DECODED:
             package.drawn(x)
+
+    times = StepTimes(buckets, padded=bool(padding_of(package.device, tuple(buckets))))
+    condition, seeds = _example(package, buckets[-1], plain), list(range(buckets[-1]))
+    started = time.perf_counter()
+    package.sample(condition, seeds=seeds, plan=package.plan(num_steps=1))
+    times.learn(buckets[-1], time.perf_counter() - started)
+    return times
 
 
 def _example(package: ModelPackage, rows: int, guidance: str) -> Condition:

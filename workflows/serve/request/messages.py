@@ -7,16 +7,14 @@ front may send it again to another replica, and the pictures are the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, final
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.errors import RaverseError
 from workflows.serve.request.resolve import ResolvedRequest
 from workflows.serve.request.schema import PictureRequest
-
-Track: TypeAlias = Literal["champion", "challenger"]
-CHALLENGER: Final = "challenger"
 
 
 @final
@@ -65,6 +63,18 @@ class Checkpoint:
 
 @final
 @dataclass(frozen=True)
+class Refusal:
+    """The end of a request that cannot be served; as a message, since Ray prints a traceback for every exception.
+
+    Attributes:
+        error: the reason.
+    """
+
+    error: RaverseError
+
+
+@final
+@dataclass(frozen=True)
 class SamplerRequest:
     """One request of a client, as the front sends it to the sampler deployment.
 
@@ -72,12 +82,12 @@ class SamplerRequest:
         body: the fields of the client's request, with a seed.
         request_id: the name of the request in logs and in its cancellation.
         init_image: the picture that an edit starts from.
-        track: the version to use; None leaves the choice to the share of traffic.
+        alias: the alias whose version to use; empty: the served one; None leaves the choice to the share of traffic.
         checkpoint: the state in which another replica was lost.
     """
 
     body: PictureRequest
     request_id: str
     init_image: InitImage | None = None
-    track: Track | None = None
+    alias: str | None = None
     checkpoint: Checkpoint | None = None

@@ -8,18 +8,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, final
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from diffusion_core.strength import DEFAULT_STRENGTH
-from workflows.options.fields import guidance_fields
-from workflows.options.guidance import DEFAULT_GUIDANCE, FURTHER_NAMES, KINDS, LABEL_KINDS, NEGATIVE_KINDS, KindName
+from workflows.errors import InvalidRequest
+from workflows.options.fields import guidance_fields, setting_type
+from workflows.options.guidance import (
+    DEFAULT_GUIDANCE,
+    FURTHER_NAMES,
+    KINDS,
+    LABEL_KINDS,
+    NEGATIVE_KINDS,
+    SCALE_NAMES,
+    SETTINGS,
+    Guidance,
+    KindName,
+)
 from workflows.options.samplers import DEFAULT_SAMPLER, ETA_READERS, SamplerName
 
 LARGEST_SEED: Final = 2**64 - 1
 MOST_PARTIAL_IMAGES: Final = 3
 _NO_EFFECT: Final = "Accepted for compatibility; it has no effect."
+_TOLD: Final = "Part of an answer's settings, which may be sent back; it has no effect."
 
+Seed: TypeAlias = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+if TYPE_CHECKING:
+    Scale: TypeAlias = float
+else:
+    Scale = setting_type(SETTINGS["guidance_scale"])
 Label: TypeAlias = Annotated[str, Field(max_length=200)] | Annotated[int, Field(ge=0)]
+
+
+def _guidance_name(value: str) -> str:
+    """The kinds in the table's order; a fault is told in the table's words."""
+    try:
+        return Guidance.of(value).name
+    except InvalidRequest as error:
+        raise ValueError(error.reason) from None
+
+
+GuidanceName: TypeAlias = Annotated[str, Field(max_length=200), AfterValidator(_guidance_name)]
+OWN_SCALES: Final = tuple(name for name in SCALE_NAMES if name != "guidance_scale")
+"""The scales of single kinds, for guidance that joins several."""
 
 
 class _PictureFields(BaseModel):
@@ -38,12 +68,15 @@ class _PictureFields(BaseModel):
     response_format: Literal["b64_json", "url"] = Field("b64_json", description="`url`: a `data:` URL.")
 
     negative_prompt: str | None = Field(None, max_length=4000, description=f"What to avoid ({NEGATIVE_KINDS}).")
-    guidance: KindName = Field(
+    guidance: GuidanceName = Field(
         DEFAULT_GUIDANCE.name,
-        description="; ".join(f"`{kind.name}`: {kind.description}" for kind in KINDS.values()) + ".",
+        description="; ".join(f"`{kind.name}`: {kind.description}" for kind in KINDS.values())
+        + "; or several of them, joined by `+`.",
+        examples=[*KINDS, "classifier_free+clip"],
     )
-    guidance_scale: float | None = Field(
-        None, ge=0, le=100, allow_inf_nan=False, description="Strength; for `classifier_free`, 1 is `direct`."
+    guidance_scale: Scale | None = Field(
+        None,
+        description="Strength of each kind that has no scale of its own here; for `classifier_free`, 1 is `direct`.",
     )
     label: Label | None = Field(None, description=f"A class by name or index ({LABEL_KINDS}).")
     sampler: SamplerName = Field(DEFAULT_SAMPLER, description="How to step.")
@@ -51,7 +84,21 @@ class _PictureFields(BaseModel):
     eta: float | None = Field(
         None, ge=0, le=1, allow_inf_nan=False, description=f"Noise of {ETA_READERS}: 0 none, 1 as DDPM."
     )
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Of the first picture, the next has seed + 1, ..")
+    seed: Seed | None = Field(None, description="Of the first picture, the next has seed + 1, ..")
+
+    version: str | None = Field(
+        None,
+        max_length=20,
+        pattern="^[0-9]+$",
+        description="Only this version may answer; default: any that is served.",
+    )
+    seeds: list[Seed] | None = Field(
+        None, min_length=1, max_length=10, description="As an answer tells them: stands for `seed` and `n`."
+    )
+    inpainted: bool | None = Field(None, description=_TOLD)
+    without_effect: list[str] | None = Field(None, max_length=100, description=_TOLD)
+    prompt_tokens_cut: int | None = Field(None, description=_TOLD)
+    negative_prompt_tokens_cut: int | None = Field(None, description=_TOLD)
 
     user: str | None = Field(None, max_length=1000, description=_NO_EFFECT)
     safety_identifier: str | None = Field(None, max_length=1000, description=_NO_EFFECT)
@@ -76,10 +123,13 @@ class _PictureFields(BaseModel):
     def _null_is_absent(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {name: value for name, value in values.items() if value is not None}
+        given = {name: value for name, value in values.items() if value is not None}
+        if isinstance(seeds := given.get("seeds"), list) and seeds:
+            given = {"seed": seeds[0], "n": len(seeds)} | given
+        return given
 
     @property
-    def without_effect(self) -> tuple[str, ...]:
+    def idle(self) -> tuple[str, ...]:
         """Names of the fields that the client sent and that change nothing."""
         names = (name for name, field in type(self).model_fields.items() if field.description == _NO_EFFECT)
         return tuple(name for name in names if getattr(self, name) is not None)
@@ -95,13 +145,15 @@ class _SettingsFields(BaseModel):
     sampler: SamplerName
     num_inference_steps: int
     eta: float | None = Field(None, description=f"Of {ETA_READERS} only.")
-    guidance: KindName
-    guidance_scale: float
+    guidance: str = Field(description="One kind, or several joined by `+`.")
+    guidance_scale: float = Field(description="Of several kinds, that of the first one that has a scale.")
     prompt: str
     negative_prompt: str | None = None
     label: str | None = None
     strength: float | None = Field(None, description="Of edits only: the share of the steps that was made.")
     inpainted: bool | None = Field(None, description="Of edits only: whether a mask said what to keep.")
+    prompt_tokens_cut: int | None = Field(None, description="Tokens at the prompt's end that the model did not read.")
+    negative_prompt_tokens_cut: int | None = Field(None, description="The same of the negative prompt.")
     without_effect: list[str] = Field(default=[], description="Given fields that changed nothing.")
 
 
@@ -120,6 +172,15 @@ class PictureRequest(_RequestBase):
 @final
 class GenerationRequest(PictureRequest):
     """The body of `POST /v1/images/generations`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a handwritten seven", "n": 2, "seed": 7},
+                {"prompt": "a handwritten seven", "guidance_scale": 3.0, "stream": True, "partial_images": 2},
+            ]
+        }
+    )
 
 
 @final
@@ -155,8 +216,18 @@ class GenerationSettings(_SettingsBase):
 
 def further_settings(fields: PictureRequest | GenerationSettings) -> dict[str, Any]:
     """The settings of guidance that a request or an answer holds beside `guidance_scale`, by name."""
-    found = {name: getattr(fields, name) for name in FURTHER_NAMES}
+    found = {name: getattr(fields, name) for name in (*OWN_SCALES, *FURTHER_NAMES)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+@final
+class Usage(BaseModel):
+    """OpenAI's count of tokens; this service counts none."""
+
+    input_tokens: int = 0
+    input_tokens_details: dict[str, int] = {"image_tokens": 0, "text_tokens": 0}
+    output_tokens: int = 0
+    total_tokens: int = 0
 
 
 @final
@@ -165,7 +236,12 @@ class GenerationAnswer(BaseModel):
 
     created: int = Field(description="Unix time in seconds.")
     data: list[Image]
-    settings: GenerationSettings
+    size: str = Field(description="WIDTHxHEIGHT of the pictures.")
+    output_format: Literal["png"] = "png"
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
+    usage: Usage = Usage()
+    settings: GenerationSettings = Field(description="All that determines the pictures; it may be sent back as a body.")
 
 
 @final
@@ -184,6 +260,12 @@ class ModelCard(BaseModel):
     example_prompts: list[str]
     default_steps: int
     max_steps: int
+    guidance_settings: dict[str, float | bool | list[float]] = Field(
+        default={}, description="What each setting of guidance is where a request leaves it out."
+    )
+    max_prompt_tokens: int | None = Field(
+        None, description="Tokens of a prompt that the model reads; more are cut off."
+    )
 
 
 @final
@@ -208,7 +290,7 @@ class StreamEvent(BaseModel):
     seed: int = Field(description="Of this picture; tells the pictures of one request apart.")
     step: int = Field(description="Steps made so far.")
     partial_image_index: int | None = None
-    usage: dict[str, Any] | None = Field(None, description="Tokens are not counted: zeros.")
+    usage: Usage | None = None
     settings: GenerationSettings | None = None
 
 

@@ -40,11 +40,23 @@ def test_each_bucket_has_its_own_time_and_others_are_reckoned_from_the_nearest()
     assert times.step(2) == 0.2
 
 
-def test_one_slow_step_does_not_change_the_time_much() -> None:
+def test_slow_steps_do_not_change_the_time_until_they_are_most_of_them() -> None:
     times = StepTimes((1,))
-    for seconds in [0.1] * 20 + [1.1]:
+    for seconds in [0.1] * 20 + [1.1] * 7:
         times.learn(1, seconds)
-    assert times.step(1) == pytest.approx(0.2)
+    assert times.step(1) == 0.1
+    times.learn(1, 1.1)
+    assert times.step(1) == 1.1
+
+
+def test_without_padding_a_step_takes_its_share_of_the_bucket() -> None:
+    times = StepTimes((32, 64), padded=False)
+    times.learn(40, 0.4)
+    assert [times.step(count) for count in (40, 64)] == pytest.approx([0.4, 0.64])
+    assert times.pace == pytest.approx(0.01)
+    padded = StepTimes((32, 64))
+    padded.learn(40, 0.4)
+    assert [padded.step(count) for count in (40, 64)] == [0.4, 0.4]
 
 
 def test_a_queue_takes_its_evaluations_at_the_speed_of_its_bucket() -> None:

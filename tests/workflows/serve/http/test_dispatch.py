@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
-from workflows.errors import EngineStopped, InvalidRequest
+from workflows.errors import EngineStopped, InvalidRequest, ModelNotFound
 from workflows.serve.http.dispatch import DeploymentBackend, last_pictures
 from workflows.serve.http.metrics import IngressMetrics
 from workflows.serve.replica.replica import Replica
-from workflows.serve.request.messages import Checkpoint, SamplerRequest
+from workflows.serve.request.messages import Checkpoint, Refusal, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import GenerationRequest
 
@@ -117,6 +119,20 @@ def test_previews_go_on_where_they_were(checkpointing: Replica) -> None:
 def test_a_request_that_loses_every_replica_is_given_up(checkpointing: Replica) -> None:
     with pytest.raises(ActorDiedError):
         generate(Handle(checkpointing, [0] * 9), request())
+
+
+def test_a_refusal_comes_as_a_message_so_that_ray_prints_no_traceback(checkpointing: Replica) -> None:
+    async def messages(sent: SamplerRequest) -> list[object]:
+        return [message async for message in checkpointing.generate(sent)]
+
+    for sent, kind in (
+        (request(size="9x9"), InvalidRequest),
+        (request(deadline_seconds=1e-9), InvalidRequest),
+        (replace(request(), alias="nobody"), ModelNotFound),
+    ):
+        (refusal,) = asyncio.run(messages(sent))
+        assert isinstance(refusal, Refusal) and isinstance(refusal.error, kind)
+        assert isinstance(pickle.loads(pickle.dumps(refusal)).error, kind)  # as Ray does
 
 
 def test_a_bad_request_is_not_sent_twice(checkpointing: Replica) -> None:

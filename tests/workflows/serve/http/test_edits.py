@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffusion_core.trajectory import image_to_image, inpaint
+from workflows.data.picture import PictureShape, prepare
 from workflows.data.pixels import to_data
+from workflows.errors import InvalidRequest
 from workflows.model.model import ModelPackage
+from workflows.serve.http import edits
+from workflows.serve.http.edits import decode_init_image
+from workflows.serve.request.schema import ModelCard
 
 PROMPT = "a handwritten one"
 SOURCE = (np.arange(64, dtype=np.uint8) * 4).reshape(8, 8)
@@ -154,3 +160,86 @@ def test_no_form_is_told_what_to_send(api: FastAPI, ask: Callable[..., httpx.Res
     ):
         response = ask(api, "POST", "/v1/images/edits", **options)
         assert response.status_code == 400, response.text
+
+
+def gray16() -> bytes:
+    file = io.BytesIO()
+    values = (SOURCE.astype(np.uint16) << 8) | 0x5A
+    Image.fromarray(values).save(file, format="PNG")
+    assert Image.open(io.BytesIO(file.getvalue())).mode.startswith("I;16")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gray16", "transparent", "palette", "rotated"])
+def test_uploads_are_decoded_as_training_data_are(kind: str) -> None:
+    square = Image.fromarray(SOURCE)
+    file = io.BytesIO()
+    if kind == "gray16":
+        file.write(gray16())
+    elif kind == "transparent":
+        square.convert("RGBA").save(file, "PNG")
+        rgba = np.asarray(square.convert("RGBA")).copy()
+        rgba[:2, :, 3] = 0
+        file = io.BytesIO(png(rgba))
+    elif kind == "palette":
+        square.convert("P").save(file, "PNG")
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        square.save(file, "PNG", exif=exif)
+    card = ModelCard(
+        id="tiny",
+        created=0,
+        version="1",
+        sizes=["8x8"],
+        channels=1,
+        classes=[],
+        guidance=["none"],
+        example_prompts=[],
+        default_steps=1,
+        max_steps=1,
+    )
+    found = decode_init_image(file.getvalue(), None, card).pixels
+    wanted, _ = prepare(file.getvalue(), PictureShape(8, 1))
+    assert np.array_equal(found, wanted.transpose(1, 2, 0))
+    if kind == "gray16":
+        assert np.array_equal(found[..., 0], SOURCE)
+
+
+def test_floating_point_pixels_are_refused_by_name() -> None:
+    card = ModelCard(
+        id="tiny",
+        created=0,
+        version="1",
+        sizes=["8x8"],
+        channels=1,
+        classes=[],
+        guidance=["none"],
+        example_prompts=[],
+        default_steps=1,
+        max_steps=1,
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        edits._pixels(Image.fromarray(SOURCE.astype(np.float32)), card)
+    assert caught.value.param == "image" and "8 or 16 bits" in str(caught.value)
+
+
+def test_json_is_told_to_come_as_a_form(api: FastAPI, ask: Callable[..., httpx.Response]) -> None:
+    response = ask(api, "POST", "/v1/images/edits", json={"prompt": PROMPT, "image": "x"})
+    assert response.status_code == 400
+    assert "application/json" in response.json()["error"]["message"]
+    assert "send multipart/form-data" in response.json()["error"]["message"]
+
+
+def test_the_settings_of_an_edit_can_be_sent_back(edit: Callable[..., httpx.Response]) -> None:
+    files = {"image": ("a.png", png(SOURCE), "image/png"), "mask": ("m.png", half_mask(), "image/png")}
+    first = edit(
+        files, n="2", seed="5", num_inference_steps="6", guidance_interval="0.3, 3", strength="0.7", quality="auto"
+    )
+    settings = first.json()["settings"]
+    again = edit(
+        files,
+        **{name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in settings.items()},
+    )
+    assert np.array_equal(pixels(again), pixels(first))
+    assert again.json()["settings"] == {**settings, "without_effect": []}

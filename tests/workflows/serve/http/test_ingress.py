@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from workflows import __version__
 from workflows.model.model import ModelPackage
 from workflows.serve.replica.replica import Replica
 from workflows.serve.request.pictures import PROVENANCE_KEY
+from workflows.serve.request.schema import StreamEvent
 
 PROMPT = "a handwritten one"
 
@@ -153,7 +155,7 @@ def test_faults_of_fields_are_told_with_400_in_openai_s_shape(api: FastAPI) -> N
 
 
 def test_faults_of_meaning_are_told_with_400_too(api: FastAPI) -> None:
-    response = post(api, size="512x512", label="one")
+    response = post(api, guidance="classifier+clip", size="512x512", label="ten")
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "size")
     assert "this model makes 8x8 only" in error["message"] and "label: " in error["message"]
@@ -198,6 +200,27 @@ def test_another_model_is_404(api: FastAPI) -> None:
     assert call(api, "GET", "/v1/models/dall-e-3").status_code == 404
 
 
+@pytest.mark.parametrize(
+    "model", ["tiny@champoin", "tiny@", "tiny@1", "tiny@challenger", "tiny/1", "TINY", "tiny@champion@x"]
+)
+def test_an_alias_that_is_not_served_is_404_like_any_unknown_model(api: FastAPI, model: str) -> None:
+    if model == "tiny@":
+        assert post(api, model=model).status_code == 404
+        return
+    for stream in (False, True):
+        error = post(api, model=model, stream=stream).json()["error"]
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert repr("tiny") in error["message"] or "tiny@champion" in error["message"]
+    response = call(api, "GET", f"/v1/models/{model}")
+    assert response.status_code == 404
+
+
+def test_the_served_alias_is_the_model(api: FastAPI) -> None:
+    answer = post(api, model="tiny@champion")
+    assert (answer.status_code, answer.json()["settings"]["version"]) == (200, "1")
+    assert call(api, "GET", "/v1/models/tiny@champion").json()["id"] == "tiny"
+
+
 def test_models_and_health_name_the_loaded_version(api: FastAPI) -> None:
     card = call(api, "GET", "/v1/models").json()["data"][0]
     assert (card["id"], card["version"], card["sizes"], card["classes"][2]) == ("tiny", "1", ["8x8"], "two")
@@ -205,6 +228,72 @@ def test_models_and_health_name_the_loaded_version(api: FastAPI) -> None:
     assert call(api, "GET", "/v1/models/tiny").json() == card
     for path in ("/health", "/healthz"):
         assert call(api, "GET", path).json() == {"status": "ok", "model": "tiny", "version": "1"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guidance": "none", "prompt": ""},
+        {"guidance": "direct"},
+        {"guidance": "clip", "guidance_scale": 200.0, "n": 2},
+        {"guidance": "classifier", "prompt": "", "label": "two"},
+        {"guidance": "classifier_free+classifier", "clip_scale": 3.0, "classifier_scale": 9.0, "label": 1},
+        {"sampler": "ddpm", "eta": 0.5, "quality": "auto"},
+        {"sampler": "ddim", "eta": 0.5, "negative_prompt": "a two", "guidance_interval": [0.3, 3.0]},
+    ],
+)
+def test_every_settings_that_is_returned_can_be_sent_back_and_gives_the_same(
+    api: FastAPI, fields: dict[str, Any]
+) -> None:
+    first = post(api, num_inference_steps=6, **fields)
+    again = call(api, "POST", "/v1/images/generations", json=first.json()["settings"])
+    assert [found.tobytes() for found in pictures(again)] == [found.tobytes() for found in pictures(first)]
+
+
+def test_joined_guidance_is_the_core_s(api: FastAPI, tiny_package: Path) -> None:
+    asked = {
+        "guidance": "classifier_free+classifier+clip",
+        "guidance_scale": 3.0,
+        "classifier_scale": 5.0,
+        "clip_scale": 7.0,
+    }
+    response = post(api, seed=5, num_inference_steps=6, **asked)
+    package = ModelPackage.load(tiny_package)
+    condition = package.condition([PROMPT], **asked)
+    wanted = package.rows.from_x(package.sample(condition, seeds=[5], plan=package.plan("ddim", 6)))
+    assert np.abs(pictures(response)[0].astype(int) - wanted[0, 0].numpy()).max() <= 1
+    assert not np.array_equal(
+        pictures(response)[0], pictures(post(api, seed=5, num_inference_steps=6, guidance_scale=3.0))[0]
+    )
+
+
+def test_tokens_that_the_tower_does_not_read_are_told(api: FastAPI, tiny_package: Path) -> None:
+    limit = call(api, "GET", "/v1/models").json()["data"][0]["max_prompt_tokens"]
+    tower = ModelPackage.load(tiny_package).clip.text
+    assert limit == tower.max_tokens
+    fitting = " ".join(["one"] * limit)
+    assert tower.count(fitting) == limit
+    short = post(api, prompt=fitting, seed=5, num_inference_steps=2).json()["settings"]
+    assert "prompt_tokens_cut" not in short
+    long = f"{fitting} a two and a three"
+    answer = post(api, prompt=long, negative_prompt=long, seed=5, num_inference_steps=2)
+    settings = answer.json()["settings"]
+    assert (settings["prompt_tokens_cut"], settings["negative_prompt_tokens_cut"]) == (tower.count(long) - limit,) * 2
+    assert settings["prompt_tokens_cut"] > 0
+    # They change nothing, which is why they are told.
+    cut = post(api, prompt=fitting, negative_prompt=fitting, seed=5, num_inference_steps=2)
+    assert np.array_equal(pictures(answer)[0], pictures(cut)[0])
+
+
+def test_answers_carry_what_openai_s_clients_look_for(api: FastAPI) -> None:
+    answer = post(api, seed=5, num_inference_steps=1).json()
+    assert {name: answer[name] for name in ("size", "output_format", "quality", "background")} == {
+        "size": "8x8",
+        "output_format": "png",
+        "quality": "auto",
+        "background": "opaque",
+    }
+    assert answer["usage"]["total_tokens"] == 0
 
 
 def test_an_unknown_route_answers_in_openai_s_shape(api: FastAPI) -> None:
@@ -221,3 +310,22 @@ def test_the_openapi_document_names_every_field_and_fault(api: FastAPI) -> None:
     fields = document["components"]["schemas"]["GenerationRequest"]["properties"]
     assert "no effect" in fields["quality"]["description"]
     assert all(field.get("description") for field in fields.values())
+    parts = document["components"]
+    assert parts["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert route["security"] == [{"key": []}, {}]
+    events = route["responses"]["200"]["content"]["text/event-stream"]["schema"]["$ref"].rpartition("/")[2]
+    assert set(parts["schemas"][events]["properties"]) == set(StreamEvent.model_fields)
+    assert parts["schemas"]["GenerationRequest"]["examples"][0]["prompt"]
+    refs = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert refs <= parts["schemas"].keys()
+
+
+def test_the_reference_shows_bounds_defaults_answers_and_events(api: FastAPI) -> None:
+    page = call(api, "GET", "/docs").text
+    for row in (
+        "<td><code>n</code></td><td>integer, 1 to 10, default 1</td>",
+        "<td><code>guidance_scale</code></td><td>number, at least 0.0</td>",
+        "<td><code>settings.seeds</code></td><td>array</td>",
+        "<td><code>partial_image_index</code></td>",
+    ):
+        assert row in page

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from ray.serve.exceptions import RequestCancelledError
 
+from tests.workflows.serve.conftest import LocalBackend
+from workflows.serve.http.guard import AccessRules
+from workflows.serve.http.ingress import http_api
+from workflows.serve.http.keys import KeyRing
+from workflows.serve.http.metrics import IngressMetrics
 from workflows.serve.replica.replica import Replica
+from workflows.serve.request.messages import SamplerRequest
+from workflows.serve.request.pictures import Generated
 from workflows.serve.request.resolve import preview_points
 from workflows.serve.request.schema import GenerationRequest
 
@@ -89,8 +98,6 @@ def test_every_picture_of_a_request_ends(stream: Callable[..., httpx.Response]) 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"stream": False, "partial_images": 2}, "partial_images"),
-        ({"stream": False, "preview_every": 2}, "preview_every"),
         ({"preview_every": 2, "partial_images": 2}, "preview_every"),
         ({"size": "9x9"}, "size"),
     ],
@@ -158,9 +165,60 @@ def test_a_stream_that_is_left_is_counted_as_left_and_its_rows_leave(
     assert replica._versions.current.engine.load.rows == 0
 
 
+@pytest.mark.parametrize("way", ["cancelled", "broken"])
+def test_a_client_that_leaves_a_stream_is_no_error_and_one_line(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Ray tells it by an error of its own in the middle of the stream; uvicorn by an error of `send`."""
+
+    class Leaving(LocalBackend):
+        async def generate(self, request: SamplerRequest) -> AsyncGenerator[Generated, None]:
+            async for pictures in super().generate(request):
+                yield pictures
+                if way == "cancelled":
+                    raise RequestCancelledError
+
+    lines: list[str] = []
+    monkeypatch.setattr("workflows.serve.http.router._LOG.info", lambda form, text: lines.append(form % text))
+    troubles: list[object] = []
+    for level in ("warning", "error", "exception"):
+        monkeypatch.setattr(logging.getLogger("ray.serve"), level, lambda *told, **_: troubles.append(told))
+    api = http_api({"tiny": Leaving(replica)}, AccessRules(KeyRing(()), "never"), IngressMetrics(["tiny"]))
+    body = json.dumps({"prompt": PROMPT, "stream": True, "preview_every": 1, "num_inference_steps": 50}).encode()
+    sent: list[bytes] = []
+
+    async def leave() -> None:
+        asked = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            if (message := next(asked, None)) is not None:
+                return message
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                sent.append(message["body"])
+                if way == "broken":
+                    raise OSError("the connection is gone")
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/images/generations", "query_string": b""}
+        scope |= {"client": ("127.0.0.1", 1), "scheme": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
+        await api({**scope, "headers": [(b"content-type", b"application/json")]}, receive, send)
+
+    asyncio.run(leave())
+    assert [json.loads(line)["status"] for line in lines] == [499]
+    assert len(sent) == 1 and b"error" not in sent[0]
+    assert troubles == []
+
+
 def test_a_deadline_that_passes_is_504_and_the_rows_leave(
     stream: Callable[..., httpx.Response], replica: Replica
 ) -> None:
+    # Rows of the tests before may still be there, and their steps would be learned again.
+    until = time.monotonic() + 20
+    while replica._versions.current.engine.load.rows and time.monotonic() < until:
+        time.sleep(0.01)
     replica._versions.current.engine._scheduler._times._seconds.clear()
     response = stream(stream=False, n=10, num_inference_steps=100, deadline_seconds=0.01)
     assert (response.status_code, response.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -170,5 +228,7 @@ def test_a_deadline_that_passes_is_504_and_the_rows_leave(
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(stream: Callable[..., httpx.Response]) -> None:
     assert stream(stream=False, n=4, num_inference_steps=20).status_code == 200
     response = stream(stream=False, n=10, num_inference_steps=100, deadline_seconds=0.001)
-    assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "deadline_seconds")
+    assert "retry-after" not in response.headers
     assert stream(stream=False, num_inference_steps=2, deadline_seconds=30).status_code == 200

@@ -19,7 +19,7 @@ from workflows.model.model import ModelPackage
 from workflows.package.reference import ModelVersion
 from workflows.serve.replica.replica import Replica
 from workflows.serve.replica.versions import capabilities_of
-from workflows.serve.request.messages import Checkpoint, SamplerRequest
+from workflows.serve.request.messages import Checkpoint, Refusal, SamplerRequest
 from workflows.serve.request.pictures import Generated
 from workflows.serve.request.schema import GenerationRequest
 from workflows.serve.settings import ServeArgs
@@ -67,6 +67,8 @@ def request(**fields: object) -> SamplerRequest:
 
 async def generate(replica: Replica, sent: SamplerRequest) -> Generated:
     last = [message async for message in replica.generate(sent)][-1]
+    if isinstance(last, Refusal):
+        raise last.error
     assert isinstance(last, Generated) and last.finished
     return last
 
@@ -156,9 +158,11 @@ def test_what_was_kept_matters(replica: Replica) -> None:
 def test_the_challenger_draws_for_those_who_ask_and_for_its_share(replica: Replica, registry: Registry) -> None:
     async def compare() -> list[str]:
         with pytest.raises(ModelNotFound, match="no challenger"):
-            await generate(replica, replace(request(), track="challenger"))
+            await generate(replica, replace(request(), alias="challenger"))
+        with pytest.raises(ModelNotFound, match="ask for 'tiny@champion' or 'tiny@challenger'"):
+            await generate(replica, replace(request(), alias="champoin"))
         registry.move("challenger", "2")
-        sent = [request(), replace(request(), track="challenger"), replace(request(), track="champion")]
+        sent = [request(), replace(request(), alias="challenger"), replace(request(), alias="champion")]
         versions = [(await generate(replica, one)).settings.version for one in sent]
         replica._versions.challenger_share = 1.0
         versions += [(await generate(replica, one)).settings.version for one in sent]

@@ -79,21 +79,19 @@ def test_only_ddim_has_an_eta(sampler: str, eta: float | None) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"guidance": "none"}, "prompt"),
         ({"prompt": "  "}, "prompt"),
         ({"prompt": "", "guidance": "classifier"}, "prompt"),
         ({"guidance": "classifier", "label": 1}, "prompt"),
-        ({"guidance": "direct", "negative_prompt": "a two"}, "negative_prompt"),
-        ({"guidance": "direct", "guidance_scale": 2.0}, "guidance_scale"),
-        ({"guidance": "none", "prompt": "", "guidance_scale": 1.0}, "guidance_scale"),
-        ({"label": 1}, "label"),
         ({"prompt": "", "guidance": "classifier", "label": 3}, "label"),
         ({"prompt": "", "guidance": "classifier", "label": "three"}, "label"),
         ({"size": "6x8"}, "size"),
         ({"num_inference_steps": 201}, "num_inference_steps"),
-        ({"sampler": "ddpm", "eta": 0.5}, "eta"),
-        ({"sampler": "dpm_solver", "eta": 0.5}, "eta"),
         ({"seed": LARGEST_SEED, "n": 2}, "seed"),
+        ({"seeds": [3, 5]}, "seeds"),
+        ({"seeds": [3, 4], "seed": 9}, "seeds"),
+        ({"stream": True, "partial_images": 2, "preview_every": 3}, "preview_every"),
+        ({"guidance": "classifier_free+clip", "prompt": ""}, "prompt"),
+        ({"guidance": "classifier+clip", "label": 3}, "label"),
     ],
 )
 def test_a_contradiction_is_refused_by_name(fields: dict[str, object], param: str) -> None:
@@ -105,7 +103,76 @@ def test_a_contradiction_is_refused_by_name(fields: dict[str, object], param: st
 
 def test_all_contradictions_are_told() -> None:
     with pytest.raises(InvalidRequest, match=r"size: .*; label: .*; num_inference_steps: "):
-        resolved(size="6x8", label=1, num_inference_steps=500)
+        resolved(guidance="classifier+clip", size="6x8", label=7, num_inference_steps=500)
+
+
+@pytest.mark.parametrize(
+    ("fields", "idle"),
+    [
+        ({"guidance": "none"}, ["prompt"]),
+        ({"guidance": "none", "guidance_scale": 0.0}, ["prompt", "guidance_scale"]),
+        ({"guidance": "direct", "negative_prompt": "a two"}, ["negative_prompt"]),
+        ({"guidance": "direct", "guidance_scale": 7.5}, ["guidance_scale"]),
+        ({"guidance": "clip", "apg_eta": 0.0, "cfg_plus_plus": True}, ["apg_eta", "cfg_plus_plus"]),
+        ({"clip_scale": 3.0}, ["clip_scale"]),
+        ({"label": 7}, ["label"]),
+        ({"sampler": "ddpm", "eta": 0.5}, ["eta"]),
+        ({"partial_images": 2, "preview_every": 5}, ["partial_images", "preview_every"]),
+        ({"quality": "auto", "user": "me"}, ["user", "quality"]),
+    ],
+)
+def test_what_changes_nothing_is_left_out_and_told(fields: dict[str, Any], idle: list[str]) -> None:
+    found = resolved(seed=5, **fields)
+    plain = resolved(
+        seed=5,
+        **{name: value for name, value in fields.items() if name == "guidance" or name == "sampler"},
+        **({"prompt": ""} if "prompt" in idle else {}),
+    )
+    assert found.settings.without_effect == idle
+    assert (found.texts, found.label, found.guidance) == (plain.texts, plain.label, plain.guidance)
+    assert found.settings.model_dump(exclude={"without_effect"}) == plain.settings.model_dump(
+        exclude={"without_effect"}
+    )
+
+
+KINDS_AND_SUMS = [
+    *KINDS,
+    "classifier_free+clip",
+    "classifier_free+classifier",
+    "classifier+clip",
+    "direct+classifier+clip",
+]
+
+
+@pytest.mark.parametrize("guidance", KINDS_AND_SUMS)
+@pytest.mark.parametrize("extra", [{}, {"guidance_scale": 5.0}, {"sampler": "ddpm", "n": 3}, {"classifier_scale": 9.0}])
+def test_settings_that_an_answer_tells_can_be_sent_back(guidance: str, extra: dict[str, Any]) -> None:
+    first = resolved(guidance=guidance, **extra)
+    answered = first.settings.model_dump(exclude_none=True)
+    again = resolve(GenerationRequest.model_validate(answered), CAPABILITIES)
+    assert again.guidance == first.guidance
+    # `none` and `direct` have no scale: the one that an answer shows is told to have had no effect.
+    assert set(again.settings.without_effect) <= {"guidance_scale"}
+    assert again.settings.model_copy(update={"without_effect": []}) == first.settings.model_copy(
+        update={"without_effect": []}
+    )
+
+
+def test_kinds_are_joined_and_each_may_have_its_own_scale() -> None:
+    found = resolved(guidance="clip+classifier_free", guidance_scale=3.0, clip_scale=9.0, negative_prompt="a two")
+    assert found.settings.guidance == "classifier_free+clip"
+    assert found.guidance.settings == {"guidance_scale": 3.0, "clip_scale": 9.0}
+    assert (found.settings.guidance_scale, found.settings.clip_scale) == (3.0, 9.0)
+    both = resolved(guidance="classifier_free+classifier", label="two")
+    assert (both.label, both.texts) == (2, ("a one",))
+    assert both.guidance.settings == {"guidance_scale": 2.0, "classifier_scale": 3.0}
+
+
+def test_only_the_version_that_is_asked_for_answers() -> None:
+    assert resolved(version="3").settings.version == "3"
+    with pytest.raises(ModelNotFound, match="served as version 3, not 2") as caught:
+        resolved(version="2")
+    assert caught.value.param == "version"
 
 
 def test_guidance_that_the_model_lacks_is_refused() -> None:
@@ -147,11 +214,6 @@ def test_settings_of_the_model_hold_where_a_request_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        (
-            {"guidance": "clip", "apg_eta": 0.0},
-            "apg_eta",
-            "apg_eta: it has no effect with guidance 'clip': leave it out, or take guidance classifier_free",
-        ),
         (
             {"guidance_interval": [3.0, 1.0]},
             "guidance_interval",

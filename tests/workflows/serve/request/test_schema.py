@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from workflows.options.guidance import KINDS, SETTINGS
 from workflows.serve.http.errors import invalid_fields_answer
-from workflows.serve.request.schema import LARGEST_SEED, EditRequest, GenerationRequest
+from workflows.serve.request.schema import LARGEST_SEED, OWN_SCALES, EditRequest, GenerationRequest
 
 
 def read(**fields: object) -> GenerationRequest:
@@ -33,7 +34,7 @@ def told(**fields: object) -> tuple[str, str | None]:
 )
 def test_values_that_change_nothing_are_accepted_and_told(fields: dict[str, object]) -> None:
     request = read(**fields)
-    assert set(request.without_effect) == set(fields) - {"response_format"}
+    assert set(request.idle) == set(fields) - {"response_format"}
 
 
 def test_null_means_absent() -> None:
@@ -109,6 +110,22 @@ def test_the_document_still_knows_the_bounds_of_a_setting() -> None:
 
 def test_an_unknown_field_is_refused_by_name() -> None:
     assert told(num_steps=5) == ("num_steps: unknown field", "num_steps")
+
+
+def test_the_limits_of_scales_are_those_of_the_table() -> None:
+    fields = GenerationRequest.model_json_schema()["properties"]
+    for name in ("guidance_scale", *OWN_SCALES):
+        setting = SETTINGS[name]
+        assert fields[name]["anyOf"][0].get("maximum", float("inf")) == setting.high
+        for kind in KINDS.values():
+            if kind.scale is not None:
+                assert read(**{name: max(*kind.swept, kind.default)})
+        assert told(**{name: -1.0}) == (f"{name}: {setting.fault(-1.0)}", name)
+
+
+def test_seeds_stand_for_seed_and_n() -> None:
+    request = read(seeds=[7, 8, 9])
+    assert (request.seed, request.n) == (7, 3)
 
 
 def test_all_faults_are_told() -> None:
