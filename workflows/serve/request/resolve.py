@@ -117,6 +117,7 @@ def resolve(request: PictureRequest, capabilities: ModelCapabilities, *, inpaint
         prompt=request.prompt.strip(),
         negative_prompt=(request.negative_prompt or "").strip() or None,
         label=None if label is None else capabilities.class_names[label],
+        classifier_target=None if not guidance.takes_label else "prompt" if label is None else "label",
         strength=_strength(request, inpainted),
         inpainted=inpainted if isinstance(request, EditRequest) else None,
         without_effect=[*idle, *request.idle],

@@ -95,6 +95,7 @@ class _PictureFields(BaseModel):
     seeds: list[Seed] | None = Field(
         None, min_length=1, max_length=10, description="As an answer tells them: stands for `seed` and `n`."
     )
+    classifier_target: Literal["label", "prompt"] | None = Field(None, description=_TOLD)
     inpainted: bool | None = Field(None, description=_TOLD)
     without_effect: list[str] | None = Field(None, max_length=100, description=_TOLD)
     prompt_tokens_cut: int | None = Field(None, description=_TOLD)
@@ -150,6 +151,9 @@ class _SettingsFields(BaseModel):
     prompt: str
     negative_prompt: str | None = None
     label: str | None = None
+    classifier_target: Literal["label", "prompt"] | None = Field(
+        None, description="Of `classifier` only: what it steers towards."
+    )
     strength: float | None = Field(None, description="Of edits only: the share of the steps that was made.")
     inpainted: bool | None = Field(None, description="Of edits only: whether a mask said what to keep.")
     prompt_tokens_cut: int | None = Field(None, description="Tokens at the prompt's end that the model did not read.")

@@ -168,6 +168,13 @@ def test_kinds_are_joined_and_each_may_have_its_own_scale() -> None:
     assert both.guidance.settings == {"guidance_scale": 2.0, "classifier_scale": 3.0}
 
 
+def test_a_classifier_tells_what_it_steers_towards() -> None:
+    assert resolved(guidance="classifier").settings.classifier_target == "prompt"
+    assert resolved(guidance="classifier", prompt="", label=1).settings.classifier_target == "label"
+    assert resolved(guidance="classifier_free+classifier", label=1).settings.classifier_target == "label"
+    assert resolved().settings.classifier_target is None
+
+
 def test_only_the_version_that_is_asked_for_answers() -> None:
     assert resolved(version="3").settings.version == "3"
     with pytest.raises(ModelNotFound, match="served as version 3, not 2") as caught:

@@ -104,7 +104,7 @@ function enlarge(entry) {
 
 // The body of a request for exactly this picture.
 const again = (settings) => {
-  const { without_effect: _, inpainted: __, prompt_tokens_cut: ___, negative_prompt_tokens_cut: ____, ...fields } = settings;
+  const { without_effect: _, inpainted: __, prompt_tokens_cut: ___, negative_prompt_tokens_cut: ____, classifier_target: _____, ...fields } = settings;
   return fields;
 };
 const route = (settings) => new URL(settings.strength === undefined ? "v1/images/generations" : "v1/images/edits", document.baseURI).href;
