@@ -137,7 +137,7 @@ def check(package: Path, folder: Path) -> None:
 
     # The service.
     service = Service(package)
-    assert "blur" in service.field("guidance")["enum"]
+    assert "blur" in service.field("guidance")["examples"]
     assert '"blur": {' in service.page
     for scale, wanted in ((0.0, plain), (4.0, changed)):
         pixels, settings = service.draw(prompt=PROMPT, guidance="blur", guidance_scale=scale, seed=7)

@@ -66,8 +66,11 @@ class LocalBackend:
             if isinstance(message, Generated):
                 yield message
 
-    async def model_card(self) -> Any:
-        return await self._replica.model_card()
+    async def model_card(self, alias: str | None = None) -> Any:
+        return await self._replica.model_card(alias)
+
+    async def loads(self) -> list[Any]:
+        return [await self._replica.load()]
 
 
 class Service:
