@@ -141,6 +141,8 @@ def summarize(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]
         f"{distance}_of_eta_1_over_0": {
             str(steps): table[steps, etas[-1]] / max(table[steps, etas[0]], 1e-12)
             for steps in sorted({steps for steps, _ in table})
+            # An unbiased distance may be below 0, and has no ratio then.
+            if table[steps, etas[0]] >= 0.0
         }
     }
     accuracy: dict[str, float] = {}
