@@ -49,6 +49,7 @@ function blame(error) {
   if (fold) fold.open = true;
   const note = make("p", error.message, null);
   note.className = "fault";
+  note.role = "alert";
   note.id = `${error.param}-fault`;
   (field.closest("label, .label, fieldset") || field).after(note);
   field.setAttribute("aria-invalid", "true");
