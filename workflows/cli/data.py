@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ verbs.add_typer(data, name="data")
 
 _MOST_ROWS: Final = 10
 _WIDEST: Final = 60
+_WHOLE: Final = 4000
 _DEFAULTS = {name: field.default for name, field in DataConfig.model_fields.items()}
 
 
@@ -58,6 +59,13 @@ def check(
     max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="As data.max_bad_fraction.")] = _DEFAULTS[
         "max_bad_fraction"
     ],
+    max_pixels: Annotated[int, typer.Option(min=1, help="As data.max_pixels.")] = _DEFAULTS["max_pixels"],
+    max_caption_chars: Annotated[int, typer.Option(min=1, help="As data.max_caption_chars.")] = _DEFAULTS[
+        "max_caption_chars"
+    ],
+    background: Annotated[str, typer.Option(help="As data.background.")] = _DEFAULTS["background"],
+    caption_template: Annotated[str, typer.Option(help="As data.caption_template.")] = _DEFAULTS["caption_template"],
+    label_missing: Annotated[str, typer.Option(help="As data.label_missing.")] = _DEFAULTS["label_missing"],
     context_length: Annotated[
         int | None, typer.Option(min=3, help="Tokens that a caption may have; default: 99 of 100 captions fit.")
     ] = None,
@@ -71,7 +79,10 @@ def check(
 
     Example: raverse data check photos/
     """
+    from pydantic import ValidationError
+
     from diffusion_core.errors import RaverseError
+    from workflows.data.remedies import as_options, printable
     from workflows.runtime.failure import explain
 
     try:
@@ -86,14 +97,22 @@ def check(
                 image_size=image_size,
                 channels=3 if channels == 3 else 1,
                 max_bad_fraction=max_bad_fraction,
+                max_pixels=max_pixels,
+                max_caption_chars=max_caption_chars,
+                background=background,
+                caption_template=caption_template,
+                label_missing=cast("Any", label_missing),
             ),
             context_length,
             None if every else sample,
             out,
         )
     except (RaverseError, OSError) as error:
-        typer.echo(f"raverse: {explain(error) or error}", err=True)
+        typer.echo(f"raverse: {printable(as_options(explain(error) or str(error)), _WHOLE)}", err=True)
         raise typer.Exit(1) from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise typer.BadParameter(wrong["msg"], param_hint=f"--{str(wrong['loc'][0]).replace('_', '-')}") from None
     raise typer.Exit(0 if usable else 1)
 
 
@@ -108,6 +127,7 @@ def _check(config: DataConfig, context_length: int | None, limit: int | None, ou
     from workflows.data.check_page import page
 
     report, thumbnails = check_data(config, limit, context_length)
+    report = {name: value if name == "next" else _worded(value) for name, value in report.items()}
     bad = report["records"] - report["usable"]
     report["training"] = _outlook(report) if report["usable"] else []
     usable = bool(report["usable"]) and bad <= config.max_bad_fraction * report["records"]
@@ -116,6 +136,17 @@ def _check(config: DataConfig, context_length: int | None, limit: int | None, ou
     (out / "report.html").write_text(page(report, thumbnails, usable=usable))
     _show(report, out, usable=usable)
     return usable
+
+
+def _worded(value: Any) -> Any:
+    """A part of the report with settings named as the options of this command."""
+    from workflows.data.remedies import as_options
+
+    if isinstance(value, str):
+        return as_options(value)
+    if isinstance(value, dict):
+        return {_worded(name): _worded(inner) for name, inner in value.items()}
+    return [_worded(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _outlook(report: dict[str, Any]) -> list[str]:
@@ -136,21 +167,24 @@ def _outlook(report: dict[str, Any]) -> list[str]:
 
 def _all_of(report: dict[str, Any]) -> float:
     """How many times what was looked at there is, by the pieces of the data."""
-    return 1.0 if report["complete"] else max(1.0, report["pieces"] / report["pieces_read"])
+    return 1.0 if report["complete"] else max(1.0, report["times"])
 
 
 def _show(report: dict[str, Any], out: Path, *, usable: bool) -> None:
     from workflows.data.check_page import tables, verdict
+    from workflows.data.remedies import printable
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for title, values in tables(report).items():
         if values:
             table = Table(box=None, show_header=False, title=title, title_justify="left", padding=(0, 2, 0, 0))
             for name, value in list(values.items())[:_MOST_ROWS]:
-                table.add_row(str(name)[:_WIDEST], str(value))
+                table.add_row(printable(str(name), _WIDEST), printable(str(value)))
             more = len(values) - _MOST_ROWS
             console.print(table)
             console.print(*([f"and {more} more"] if more > 0 else []))
+    if report["mixture"]:
+        console.print(report["mixture"])
     for row in report["unusable_examples"]:
         console.print(f"  {row['name']}: {row['reason']}")
     console.print(verdict(report, usable=usable))
@@ -160,4 +194,4 @@ def _show(report: dict[str, Any], out: Path, *, usable: bool) -> None:
             console.print(line)
         console.print(f"next: {report['next']}")
     else:
-        console.print("mend them, or raise data.max_bad_fraction")
+        console.print("mend them, or raise --max-bad-fraction")

@@ -55,7 +55,9 @@ def _most(workers: int | tuple[int, int]) -> int:
 
 
 Workers = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_least_before_most)]
-DataPath = Annotated[str, AfterValidator(lambda path: path if "://" in path else str(Path(path).absolute()))]
+DataPath = Annotated[
+    str, AfterValidator(lambda path: path if "://" in path else str(Path(path).expanduser().absolute()))
+]
 
 
 def _without_password(url: str) -> str:
@@ -64,6 +66,25 @@ def _without_password(url: str) -> str:
     return url
 
 
+def _color(name: str) -> str:
+    from PIL import ImageColor
+
+    ImageColor.getrgb(name)  # a ValueError names the colour
+    return name
+
+
+def _with_label(template: str) -> str:
+    try:
+        good = template.format(label="") != template.format(label="x")
+    except (KeyError, IndexError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"{template!r}: wanted a text with {{label}}, such as 'a photo of a {{label}}'")
+    return template
+
+
+Color = Annotated[str, AfterValidator(_color)]
+CaptionTemplate = Annotated[str, AfterValidator(_with_label)]
 StorePath = Annotated[DataPath, AfterValidator(_without_password)]
 RESERVED_NAMES: Final = ("artifacts", "mlartifacts", "mlflow.db")
 
@@ -126,6 +147,13 @@ class DataConfig(Section):
         64_000_000, description="Pictures with more are refused undecoded (your own)."
     )
     max_caption_chars: _OwnData[PositiveInt] = Field(2000, description="Longer captions are cut (your own).")
+    background: _OwnData[Color] = Field("white", description="Colour below transparent parts (your own).")
+    caption_template: _OwnData[CaptionTemplate] = Field(
+        "{label}", description="Caption of a picture whose folder names it, with `{label}` (your own)."
+    )
+    label_missing: _OwnData[Literal["drop", "refuse"]] = Field(
+        "drop", description="Where some records have no label: drop all labels, or refuse those records (your own)."
+    )
     max_bad_fraction: Unkeyed[Fraction] = Field(
         0.05, description="Share of unusable records that stops the job (your own)."
     )

@@ -13,12 +13,12 @@ _SIZES: Final = ("width", "height", "aspect_ratio", "smaller_than_wanted")
 _UNUSABLE: Final = "Cannot be used"
 
 
-def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, usable: bool) -> str:
+def page(report: Mapping[str, Any], thumbnails: Mapping[str, Sequence[Mapping[str, str]]], *, usable: bool) -> str:
     """The whole page.
 
     Args:
         report: of `check_data`.
-        thumbnails: `caption` and `image` (a data URL) each.
+        thumbnails: of `check_data`; pictures are data URLs.
         usable: whether the job would accept these data.
     """
     return template("workflows.data", "check.html").render(
@@ -31,7 +31,10 @@ def page(report: Mapping[str, Any], thumbnails: Sequence[Mapping[str, str]], *, 
         },
         unusable=_UNUSABLE,
         examples=report["unusable_examples"],
-        thumbnails=thumbnails,
+        thumbnails=thumbnails["seen"],
+        refused=thumbnails["refused"],
+        changed=thumbnails["changed"],
+        mixture=report["mixture"],
         next=report["next"],
         training=report.get("training", ()),
     )
@@ -56,6 +59,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "format": report["format"],
         "records looked at": f"{report['records']}{'' if report['complete'] else ' (a sample)'}",
         "usable": report["usable"],
+        "joined to a picture seen before": report["joined"],
         f"duplicate {intake.counted}": report["duplicate_images"],
         "captions": f"{captions['total']}, of which {captions['distinct']} differ",
         f"captions over {captions['context_length']} tokens": _cut(captions),
@@ -66,6 +70,7 @@ def tables(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         "Columns of numbers": {name: _range(span) for name, span in facts.get("columns", {}).items()},
         _UNUSABLE: report["unusable"],
         "Used with a change": report["changed"],
+        "How to mend them": report["remedies"],
         "Modes": facts.get("modes", {}),
         "File formats": facts.get("formats", {}),
         "Labels": report["labels"],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,14 @@ from PIL import Image
 from workflows.data.picture import Found, PictureShape, prepare
 from workflows.data.png import encode_png, image_of, png_of
 from workflows.data.rows import Pictures, RowType, Vectors
-from workflows.data.scale import Moments, VectorScale
+from workflows.data.scale import Limits, Moments, VectorScale
 from workflows.errors import InvalidData
 
 if TYPE_CHECKING:
     from workflows.config.schema import DataConfig
 
+Sample: TypeAlias = Callable[[Sequence[str]], NDArray[np.float64]]
+"""Gives some rows of these columns, spread over the pieces: (n, d)."""
 _FAST: Final = 1
 """Compression of parts, which live as long as an import."""
 
@@ -32,6 +34,7 @@ class Intake(Protocol):
         preset: configuration whose sizes suit a first job on them.
         options: fields of the `data` section that shape the rows.
         measured: whether the type of the rows depends on the training samples.
+        joins: whether records of equal contents and label are one, with the captions of all.
     """
 
     counted: ClassVar[str]
@@ -39,9 +42,10 @@ class Intake(Protocol):
     preset: ClassVar[str]
     options: ClassVar[tuple[str, ...]]
     measured: ClassVar[bool]
+    joins: ClassVar[bool]
 
     @staticmethod
-    def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> Intake:
+    def of(config: DataConfig, pieces: Sequence[dict[str, Any]], sample: Sample) -> Intake:
         """What a configuration makes of the records of these pieces.
 
         Raises:
@@ -101,13 +105,14 @@ class PictureIntake:
     preset: ClassVar[str] = "pictures"
     options: ClassVar[tuple[str, ...]] = ("image_size", "channels")
     measured: ClassVar[bool] = False
+    joins: ClassVar[bool] = True
 
     shape: PictureShape
 
     @staticmethod
-    def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> PictureIntake:  # noqa: ARG004 - all are alike
-        """See `Intake.of`."""
-        return PictureIntake(PictureShape(config.image_size, config.channels, config.max_pixels))
+    def of(config: DataConfig, pieces: Sequence[dict[str, Any]], sample: Sample) -> PictureIntake:  # noqa: ARG004
+        """See `Intake.of`; all pieces are alike."""
+        return PictureIntake(PictureShape(config.image_size, config.channels, config.max_pixels, config.background))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -150,17 +155,20 @@ class VectorIntake:
     preset: ClassVar[str] = "vectors"
     options: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[bool] = True
+    joins: ClassVar[bool] = False
 
     columns: tuple[str, ...]
+    limits: Limits | None = None
 
     @staticmethod
-    def of(config: DataConfig, pieces: Sequence[dict[str, Any]]) -> VectorIntake:  # noqa: ARG004 - pieces say it all
+    def of(config: DataConfig, pieces: Sequence[dict[str, Any]], sample: Sample) -> VectorIntake:  # noqa: ARG004
         """See `Intake.of`; the columns of a piece are those of numbers, then caption and label."""
-        found = {tuple(piece["columns"][:-2]) for piece in pieces}
+        found = {tuple(piece["columns"][:-2]) for piece in pieces if "columns" in piece}
         if len(found) > 1:
             one, other = sorted(found)[:2]
             raise InvalidData(f"files with columns {', '.join(one)} and {', '.join(other)}: set data.vector_columns")
-        return VectorIntake(found.pop() if found else ())
+        columns = found.pop() if found else ()
+        return VectorIntake(columns, Limits.of(sample(columns)) if columns else None)
 
     @property
     def least_side(self) -> int:
@@ -170,6 +178,8 @@ class VectorIntake:
     def read(self, data: bytes) -> tuple[NDArray[np.float32], Found]:
         """See `Intake.read`."""
         numbers = np.frombuffer(data, "<f4")
+        if self.limits is not None:
+            self.limits.check(numbers, self.columns)
         return numbers, Found(len(numbers), 1, "float32", "vector", 1)
 
     def encode(self, row: NDArray[np.float32]) -> bytes:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from workflows.errors import InvalidData
+
+_REACH: Final = 1e4
+"""Interquartile ranges: those of a log-normal column with a deviation of 2 reach to half of it in a million rows."""
 
 
 @final
@@ -46,6 +51,47 @@ class Moments:
         away, share = other.mean - self.mean, other.count / count
         square = self.square + other.square + away**2 * self.count * share
         return Moments(count, self.mean + away * share, square)
+
+
+@final
+@dataclass(frozen=True)
+class Limits:
+    """The numbers of each column that are taken for true: within 10,000 interquartile ranges of the median.
+
+    A column of which most numbers are equal has no limits.
+
+    Attributes:
+        low: (d,) least of each column.
+        high: (d,) largest of each.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @staticmethod
+    def of(rows: NDArray[np.float64]) -> Limits | None:
+        """Limits from a sample of rows, (n, d); those with a number that is not finite count for nothing."""
+        finite = rows[np.isfinite(rows).all(1)] if len(rows) else rows
+        if not len(finite):
+            return None
+        first, median, third = np.quantile(finite, [0.25, 0.5, 0.75], axis=0)
+        reach = np.where(third > first, _REACH * (third - first), np.inf)
+        return Limits(tuple((median - reach).tolist()), tuple((median + reach).tolist()))
+
+    def check(self, numbers: NDArray[Any], columns: Sequence[str]) -> None:
+        """Refuses a row with an outlier, which would leave nothing of the other numbers once they are normalised.
+
+        Raises:
+            InvalidData: its column and number.
+        """
+        wrong = np.flatnonzero((numbers < np.array(self.low)) | (numbers > np.array(self.high)))
+        if len(wrong):
+            place = int(wrong[0])
+            raise InvalidData(
+                f"an outlier: {columns[place]} is {numbers[place]:.6g}, and nearly all others lie between "
+                f"{self.low[place]:.6g} and {self.high[place]:.6g}: mend it, or leave the column out of "
+                "data.vector_columns"
+            )
 
 
 @final

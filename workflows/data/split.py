@@ -68,7 +68,10 @@ class RankSplit:
         """
         first = np.ones(len(found), np.bool_)
         np.not_equal(found[1:], found[:-1], out=first[1:])
-        wanted = round(fraction * int(np.count_nonzero(first)))
+        distinct = int(np.count_nonzero(first))
+        # A share above 0 holds out one picture of a few, and a share below 1 leaves one.
+        wanted = min(max(round(fraction * distinct), int(fraction > 0)), distinct - int(fraction < 1))
+        wanted = max(wanted, 0)
         return RankSplit(seed, int(found[_place(first, wanted)]) if wanted else None)
 
     def held_out(self, digests: Iterable[bytes]) -> NDArray[np.bool_]:

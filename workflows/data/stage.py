@@ -34,7 +34,8 @@ def build_data(
         progress: told about written samples.
 
     Returns:
-        `num_train`, `num_held_out`, `num_unseen_combinations`, `data_hash`; with own data also `num_rejected`.
+        `num_train`, `num_held_out`, `num_unseen_combinations`, `data_hash`; with own data also `num_rejected` and
+        `num_joined`.
 
     Raises:
         InvalidData: fractions that leave nothing to train on or nothing to hold out, or own data that cannot be used.
@@ -43,8 +44,8 @@ def build_data(
     if config.data.source not in BUILT_IN_DATA:
         from workflows.data.own.importing import import_own
 
-        info, num_rejected = import_own(config.data, folder, progress)
-        return _figures(info) | {"num_rejected": num_rejected}
+        info, counted = import_own(config.data, folder, progress)
+        return _figures(info) | counted
     train, held_out, info = _build(config.data)
     if not len(train) or not len(held_out):
         raise InvalidData(

@@ -14,15 +14,16 @@ BUILT_IN_DATA: Final = ("digits", "shapes")
 AUTO: Final = "auto"
 """The name that stands for the format that is found out."""
 FORMATS: Final[Mapping[str, str]] = {
-    "folder": "images and metadata.jsonl with file_name and text",
-    "hf_parquet": "Parquet with image: {bytes, path} and a caption column",
-    "vectors": "Parquet with columns of numbers and a caption or a label",
-    "parquet": "Parquet with image bytes and a caption column",
+    "folder": "images and a metadata.jsonl, .json or .csv with file_name and text",
+    "sidecar": "images with a .txt, .caption or .json of the same name beside them",
     "webdataset": "tar files of KEY.jpg and KEY.txt",
+    "hf_parquet": "Parquet with image: {bytes, path} and a caption column",
+    "parquet": "Parquet with image bytes and a caption column",
     "lance": "a Lance data set with image bytes and a caption column",
-    "sidecar": "images with a .txt of the same name beside them",
+    "classes": "images in folders that name them, such as cat/1.png",
+    "vectors": "Parquet with columns of numbers and a caption or a label",
 }
-"""The formats of a user's own data by name, with the files of each; the first one that fits is taken."""
+"""The formats of a user's own data by name, with the files of each; the one that gives the most is taken."""
 
 if TYPE_CHECKING:
     SourceName: TypeAlias = str

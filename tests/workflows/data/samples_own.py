@@ -22,6 +22,7 @@ def picture(number: int, size: tuple[int, int] = (20, 16), kind: str = "PNG") ->
     color = list(COLORS.values())[number % 3]
     pixels = np.full((size[1], size[0], 3), color, np.uint8)
     pixels[number // 3 % size[1]] = (number * 7) % 256
+    pixels[-1, -1] = (number % 256, number // 256 % 256, 0)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()

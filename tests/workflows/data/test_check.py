@@ -49,17 +49,18 @@ def test_each_format_is_reported(name: str, tmp_path: Path) -> None:
 
 def test_troubles_are_counted(tmp_path: Path) -> None:
     source = samples.write_sidecar(tmp_path / "data", 30)
+    (source / "0001.cls").write_text(samples.label(2))
     (source / "0000.png").write_bytes(b"")
     (source / "0001.png").write_bytes(samples.picture(2))
     (source / "0003.txt").write_text("word " * 100)
     (source / "0004.txt").write_text("<script>alert(1)</script>")
     (source / "0005.txt").write_text("")
     result, report = check(source, tmp_path / "out")
-    assert result.exit_code == 1, "2 of 30 are more than 5%"
+    assert result.exit_code == 1, "2 of 29 are more than 5%"
+    assert (report["records"], report["joined"]) == (29, 1), "of two equal pictures one has the captions of both"
     assert report["unusable"] == {"the image is empty: N bytes": 1, "no caption": 1}
     assert {"name": "0000.png", "reason": "the image is empty: 0 bytes"} in report["unusable_examples"]
     assert "0000.png: the image is empty" in result.output
-    assert report["duplicate_images"] == 1
     assert report["captions"]["over_context_length"] == 1
     assert report["captions"]["total"] == report["captions"]["distinct"] + report["captions"]["duplicates"]
     assert "<script>" not in (tmp_path / "out/report.html").read_text()
@@ -73,10 +74,12 @@ def test_a_sample_is_spread_and_says_so(tmp_path: Path) -> None:
     for number in range(8):
         samples.write_parquet(source / str(number), 40)
     _, report = check(source, tmp_path / "out", "--sample", "100")
-    assert (report["records"], report["complete"], report["pieces"]) == (100, False, 8)
-    assert report["pieces_read"] == 3
+    assert (report["records"] + report["joined"], report["complete"], report["pieces"]) == (80, False, 8)
+    assert report["pieces_read"] == 8
+    _, again = check(source, tmp_path / "out", "--sample", "100")
+    assert {**again, "training": 0} == {**report, "training": 0}, "measured seconds apart"
     _, report = check(source, tmp_path / "out", "--all")
-    assert (report["records"], report["complete"]) == (320, True)
+    assert (report["records"] + report["joined"], report["complete"]) == (320, True)
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_files_with_other_columns_are_refused_before_any_is_read(tmp_path: Path)
     assert not (tmp_path / "data").exists()
     result, _ = check(source, tmp_path / "out")
     assert result.exit_code == 1
-    assert "set data.vector_columns" in result.output
+    assert "set --vector-columns" in result.output
     result, report = check(source, tmp_path / "out", "--vector-columns", "a")
     assert (result.exit_code, report["usable"]) == (0, 2), result.output
 

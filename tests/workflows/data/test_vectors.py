@@ -92,7 +92,7 @@ def test_the_check_knows_ranges_and_the_command_to_run_next(tmp_path: Path) -> N
     assert set(report["columns"]) == {"length", "year"}
     assert "data.vector_columns=[length,year]" in report["next"]
     assert "image_size" not in report["next"]
-    assert "--config digits " in report["next"]
+    assert "--config vectors " in report["next"]
     assert "year" in (tmp_path / "out/report.html").read_text()
 
 

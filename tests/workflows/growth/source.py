@@ -1,4 +1,4 @@
-"""A format of a user's own data: images, and `captions.csv` with their file names and captions."""
+"""A format of a user's own data: images, and `pairs.csv` with their file names and captions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ NAME = "source of data"
 MOST_FILES = 3
 EDITS = (
     new_file(
-        "workflows/data/sources/captions_csv.py",
-        '''"""Images and `captions.csv`: a line `file_name,caption` for each picture, and a heading."""
+        "workflows/data/sources/pairs_csv.py",
+        '''"""Images and `pairs.csv`: a line `file_name,caption` for each picture, and a heading."""
 
 from __future__ import annotations
 
@@ -21,26 +21,31 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from workflows.data.sources.location import Entry, Location
-from workflows.data.sources.record import Columns, Record, decoded, label_of, pick
+from workflows.data.sources.record import Columns, Record, label_of, pick, read_text, thinned
 from workflows.errors import InvalidData
 
-_FILE: Final = "captions.csv"
+_FILE: Final = "pairs.csv"
 _LINES_AT_ONCE: Final = 512
 
 
-def detect(location: Location, entries: list[Entry]) -> bool:  # noqa: ARG001 -- a source's signature
-    """Whether there is a `captions.csv`."""
-    return any(entry.path == _FILE for entry in entries)
+def sees(location: Location, entries: list[Entry]) -> int:
+    """How many lines `pairs.csv` has, if it is there."""
+    return len(_lines(location)) if any(entry.path == _FILE for entry in entries) else 0
+
+
+def _lines(location: Location) -> list[dict[str, str]]:
+    text, _ = read_text(location.read(_FILE))
+    return list(csv.DictReader(text.splitlines()))
 
 
 def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:  # noqa: ARG001
     """Stretches of lines.
 
     Raises:
-        InvalidData: there is no `captions.csv`, or it cannot be read.
+        InvalidData: there is no `pairs.csv`, or it cannot be read.
     """
     try:
-        lines = list(csv.DictReader(decoded(location.read(_FILE)).splitlines()))
+        lines = _lines(location)
     except OSError as error:
         raise InvalidData(f"cannot read {_FILE} in {location.url} ({error}): choose another data.source") from None
     for start in range(0, len(lines), _LINES_AT_ONCE):
@@ -49,7 +54,7 @@ def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:  #
 
 def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterator[Record]:
     """The records of a stretch of lines."""
-    for line in piece["lines"]:
+    for line in thinned(piece["lines"], piece):
         path = str(pick(line, columns.image, ("file_name",)))
         caption = pick(line, columns.caption, ("caption",))
         try:
@@ -61,21 +66,21 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
     ),
     instead(
         "workflows/data/sources/__init__.py",
-        "from workflows.data.sources import folder,",
-        "from workflows.data.sources import captions_csv, folder,",
+        "from workflows.data.sources import classes, folder, lance, sidecar,",
+        "from workflows.data.sources import classes, folder, lance, pairs_csv, sidecar,",
     ),
     below(
         "workflows/data/sources/__init__.py",
-        """    "sidecar": Source(sidecar.detect, sidecar.pieces, sidecar.read),
+        """    "sidecar": Source(sidecar.sees, sidecar.pieces, sidecar.read),
 """,
-        """    "csv": Source(captions_csv.detect, captions_csv.pieces, captions_csv.read),
+        """    "csv": Source(pairs_csv.sees, pairs_csv.pieces, pairs_csv.read),
 """,
     ),
     below(
         "workflows/options/sources.py",
-        """    "sidecar": "images with a .txt of the same name beside them",
+        """    "sidecar": "images with a .txt, .caption or .json of the same name beside them",
 """,
-        """    "csv": "images and captions.csv with file_name and caption",
+        """    "csv": "images and pairs.csv with file_name and caption",
 """,
     ),
 )
@@ -98,9 +103,9 @@ def check(_package: Path, folder: Path) -> None:
     for number in range(3):
         Image.new("RGB", (8, 8), (80 * number, 0, 0)).save(images / f"{number}.png")
     location = Location(str(images))
-    with pytest.raises(InvalidData, match="csv: images and captions"):
+    with pytest.raises(InvalidData, match="csv: images and pairs"):
         detect(location)
-    (images / "captions.csv").write_text("file_name,caption\n0.png,black\n1.png,dark red\n2.png,red\n3.png,none\n")
+    (images / "pairs.csv").write_text("file_name,caption\n0.png,black\n1.png,dark red\n2.png,red\n3.png,none\n")
     assert detect(location) == "csv"
     (piece,) = SOURCES["csv"].pieces(location, Columns())
     records = list(SOURCES["csv"].read(location, piece, Columns()))

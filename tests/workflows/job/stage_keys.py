@@ -98,6 +98,7 @@ def _changed(config: RunConfig, key: str, folder: Path) -> Iterator[RunConfig]:
 def _candidates(config: RunConfig, key: str, folder: Path) -> list[Any]:
     known = {
         "data.path": [str(folder / "others")],
+        "data.background": ["black"],
         "clip.source": [f"local-dir:{folder}"],
         "denoiser.base": [str(folder / "other-base")],
         "clip.context_length": [32],

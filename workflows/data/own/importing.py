@@ -4,8 +4,9 @@
     2. Of vectors, the training samples are measured (`parts`).
     3. Pieces become parts of the two splits, in the artifact's folder or in `data.store` (`parts`).
 
-Tasks read and write all rows. The driver decodes no picture, and reads no column of them. It holds at most 10 bytes for
-each row, between the first pass and the second: a rank of 8 bytes, an eighth of that to grow, and a mark of one byte.
+Tasks read and write all rows. The driver decodes no picture, and reads no column of them. It holds at most 50 bytes for
+each row, between the first pass and the second: a rank and a key of 8 bytes each, twice while they are sorted, their
+order, and marks. After that it holds 50 bytes for each row that is joined to another (`joining`), 1 for others.
 Beside these it holds about a kilobyte for each piece, the names of the classes, and some 100,000 captions at most
 (`counts`). The list of a folder with a file for each picture (`folder`, `sidecar`) is held in addition.
 
@@ -19,7 +20,6 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -31,14 +31,14 @@ from workflows.config.schema import DataConfig
 from workflows.data.dataset import SPLITS, DataInfo, part_path
 from workflows.data.intake import Intake
 from workflows.data.own.counts import CaptionCounts, counts_path
+from workflows.data.own.joining import Joins
+from workflows.data.own.opening import Opened
 from workflows.data.own.parts import PartWriter, PieceMeasurer
 from workflows.data.own.pieces import Imported, PieceImporter
-from workflows.data.own.records import columns_of, rules_of
 from workflows.data.own.rejected import REJECTED_FILE, check_share, join_rejected
 from workflows.data.rows import RowType
 from workflows.data.scale import Moments
-from workflows.data.sources import SOURCES, Piece, detect
-from workflows.data.sources.location import Location
+from workflows.data.sources import Piece
 from workflows.data.split import RankSplit
 from workflows.errors import InvalidData
 from workflows.runtime.progress import Progress
@@ -48,11 +48,12 @@ from workflows.storage.shards import Shard
 from workflows.storage.shelf import Shelf
 
 _PIECES: Final = "parts"
+_FEW: Final = 10
 _BLOCKS_PER_CPU: Final = 16
 """Few enough for the driver, and enough for processes that end at about the same time."""
 
 
-def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[DataInfo, int]:
+def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[DataInfo, dict[str, int]]:
     """Imports `data.path` and writes the parts of both splits, `rejected.parquet` and `data.json`.
 
     Args:
@@ -61,40 +62,61 @@ def import_own(config: DataConfig, folder: Path, progress: Progress) -> tuple[Da
         progress: told about finished pieces, then about samples in parts.
 
     Returns:
-        What was written, and how many records were refused.
+        What was written, and how many records were refused (`num_rejected`) and joined to another (`num_joined`).
 
     Raises:
         InvalidData: nothing usable, too much of it broken, files of another format, or a store that cannot be read.
         StorageUnwritable: the folder or the store is full or read-only.
     """
-    location = Location(config.path or "")
-    source = detect(location) if config.source == "auto" else config.source
-    columns = columns_of(config)
-    pieces = list(SOURCES[source].pieces(location, columns))
-    intake = SOURCES[source].intake.of(config, pieces)
-    rules = rules_of(config, intake)
-    importer = PieceImporter(source, location, columns, rules, folder / _PIECES, config.seed)
+    opened = Opened.of(config)
+    if mixture := opened.mixture():
+        progress.log(mixture)
+    intake = opened.rules.intake
+    importer = PieceImporter(
+        opened.source, opened.location, opened.columns, opened.rules, folder / _PIECES, config.seed
+    )
     remove_partial(folder)
-    imported, ranks = _import(importer, _items(importer, pieces), progress)
+    imported, ranks, joins = _import(importer, _items(importer, opened.pieces), progress)
     refused = sum(piece.refused for piece in imported)
     join_rejected((importer.folder / piece.path for piece in imported if piece.remarks), folder / REJECTED_FILE)
     check_share(config, len(ranks), refused, folder / REJECTED_FILE)
-    plan = _Plan.of(config, imported, ranks)
+    plan = _Plan.of(config, imported, ranks, joins)
     del ranks
+    _tell(config, plan, refused, progress, folder / REJECTED_FILE)
     rows = intake.rows(_measure(plan, importer.folder, intake, progress) if intake.measured else None)
-    info = _write_parts(config, source, plan, rows, importer.folder, progress)
+    info = _write_parts(config, opened.source, plan, rows, importer.folder, progress)
     info.save(folder)
     _remove_the_rest(folder, info)
+    return info, {"num_rejected": refused, "num_joined": len(joins)}
+
+
+def _tell(config: DataConfig, plan: _Plan, refused: int, progress: Progress, rejected: Path) -> None:
+    """Says what of the data is not used, or not as it is."""
     if refused:
-        progress.log(f"{refused} records refused, each with its reason in {folder / REJECTED_FILE}")
-    return info, refused
+        progress.log(f"{refused} records refused, each with its reason in {rejected}")
+    if changed := sum(piece.remarks - piece.refused for piece in plan.imported):
+        progress.log(f"{changed} remarks on records that are used with a change are in {rejected}")
+    if plan.joins:
+        progress.log(f"{len(plan.joins)} records name a picture that another names too: it has the captions of all")
+    rows = sum(piece.rows for piece in plan.imported)
+    missing = sum(piece.unlabelled for piece in plan.imported)
+    if 0 < missing < rows:
+        progress.log(
+            f"{missing} of {rows} records have no label, so no label is used (data.label_missing={config.label_missing}"
+            "; refuse leaves those records out instead)"
+        )
+    if plan.num_held_out < _FEW:
+        progress.log(
+            f"only {plan.num_held_out} of {rows} samples are held out: figures that compare with held-out data "
+            "(validation loss, FID, retrieval) say little"
+        )
 
 
 def _items(importer: PieceImporter, pieces: list[Piece]) -> list[dict[str, Any]]:
     """Work items for Ray Data; a piece's key changes with the files, the piece and the rules."""
     base = json.dumps([importer.source, importer.location.stamp(), repr(importer.columns), repr(importer.rules)])
     return [
-        {"piece": piece, "path": f"part-{number:06d}.parquet", "key": _key(base, piece)}
+        {"piece": json.dumps(piece), "path": f"part-{number:06d}.parquet", "key": _key(base, piece)}
         for number, piece in enumerate(pieces)
     ]
 
@@ -105,18 +127,27 @@ def _key(base: str, piece: Piece) -> str:
 
 def _import(
     importer: PieceImporter, items: list[dict[str, Any]], progress: Progress
-) -> tuple[list[Imported], NDArray[np.uint64]]:
-    """The summary of each piece, in order, and the ranks of all samples, in ascending order."""
+) -> tuple[list[Imported], NDArray[np.uint64], Joins]:
+    """The summary of each piece, in order, the ranks of all samples, in ascending order, and which rows are joined."""
     found: dict[str, Imported] = {}
-    ranks = bytearray()
+    ranks: dict[str, bytes] = {}
+    keys: dict[str, bytes] = {}
     progress.start(len(items), "pieces")
     for row in run_pass(items, lambda rows: rows.map(importer), _BLOCKS_PER_CPU):
-        ranks += row.pop("ranks")
+        ranks[row["path"]], keys[row["path"]] = row.pop("ranks"), row.pop("keys")
         found[row["path"]] = Imported(**row)
         progress.advance(len(found))
-    in_order = np.frombuffer(ranks, np.uint64)
+    paths = [item["path"] for item in items]
+    joins = Joins.of(_joined(keys, paths), wanted=importer.rules.joins)
+    in_order = _joined(ranks, paths)[joins.kept()]
     in_order.sort()
-    return [found[item["path"]] for item in items], in_order
+    return [found[path] for path in paths], in_order, joins
+
+
+def _joined(found: dict[str, bytes], paths: list[str]) -> NDArray[np.uint64]:
+    """Eight bytes for each row, in order of the pieces; what `found` held is dropped."""
+    whole = b"".join(found.pop(path) for path in paths)
+    return np.frombuffer(whole, np.uint64)
 
 
 @final
@@ -129,37 +160,45 @@ class _Plan:
         split: which samples are held out.
         num_train: samples to train on.
         num_held_out: the others.
+        joins: rows that are joined to another.
     """
 
     imported: list[Imported]
     split: RankSplit
     num_train: int
     num_held_out: int
+    joins: Joins
 
     @staticmethod
-    def of(config: DataConfig, imported: list[Imported], ranks: NDArray[np.uint64]) -> _Plan:
+    def of(config: DataConfig, imported: list[Imported], ranks: NDArray[np.uint64], joins: Joins) -> _Plan:
         split = RankSplit.of(ranks, config.held_out, config.seed)
         num_held_out = split.count(ranks)
         num_train = len(ranks) - num_held_out
         if not num_train or not num_held_out:
             raise InvalidData(
-                f"{num_train} samples to train on and {num_held_out} held out: set data.held_out between 0 and 1"
+                f"{num_train} samples to train on and {num_held_out} held out: set data.held_out between 0 and 1, and "
+                "give at least two pictures that differ"
             )
-        return _Plan(imported, split, num_train, num_held_out)
+        return _Plan(imported, split, num_train, num_held_out, joins)
 
     def items(self) -> list[dict[str, Any]]:
         """Work items for Ray Data: the pieces that have samples."""
-        firsts = accumulate((piece.rows for piece in self.imported), initial=0)
-        return [
-            {"path": piece.path, "rows": piece.rows, "sha256": piece.sha256, "number": number, "first": first}
-            for number, (piece, first) in enumerate(zip(self.imported, firsts, strict=False))
-            if piece.rows
-        ]
+        rows, paths = [piece.rows for piece in self.imported], [piece.path for piece in self.imported]
+        hashes = {piece.path: piece.sha256 for piece in self.imported}
+        found, first = [], 0
+        for number, (piece, joins) in enumerate(zip(self.imported, self.joins.items(rows, paths), strict=True)):
+            if piece.rows:
+                item = {"path": piece.path, "sha256": piece.sha256, "number": number, "first": first}
+                found.append(item | joins | {"more_sha256": [hashes[path] for path in joins["more_paths"]]})
+            first += joins["kept"]
+        return found
 
     def data_hash(self, rows: RowType) -> str:
         """SHA-256 over pixels, captions, labels and split."""
         content = "".join(piece.content for piece in self.imported if piece.rows)
         content += f"{self.split}{rows.shape}{rows.scale or ''}"
+        joined = self.joins.followers.tobytes() + self.joins.leaders.tobytes()
+        content += hashlib.sha256(joined).hexdigest() if joined else ""
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from workflows.data.dataset import SCHEMA, SPLITS, SplitName, part_path
 from workflows.data.intake import Intake
+from workflows.data.own.joining import Joiner
 from workflows.data.own.pieces import piece_batches
 from workflows.data.rows import RowType
 from workflows.data.scale import Moments
@@ -78,8 +79,8 @@ class PartWriter:
         """Writes the parts of one work item, unless an earlier run has; one without samples is not written.
 
         Args:
-            item: `path`, `rows` and `sha256` of the piece, its `number`, the number `first` of its first sample, and
-                `stored`: names in the store, by split.
+            item: `path` and `sha256` of the piece, its `number`, the number `first` of its first sample, what `Joins`
+                says of it, and `stored`: names in the store, by split.
 
         Returns:
             The fields of `Shard` of each part, with `split` and `number`.
@@ -88,7 +89,7 @@ class PartWriter:
             StorageUnwritable: the folder or the store is full or read-only.
         """
         found = self._finished(item)
-        if sum(shard.rows for shard in found.values()) != item["rows"]:
+        if sum(shard.rows for shard in found.values()) != item["kept"]:
             found = self._write(item)
         return [asdict(shard) | {"split": split, "number": item["number"]} for split, shard in found.items()]
 
@@ -110,23 +111,27 @@ class PartWriter:
             return {split: self.shelf.take(writer.finish()) for split, writer in writers.items()}
 
     def _tables(self, item: dict[str, Any]) -> Iterator[tuple[SplitName, pa.Table]]:
-        start = item["first"]
+        joiner, sample, row = Joiner(item, self.folder), item["first"], 0
         for batch in piece_batches(self.folder / item["path"]):
-            held_out = self.split.held_out(batch["digest"].to_pylist())
-            for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
+            held_out, kept = self.split.held_out(batch["digest"].to_pylist()), joiner.kept(row, batch.num_rows)
+            ids = sample + np.cumsum(kept) - 1
+            captions = [joiner.captions(row + number, own) for number, own in enumerate(batch["captions"].to_pylist())]
+            for split, chosen in zip(SPLITS, (kept & ~held_out, kept & held_out), strict=True):
                 if chosen.any():
-                    yield split, self._stored(batch, np.flatnonzero(chosen), start)
-            start += batch.num_rows
+                    yield split, self._stored(batch, np.flatnonzero(chosen), ids[chosen], captions)
+            sample, row = sample + int(kept.sum()), row + batch.num_rows
 
-    def _stored(self, batch: pa.RecordBatch, chosen: NDArray[np.int64], start: int) -> pa.Table:
+    def _stored(
+        self, batch: pa.RecordBatch, chosen: NDArray[np.int64], ids: NDArray[np.int64], captions: list[list[str]]
+    ) -> pa.Table:
         """The chosen samples as rows of `SCHEMA`; ids count all samples in order."""
         index = {name: number for number, name in enumerate(self.class_names)}
         picked = batch.take(pa.array(chosen))
         labels = picked["label"].to_pylist()
         columns = {
-            "sample_id": pa.array(chosen + start, pa.int64()),
+            "sample_id": pa.array(ids, pa.int64()),
             "image": pa.array(self.rows.store(picked["image"].to_pylist()), pa.binary()),
-            "captions": picked["captions"],
+            "captions": pa.array([captions[row] for row in chosen], pa.list_(pa.string())),
             "label": pa.array([index.get(label, -1) for label in labels], pa.int64()),
             "attributes": pa.array([[label] if index else [] for label in labels], pa.list_(pa.string())),
             "unseen": pa.array([False] * len(chosen), pa.bool_()),
@@ -135,5 +140,6 @@ class PartWriter:
 
     def _key(self, item: dict[str, Any], split: SplitName) -> str:
         """SHA-256 over all that determines the bytes of a part."""
-        rule = [self.split.seed, self.split.last, self.class_names, repr(self.rows)]
+        joins = [item["drop"], item["more"], item["more_sha256"]]
+        rule = [self.split.seed, self.split.last, self.class_names, repr(self.rows), joins]
         return hashlib.sha256(json.dumps([split, item["sha256"], item["first"], *rule]).encode()).hexdigest()

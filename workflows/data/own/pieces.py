@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from workflows.data.intake import Intake
 from workflows.data.own.counts import CaptionCounts, counts_path
+from workflows.data.own.joining import KEY_BYTES, join_key
 from workflows.data.own.records import Rules, Usable, as_unicode, use
 from workflows.data.own.rejected import REJECTED, rejected_path
-from workflows.data.sources import SOURCES
+from workflows.data.sources import records_of
 from workflows.data.sources.location import Location
 from workflows.data.sources.record import Columns, Record
 from workflows.data.split import ranks
@@ -36,6 +37,7 @@ PIECE: Final = pa.schema(
         "captions": pa.list_(pa.string()),
         "label": pa.string(),
         "digest": pa.binary(16),
+        "key": pa.binary(KEY_BYTES),
     }
 )
 ROWS_AT_ONCE: Final = 512
@@ -55,6 +57,7 @@ class Imported:
         content: SHA-256 over pixels, captions and labels.
         refused: records that cannot be used.
         remarks: what there is to say about records: rows of the rejects.
+        unlabelled: usable records without a label.
     """
 
     path: str
@@ -63,6 +66,7 @@ class Imported:
     content: str
     refused: int
     remarks: int
+    unlabelled: int
 
 
 @final
@@ -92,7 +96,7 @@ class PieceImporter:
         """Writes the files of one work item (`piece`, `path`, `key`), unless an earlier run has.
 
         Returns:
-            The fields of `Imported`, and `ranks`: 8 bytes for each usable record.
+            The fields of `Imported`, and `ranks` and `keys`: 8 bytes each for every usable record.
 
         Raises:
             InvalidData: a file that cannot be read at all.
@@ -112,7 +116,7 @@ class PieceImporter:
     def _write(self, item: dict[str, Any]) -> Shard:
         rejected: list[dict[str, Any]] = []
         with ShardWriter(self.folder, item["path"], PIECE, item["key"]) as writer:
-            accepted = _accepted(self._records(item["piece"]), self.rules, rejected)
+            accepted = _accepted(self._records(json.loads(item["piece"])), self.rules, rejected)
             while rows := list(islice(accepted, ROWS_AT_ONCE)):
                 writer.write(pa.Table.from_pylist(rows, schema=PIECE))
             # This file comes last: a later run takes it as the sign that both are whole.
@@ -122,18 +126,25 @@ class PieceImporter:
 
     def _summary(self, shard: Shard, key: str) -> dict[str, Any]:
         """Reads all but the pictures of a piece, and writes how often its captions occur."""
-        content, counts, found = hashlib.sha256(), CaptionCounts(), []
-        for batch in piece_batches(self.folder / shard.path, ["captions", "label", "digest"]):
-            captions, labels, digests = (column.to_pylist() for column in batch.columns)
+        content, counts, found, keys, unlabelled = hashlib.sha256(), CaptionCounts(), [], [], 0
+        for batch in piece_batches(self.folder / shard.path, ["captions", "label", "digest", "key"]):
+            captions, labels, digests, joined = (column.to_pylist() for column in batch.columns)
+            unlabelled += labels.count(None)
+            keys += joined
             for texts, label, digest in zip(captions, labels, digests, strict=True):
                 content.update(json.dumps([texts, label]).encode() + digest)
                 counts.add(label, texts[0])
             found.append(ranks(digests, self.seed).tobytes())
         write_shard(self.folder, counts_path(shard.path), counts.table(), key)
-        return {"content": content.hexdigest(), "ranks": b"".join(found)}
+        return {
+            "content": content.hexdigest(),
+            "ranks": b"".join(found),
+            "keys": b"".join(keys),
+            "unlabelled": unlabelled,
+        }
 
     def _records(self, piece: dict[str, Any]) -> Iterator[Record]:
-        return SOURCES[self.source].read(self.location, piece, self.columns)
+        return records_of(self.source, self.location, piece, self.columns)
 
 
 def _accepted(records: Iterable[Record], rules: Rules, rejected: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -161,6 +172,7 @@ def _row(usable: Usable, intake: Intake) -> dict[str, Any]:
         "captions": list(usable.captions),
         "label": usable.record.label,
         "digest": hashlib.sha256(usable.row.tobytes()).digest()[:16],
+        "key": join_key(usable.record.image, usable.record.label),
     }
 
 

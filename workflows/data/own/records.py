@@ -24,21 +24,25 @@ class Rules:
         intake: how its contents become a row.
         max_caption_chars: longer captions are cut.
         needs_label: whether a record without a label is refused.
+        joins: whether records of one picture and label become one, with the captions of all.
     """
 
     intake: Intake
     max_caption_chars: int
     needs_label: bool = False
+    joins: bool = True
 
 
 def columns_of(config: DataConfig) -> Columns:
     """The columns that a configuration names."""
-    return Columns(config.image_column, config.caption_column, config.label_column, config.vector_columns)
+    named = (config.image_column, config.caption_column, config.label_column, config.vector_columns)
+    return Columns(*named, template=config.caption_template)
 
 
 def rules_of(config: DataConfig, intake: Intake) -> Rules:
     """The rules that a configuration sets for each record."""
-    return Rules(intake, config.max_caption_chars, needs_label=config.label_column is not None)
+    needs_label = config.label_column is not None or config.label_missing == "refuse"
+    return Rules(intake, config.max_caption_chars, needs_label=needs_label, joins=intake.joins)
 
 
 @final
@@ -65,11 +69,12 @@ def use(record: Record, rules: Rules) -> Usable:
     if not captions:
         raise InvalidData("no caption" if not record.captions else "every caption is empty")
     if rules.needs_label and record.label is None:
-        raise InvalidData("no label, though data.label_column is set")
+        raise InvalidData("no label, though data.label_column is set, or data.label_missing=refuse")
     if record.label is not None and as_unicode(record.label) != record.label:
         record = replace(record, label=as_unicode(record.label))
         changes = (*changes, "what is no Unicode text replaced in the label")
     row, found = rules.intake.read(record.image)
+    changes = (*record.notes, *changes, *found.notes)
     if found.frames > 1:
         changes = (*changes, f"animated: the first of {found.frames} frames is used")
     return Usable(record, row, captions, found, changes)

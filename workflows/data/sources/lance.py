@@ -14,9 +14,14 @@ _ROWS_AT_ONCE: Final = 64
 _ROWS_PER_PIECE: Final = 512
 
 
-def detect(location: Location, entries: list[Entry]) -> bool:  # noqa: ARG001 -- a source's signature
-    """Whether there are the files of a Lance data set."""
-    return any(entry.path.startswith("_versions/") and entry.path.endswith(".manifest") for entry in entries)
+def sees(location: Location, entries: list[Entry]) -> int:
+    """How many rows a Lance data set has; 1 where that cannot be found out."""
+    if not any(entry.path.startswith("_versions/") and entry.path.endswith(".manifest") for entry in entries):
+        return 0
+    try:
+        return max(1, int(_open(location, None).count_rows()))
+    except InvalidData:
+        return 1
 
 
 def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:
@@ -26,7 +31,7 @@ def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:
         InvalidData: pylance is not installed, there is no Lance data set, or it lacks a column.
     """
     data = _open(location, None)
-    found, first = list(table.resolve(data.schema, columns, location.url)), 0
+    found, first = list(table.resolve(data.schema, columns, location.url, lambda name: _peek(data, name))), 0
     for fragment in data.get_fragments():
         rows = fragment.count_rows()
         for start in range(0, rows, _ROWS_PER_PIECE):
@@ -39,21 +44,33 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
     """The records of a stretch of a fragment.
 
     Raises:
-        InvalidData: the data set is damaged.
+        InvalidData: the data set cannot be opened.
     """
     image, caption, label = piece["columns"]
-    data, number = _open(location, piece["version"]), piece["first"]
+    data, number, every = _open(location, piece["version"]), piece["first"], int(piece.get("every", 1))
     names = table.class_names(data.schema, label)
     wanted = [column for column in piece["columns"] if column is not None]
     fragment, place = data.get_fragment(piece["fragment"]), {"offset": piece["offset"], "limit": _ROWS_PER_PIECE}
     try:
         for batch in fragment.to_batches(columns=wanted, batch_size=_ROWS_AT_ONCE, **place):
-            for row in table.values_of(batch):
-                found = table.label_by_name(row.get(label), names)
-                yield table.record_of(location, f"row {number}", row[image], row[caption], found)
+            columns_of = table.values_of(batch)
+            for row in range(batch.num_rows):
+                if (number - piece["first"]) % every == 0:
+                    found = table.label_by_name(columns_of[label][row] if label else None, names)
+                    cells = columns_of[image][row], columns_of[caption][row]
+                    yield table.record_of(location, f"row {number}", *cells, found)
                 number += 1
     except (OSError, ValueError, RuntimeError) as error:
-        raise InvalidData(f"{location.url} is damaged at row {number} ({error}): repair it") from None
+        end = piece["first"] + min(_ROWS_PER_PIECE, fragment.count_rows() - piece["offset"])
+        fault = f"the data set is damaged here ({error}): repair it"
+        yield from (Record(f"row {row}", fault=fault) for row in range(number, end, every))
+
+
+def _peek(data: Any, name: str) -> list[Any]:
+    """The first filled cells of a column."""
+    for batch in data.to_batches(columns=[name], batch_size=_ROWS_AT_ONCE):
+        return [value for value in table.values_of(batch)[name] if value is not None]
+    return []
 
 
 def _open(location: Location, version: int | None) -> Any:

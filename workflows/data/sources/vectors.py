@@ -6,7 +6,7 @@ Without a caption column, a row's caption is its label.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,29 @@ from workflows.data.sources.location import Entry, Location
 from workflows.data.sources.record import CAPTION_NAMES, LABEL_NAMES, Columns, Record, captions_of
 from workflows.errors import InvalidData
 
+_OF_PICTURES: Final = (
+    "url",
+    "image_url",
+    "file_name",
+    "filename",
+    "image_path",
+    "image",
+    "similarity",
+    "nsfw",
+    "pwatermark",
+)
+"""Columns of tables about pictures that lie elsewhere, such as those of img2dataset and of LAION."""
 
-def detect(location: Location, entries: list[Entry]) -> bool:
-    """Whether the first Parquet file has numbers, a caption or label, and nothing that could be a picture."""
-    schema = table.first_schema(location, entries)
-    if schema is None or any(table.is_binary(field.type) or pa.types.is_struct(field.type) for field in schema):
+
+def sees(location: Location, entries: list[Entry]) -> int:
+    """About how many rows there are, if they have numbers, a caption or label, and nothing that could be a picture."""
+    return table.rows_seen(location, entries, lambda schema, peek: _fits(schema))  # noqa: ARG005
+
+
+def _fits(schema: Any) -> bool:
+    if any(table.is_binary(field.type) or pa.types.is_struct(field.type) for field in schema):
+        return False
+    if any(name.lower() in _OF_PICTURES for name in schema.names):
         return False
     try:
         resolve(schema, Columns(), "")
@@ -35,7 +53,7 @@ def pieces(location: Location, columns: Columns) -> Iterable[dict[str, Any]]:
     Raises:
         InvalidData: no Parquet file, one that cannot be read, or one that lacks a column.
     """
-    return table.cut(location, lambda schema, where: resolve(schema, columns, where))
+    return table.cut(location, lambda schema, where, peek: resolve(schema, columns, where))  # noqa: ARG005
 
 
 def resolve(schema: Any, columns: Columns, where: str) -> list[str | None]:
@@ -64,13 +82,13 @@ def resolve(schema: Any, columns: Columns, where: str) -> list[str | None]:
 
 
 def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterator[Record]:  # noqa: ARG001
-    """The records of some row groups.
-
-    Raises:
-        InvalidData: the file is damaged.
-    """
-    *values, caption, label = piece["columns"]
-    for where, row, label_name in table.rows(location, piece, label):
+    """The records of some row groups."""
+    *values, caption, _ = piece["columns"]
+    for item in table.rows(location, piece):
+        if isinstance(item, Record):
+            yield item
+            continue
+        where, row, label_name = item
         numbers = np.array([np.nan if row[name] is None else row[name] for name in values], np.float64)
         with np.errstate(over="ignore"):
             vector = numbers.astype("<f4")
@@ -83,7 +101,8 @@ def read(location: Location, piece: dict[str, Any], columns: Columns) -> Iterato
         except ValueError as error:
             yield Record(where, fault=str(error))
             continue
-        yield Record(where, vector.tobytes(), texts, label_name)
+        notes = () if caption is None else table.notes_of(row[caption])
+        yield Record(where, vector.tobytes(), texts, label_name, notes=notes)
 
 
 def _text_column(schema: Any, wanted: str | None, usual: tuple[str, ...], what: str, where: str) -> str | None:
