@@ -112,13 +112,18 @@ class Rows:
         return Rows([row for item in self.items for row in work(item)])
 
 
+def through_arrow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As Ray Data carries them."""
+    return pa.Table.from_pylist(rows).to_pylist() if rows else []
+
+
 def in_order(items: Sequence[dict[str, Any]], build: Callable[[Any], Any], _blocks: int) -> Iterator[dict[str, Any]]:
-    yield from build(Rows(list(items))).items
+    yield from through_arrow(build(Rows(through_arrow(list(items)))).items)
 
 
 def backwards(items: Sequence[dict[str, Any]], build: Callable[[Any], Any], _blocks: int) -> Iterator[dict[str, Any]]:
     """As another number of workers may finish them."""
-    yield from build(Rows(list(items)[::-1])).items
+    yield from through_arrow(build(Rows(through_arrow(list(items)[::-1]))).items)
 
 
 def imported(config: DataConfig, folder: Path, run_pass: Callable[..., Any]) -> tuple[Any, dict[str, int]]:
