@@ -9,6 +9,7 @@ Fields carry their unit and meaning in `description`, and a mark where they do n
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -55,9 +56,20 @@ def _most(workers: int | tuple[int, int]) -> int:
 
 
 Workers = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_least_before_most)]
-DataPath = Annotated[
-    str, AfterValidator(lambda path: path if "://" in path else str(Path(path).expanduser().absolute()))
-]
+_ALMOST_A_URL: Final = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)")
+
+
+def _path_or_url(text: str) -> str:
+    if "://" in text:
+        if "#" in text:
+            raise ValueError(f"{text!r} has a #, and what follows it would be ignored: take another name")
+        return text
+    if found := _ALMOST_A_URL.match(text):
+        raise ValueError(f"{text!r} is no URL: wanted {found[1]}://, or ./{text} for a folder of this name")
+    return str(Path(text).expanduser().absolute())
+
+
+DataPath = Annotated[str, AfterValidator(_path_or_url)]
 
 
 def _without_password(url: str) -> str:

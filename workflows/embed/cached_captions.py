@@ -71,7 +71,8 @@ class CachedCaptions:
 
     def _visit(self, positions: Tensor) -> Iterator[tuple[Visit, CaptionRows]]:
         for visit, view in self._reader.visit("captions", positions, CaptionRows):
-            view.check_widths(self._clip["context_length"], self._clip["width"], self._clip["embed_dim"])
+            clip = self._clip
+            view.check_columns(clip["context_length"], clip["width"], clip["embed_dim"], self._reader.manifest.dtype)
             yield visit, view
 
 

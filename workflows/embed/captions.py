@@ -103,7 +103,7 @@ class CaptionShardWriter:
         if self._store is not None and new and new[0].num_rows == table.num_rows:
             # All rows are new: the part is the shard, and a copy costs less than a second hash.
             part = self._store.add(keyed(table, item["key"]))
-            return self._shelf.copy(item["path"], table.num_rows, part)
+            return self._shelf.copy(item["path"], table.num_rows, part, item["key"])
         if self._store is not None and new:
             self._store.add(new[0])
         return self._shelf.write(item["path"], table, item["key"])

@@ -20,12 +20,14 @@ from typing import Any, Final, final
 from workflows.config.schema import EmbedMode
 from workflows.errors import InvalidData, MissingArtifact
 from workflows.storage.atomic import write_whole
-from workflows.storage.mapped import ENDING
+from workflows.storage.mapped import ENDING, path_of
 from workflows.storage.place import READERS, Place
 from workflows.storage.shards import Shard
 
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT_VERSION: Final = 2
+DTYPES: Final = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
+"""How numpy reads the tokens of each storage type; it has no bfloat16, so they are its 16 bits."""
 ID_BYTES: Final = 16
 _LAYER: Final = "last block, final layer norm, zero after the end of the caption"
 _POOLING: Final = "projected, unit length"
@@ -94,9 +96,32 @@ class Manifest:
             )
         try:
             shape, files = tuple(values.pop("shape")), tuple(Shard(**shard) for shard in values.pop("files"))
-            return Manifest(**values, shape=shape, files=files)
-        except (KeyError, TypeError) as error:
-            raise InvalidData(f"{path} lacks a field ({error}): remove it and run `raverse embed` again") from None
+            found = Manifest(**values, shape=shape, files=files)
+            wrong = found._wrong()
+        except (KeyError, TypeError, AttributeError) as error:
+            wrong = f"lacks a field, or has one of another type ({error})"
+        if wrong is not None:
+            raise InvalidData(f"{path} {wrong}: remove it and run `raverse embed` again")
+        return found
+
+    def _wrong(self) -> str | None:
+        """What contradicts something else, as the end of a sentence."""
+        if self.dtype not in DTYPES:
+            return f"says dtype {self.dtype!r}, wanted one of {', '.join(DTYPES)}"
+        for shard in self.files:
+            if Path(shard.path).is_absolute() or ".." in Path(shard.path).parts:
+                return f"lists {shard.path!r}, which is outside its folder"
+        for prefix, wanted, most in (
+            ("captions", self.rows["captions"], self.shard_rows["captions"]),
+            *((f"{split}/images", self.rows[split], self.shard_rows["images"]) for split in ("train", "held_out")),
+        ):
+            shards = self.shards(prefix)
+            counts, names = [shard.rows for shard in shards], [path_of(shard.path) for shard in shards]
+            if names != sorted(set(names), key=lambda name: (len(name), name)):
+                return f"lists shards of {prefix} twice or out of order"
+            if sum(counts) != wanted or any(count != most for count in counts[:-1]) or max(counts, default=1) > most:
+                return f"lists {len(counts)} shards of {sum(counts)} {prefix}, wanted {wanted} in shards of {most}"
+        return None
 
     def place(self, folder: Path) -> Place:
         """Where the shards are of the manifest in this folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar, final
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workflows.embed.checksums import crc, sample_check
-from workflows.embed.manifest import Manifest
+from workflows.embed.manifest import DTYPES, Manifest
 from workflows.errors import InvalidData
 from workflows.storage.copies import REMEDY, CopySettings, OpenShards
 from workflows.storage.mapped import MappedShard
@@ -72,10 +73,10 @@ class RowReader:
             places = np.flatnonzero(numbers == number)
             shard = self._shard(prefix, int(number))
             name = str(self.place / shard.path)
-            yield (
-                Visit(places, rows[places] - number * self.shard_rows(prefix)),
-                view(self.opened.open(shard), name),
-            )
+            opened = self.opened.open(shard)
+            with _damage_is_named(name):
+                shown = view(opened, name)
+            yield Visit(places, rows[places] - number * self.shard_rows(prefix)), shown
 
     def _shard(self, prefix: str, number: int) -> Shard:
         shards = self.shards(prefix)
@@ -106,15 +107,17 @@ class ImageRows:
     def images(self, rows: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[Any]:
         """Some rows, checked; shape: of a row, as the manifest says."""
         _check_shape(self._images.shape[1:], shape, self._name)
-        found: NDArray[Any] = self._images[rows]
+        with _damage_is_named(self._name):
+            found: NDArray[Any] = self._images[rows]
         for row, image in zip(rows, found, strict=True):
             _check(crc(image), self._image_checks[row], self._name, row)
         return found
 
     def sample(self, row: int) -> tuple[int, int, NDArray[np.int32]]:
         """Sample id, label and positions of captions of a row, checked."""
-        key, label = int(self._ids[row]), int(self._labels[row])
-        captions = self._captions[self._starts[row] : self._starts[row + 1]]
+        with _damage_is_named(self._name):
+            key, label = int(self._ids[row]), int(self._labels[row])
+            captions = self._captions[self._starts[row] : self._starts[row + 1]]
         _check(sample_check(key, label, captions), self._checks[row], self._name, row)
         return key, label, captions
 
@@ -134,18 +137,21 @@ class CaptionRows:
         tokens = shard.column("tokens")
         self._starts, self._tokens = tokens.offsets.to_numpy(), _lists(tokens.values)
 
-    def check_widths(self, num_tokens: int, width: int, pooled: int) -> None:
-        """Compares the widths of the columns with those of the towers.
+    def check_columns(self, num_tokens: int, width: int, pooled: int, dtype: str) -> None:
+        """Compares the columns' widths with those of the towers, and the type of the tokens with the manifest's.
 
         Raises:
             InvalidData: they are others.
         """
         found = self.mask.shape[1], self._tokens.shape[1], self.pooled.shape[1]
         _check_shape(found, (num_tokens, width, pooled), self._name)
+        if self._tokens.dtype != DTYPES[dtype]:
+            raise InvalidData(f"{self._name} has tokens of {self._tokens.dtype}, wanted {dtype}: {REMEDY}")
 
     def tokens(self, row: int) -> NDArray[Any]:
         """The tokens that are stored of a row, (kept, d), checked."""
-        found = self._tokens[self._starts[row] : self._starts[row + 1]]
+        with _damage_is_named(self._name):
+            found = self._tokens[self._starts[row] : self._starts[row + 1]]
         _check(crc(found, self.mask[row], self.pooled[row]), self._checks[row], self._name, row)
         return found
 
@@ -170,7 +176,21 @@ class TextRows:
         # By the offsets and not by pyarrow, which would follow a damaged one out of the file.
         found = bytes(self._values[self._starts[row] : self._starts[row + 1]])
         _check(crc(found), self._checks[row], self._name, row)
-        return found.decode()
+        with _damage_is_named(self._name):
+            return found.decode()
+
+
+@contextlib.contextmanager
+def _damage_is_named(name: str) -> Iterator[None]:
+    """A part of the way from an open shard to its rows.
+
+    Raises:
+        InvalidData: the shard's metadata do not fit its content.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise InvalidData(f"{name} is damaged ({error}): {REMEDY}") from None
 
 
 def _lists(column: Any) -> NDArray[Any]:

@@ -15,6 +15,7 @@ import getpass
 import hashlib
 import io
 import logging
+import math
 import os
 import tempfile
 import time
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, final
 
+from cachetools import LRUCache
 from filelock import FileLock
 from tenacity import (
     Retrying,
@@ -44,10 +46,15 @@ from workflows.storage.shards import Shard
 REMEDY: Final = "run `raverse cache prune`, then the job again"
 _ATTEMPTS: Final = 6
 _LONGEST_TRY: Final = 120.0
-"""Seconds after which no attempt begins: one attempt at a store that never answers takes some 100 seconds."""
+"""Seconds after which no attempt begins. One attempt takes 100 seconds at an S3 store that never answers, and five
+minutes at one that stops in the middle of a file (measured)."""
 _LONGEST_WAIT: Final = 20.0
 """Seconds between two attempts."""
 _LOCKS: Final = 64
+_TRIES: Final = 3
+_TOUCHED_EVERY: Final = 60.0
+"""Seconds between two marks of a copy that is in use."""
+_REMEMBERED: Final = 1 << 14
 _LONGEST_FETCH: Final = 3600.0
 """Seconds in which a shard is written."""
 _log = logging.getLogger(__name__)
@@ -89,6 +96,8 @@ class OpenShards:
     def __init__(self, place: Place, settings: CopySettings) -> None:
         self._place, self._settings = place, settings
         self.files = OpenFiles("copies of shards", "train.cache_folder")
+        self._touched: LRUCache[Path, float] = LRUCache(_REMEMBERED)
+        self._sound: LRUCache[Path, tuple[int, int, int]] = LRUCache(_REMEMBERED)
 
     @property
     def fetches(self) -> bool:
@@ -106,10 +115,21 @@ class OpenShards:
         Raises:
             InvalidData: it is lost, cut or changed, or the store cannot be read after some attempts.
         """
-        found = self.files.get(self._path(shard))
+        path = self._path(shard)
+        found = self.files.get(path)
         if found is None:
-            found = self._fetched(shard) if self.fetches else self._local(shard)
+            return self._fetched(shard) if self.fetches else self._local(shard)
+        if self.fetches:
+            self._touch(path)
         return found
+
+    def _touch(self, path: Path) -> None:
+        """Marks a copy as used, once in a while: the copies that were not used for the longest time go first."""
+        now = time.monotonic()
+        if now - self._touched.get(path, -math.inf) > _TOUCHED_EVERY:
+            self._touched[path] = now
+            with contextlib.suppress(OSError):  # another job removed it, or the folder cannot be written any more
+                _mark(path)
 
     def _path(self, shard: Shard) -> Path:
         """Where the shard is on this node."""
@@ -130,6 +150,8 @@ class OpenShards:
     def _checked(self, shard: Shard, found: MappedShard) -> MappedShard:
         if found.rows != shard.rows:
             raise InvalidData(f"{self._place / shard.path} has {found.rows} rows, wanted {shard.rows}: {REMEDY}")
+        if shard.key and found.key != shard.key:
+            raise InvalidData(f"{self._place / shard.path} is another shard, made from {found.key!r}: {REMEDY}")
         return found
 
     def _fetched(self, shard: Shard) -> MappedShard:
@@ -156,17 +178,25 @@ class OpenShards:
         copy = self._path(shard)
         locks = copy.parent / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                os.utime(copy)
-                if file_sha256(copy) == shard.sha256:
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):
+                _mark(copy)
+                if self._is_sound(copy, shard.sha256):
                     return MappedShard.open(copy)
                 copy.unlink(missing_ok=True)  # changed by hand or by the disk
-            except FileNotFoundError:
-                pass
             with FileLock(locks / f"{int(shard.sha256[:8], 16) % _LOCKS:02d}.lock"):
                 if not copy.exists():
                     self._fetch(shard, copy)
+        raise OSError(errno.EIO, f"{_TRIES} copies were gone or changed as soon as they were written")
+
+    def _is_sound(self, copy: Path, sha256: str) -> bool:
+        """Whether the copy's bytes have this hash; a copy that this process has hashed is not read again."""
+        found = copy.stat()
+        seen = found.st_ino, found.st_size, found.st_mtime_ns
+        if self._sound.get(copy) != seen and file_sha256(copy) != sha256:
+            return False
+        self._sound[copy] = seen
+        return True
 
     def _fetch(self, shard: Shard, copy: Path) -> None:
         """Fetches a shard; where the disk is full, once more when the older half of all copies is gone."""
@@ -186,6 +216,7 @@ class OpenShards:
 
     def _download(self, shard: Shard, sink: Callable[[], BinaryIO]) -> None:
         """Reads a shard from the store, again after a failure, and checks its hash."""
+        self._place.check()
         attempts = Retrying(
             stop=stop_after_attempt(_ATTEMPTS) | stop_after_delay(_LONGEST_TRY),
             wait=wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT),
@@ -243,8 +274,13 @@ def _emptied(sink: Any) -> BinaryIO:
     return sink  # type: ignore[no-any-return]
 
 
+def _mark(copy: Path) -> None:
+    """Says that a copy is used now, by its time of access: that of its content stays, and tells copies apart."""
+    os.utime(copy, ns=(time.time_ns(), copy.stat().st_mtime_ns))
+
+
 def make_room(folder: Path, limit: int) -> int:
-    """Removes the copies that were not opened for the longest time, until the others have at most so many bytes.
+    """Removes the copies that were not used for the longest time, until the others have at most so many bytes.
 
     What a killed process left half-written an hour ago goes too.
 
@@ -266,12 +302,12 @@ def make_room(folder: Path, limit: int) -> int:
 
 
 def _copies_in(folder: Path) -> list[tuple[float, int, Path]]:
-    """When each copy was opened last, its bytes, and where it is."""
+    """When each copy was used last, its bytes, and where it is."""
     files: list[tuple[float, int, Path]] = []
     for path in folder.glob(f"*{ENDING}"):
         with contextlib.suppress(FileNotFoundError):  # another job was first
             found = path.stat()
-            files.append((found.st_mtime, found.st_size, path))
+            files.append((found.st_atime, found.st_size, path))
     return files
 
 

@@ -40,7 +40,7 @@ def write_mapped(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
     with writing(folder / path), PartialFile(folder / path) as partial:
         _write(partial.path, keyed(table.combine_chunks(), key))
         sha256 = file_sha256(partial.path)
-        shard = Shard(hashed_path(path, sha256), table.num_rows, sha256)
+        shard = Shard(hashed_path(path, sha256), table.num_rows, sha256, key)
         partial.commit(Path(shard.path).name)
     return shard
 
@@ -67,7 +67,7 @@ def find_mapped(folder: Path, path: str, key: str) -> Shard | None:
     for file in sorted((folder / path).parent.glob(f"{Path(start).name}-*{ENDING}")):
         with contextlib.suppress(InvalidData), MappedShard.open(file) as shard:
             if shard.key == key and file_sha256(file) == hash_of(file.name):
-                return Shard(str(file.relative_to(folder)), shard.rows, hash_of(file.name))
+                return Shard(str(file.relative_to(folder)), shard.rows, hash_of(file.name), key)
     return None
 
 
@@ -165,8 +165,8 @@ class MappedShard:
         """
         try:
             return self._batch.column(name)
-        except KeyError:
-            found = ", ".join(self._batch.schema.names)
+        except (KeyError, ValueError):
+            found = ", ".join(_column_names(self._batch.schema))
             raise InvalidData(f"a shard has columns {found}, wanted {name}: make its cache again") from None
 
     @property
@@ -184,11 +184,19 @@ class MappedShard:
             self._content.madvise(mmap.MADV_DONTNEED)
 
 
+def _column_names(schema: pa.Schema) -> list[str]:
+    """The names of the columns; of a damaged file they may be no text."""
+    try:
+        return list(schema.names)
+    except ValueError:
+        return ["that have no readable name"]
+
+
 def _only_batch(content: pa.Buffer, name: str) -> pa.RecordBatch:
     try:
         reader = pa.ipc.open_file(content)
         batches: Sequence[pa.RecordBatch] = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
         raise InvalidData(f"{name} is no whole Arrow file ({error})") from None
     if len(batches) != 1:
         raise InvalidData(f"{name} has {len(batches)} record batches, wanted 1")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, final
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -40,8 +39,8 @@ class Place:
         """What is below; a query, such as `?endpoint_override=HOST:PORT`, stays at the end."""
         if "://" not in self.url:
             return Place(str(Path(self.url) / name))
-        parts = urlsplit(self.url, allow_fragments=False)
-        return Place(parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl())
+        path, mark, query = self.url.partition("?")
+        return Place(f"{path.rstrip('/')}/{name}{mark}{query}")
 
     def __str__(self) -> str:
         return self.url
@@ -49,6 +48,14 @@ class Place:
     @cached_property
     def _opened(self) -> tuple[Any, str]:
         return filesystem_of(self.url)
+
+    def check(self) -> None:
+        """Finds the library for this kind of URL.
+
+        Raises:
+            InvalidData: there is none.
+        """
+        _ = self._opened
 
     def open(self, path: str) -> Any:
         """A seekable pyarrow file.

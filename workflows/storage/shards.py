@@ -34,11 +34,13 @@ class Shard:
         path: relative to the cache's folder.
         rows: how many it holds.
         sha256: of the file.
+        key: of what it was made from, as its metadata give it; empty: it is not compared where the shard is read.
     """
 
     path: str
     rows: int
     sha256: str
+    key: str = ""
 
 
 def write_shard(folder: Path, path: str, table: pa.Table, key: str) -> Shard:
@@ -168,4 +170,4 @@ def shard_key(metadata: pq.FileMetaData) -> str | None:
 def metadata_key(metadata: Mapping[bytes, bytes] | None) -> str | None:
     """The key of the input of a shard, as its metadata say; None: they do not say."""
     key = (metadata or {}).get(_KEY)
-    return None if key is None else key.decode()
+    return None if key is None else key.decode(errors="replace")

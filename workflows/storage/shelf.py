@@ -50,13 +50,13 @@ class Shelf:
         write = write_mapped if path.endswith(ENDING) else write_shard
         return self.take(write(self.folder, path, table, key))
 
-    def copy(self, path: str, rows: int, source: Path) -> Shard:
+    def copy(self, path: str, rows: int, source: Path, key: str) -> Shard:
         """Makes a shard of a file with the same bytes, whose name is their hash; see `copy_shard`.
 
         Raises:
             StorageUnwritable: the folder or the store is full or read-only.
         """
-        shard = Shard(hashed_path(path, source.stem), rows, source.stem)
+        shard = Shard(hashed_path(path, source.stem), rows, source.stem, key)
         return copy_shard(self.folder, shard, source) if self.store is None else self._put(shard, source, self.store)
 
     def find(self, items: Sequence[dict[str, Any]]) -> dict[str, Shard]:
@@ -121,7 +121,7 @@ class Shelf:
             else:
                 footer = pq.read_metadata(file)
                 found, rows = footer.metadata, footer.num_rows
-        return Shard(name, rows, sha256) if metadata_key(found) == key else None
+        return Shard(name, rows, sha256, key if name.endswith(ENDING) else "") if metadata_key(found) == key else None
 
     @staticmethod
     def _put(shard: Shard, source: Path, store: Place) -> Shard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, final
 
 import torch
@@ -13,8 +14,14 @@ from diffusion_core.condition import Condition
 from diffusion_core.objective import TrainingDraws
 from workflows.config.schema import TrainConfig
 from workflows.embed.cache import EmbeddingCache
+from workflows.storage.copies import CopySettings
 from workflows.train.fetch_ahead import FetchAhead
 from workflows.train.plan import Plan, PlannedRows
+
+
+def open_cache(folder: Path, config: TrainConfig, device: torch.device | None = None) -> EmbeddingCache:
+    """The cache in a folder, with copies of a store's shards where the training has them."""
+    return EmbeddingCache.open(folder, CopySettings(config.cache_folder, config.cache_bytes), device)
 
 
 @final

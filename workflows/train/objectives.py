@@ -26,9 +26,7 @@ from diffusion_core.objective import Weighting, training_loss
 from diffusion_core.prediction import Parameterization
 from diffusion_core.schedule import NoiseSchedule
 from workflows.config.schema import TrainConfig
-from workflows.embed.cache import EmbeddingCache
-from workflows.storage.copies import CopySettings
-from workflows.train.batches import Batches, CachedBatches, TrainBatch
+from workflows.train.batches import Batches, CachedBatches, TrainBatch, open_cache
 from workflows.train.finetune import Start
 from workflows.train.flop import flop_per_sample
 from workflows.train.parallel import rows_of_all
@@ -91,8 +89,7 @@ class NoisyObjective:
 
     def open(self, folder: Path, config: TrainConfig, device: torch.device) -> CachedBatches:
         """See `Objective.open`; the artifact is an embedding cache."""
-        cache = EmbeddingCache.open(folder, CopySettings(config.cache_folder, config.cache_bytes), device)
-        return CachedBatches(cache, self.schedule.num_levels, config, device)
+        return CachedBatches(open_cache(folder, config, device), self.schedule.num_levels, config, device)
 
     def optimizer(self, network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         """See `Objective.optimizer`."""

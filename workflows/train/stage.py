@@ -15,6 +15,7 @@ from workflows.embed.cache import EmbeddingCache
 from workflows.package.base import Base, base_of, schedule_of
 from workflows.runtime.artifact import Artifact
 from workflows.runtime.progress import Progress
+from workflows.train.batches import open_cache
 from workflows.train.finetune import Start, save_tuned
 from workflows.train.loop.fit import Trained, fit
 from workflows.train.loop.probe import with_steps
@@ -42,7 +43,8 @@ def train_denoiser(config: RunConfig, inputs: dict[str, Artifact], folder: Path,
         NonFinite: a loss or gradient was not finite.
         StageFailed: workers were lost too often.
     """
-    section, cache, base = config.denoiser, EmbeddingCache.open(inputs["embed"].folder), base_of(config)
+    section, base = config.denoiser, base_of(config)
+    cache = open_cache(inputs["embed"].folder, section.train)
     objective = denoiser_objective(section, cache, base)
     rows = cache.num_samples("train")
     with tracked_training(config, "denoiser", _hashes(cache), folder, progress):
@@ -84,7 +86,7 @@ def train_classifier(
         NonFinite: a loss or gradient was not finite.
         StageFailed: workers were lost too often.
     """
-    section, cache = config.classifier, EmbeddingCache.open(inputs["embed"].folder)
+    section, cache = config.classifier, open_cache(inputs["embed"].folder, config.classifier.train)
     dataset = Dataset.open(inputs["data"].folder)
     candidates = cache.captions.pooled(cache.caption_positions(dataset.info.candidate_captions))
     network = classifier_network(section.network, cache, len(dataset.info.class_names), len(candidates))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,20 @@ def test_a_binary_file_is_named(tmp_path: Path) -> None:
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="no configuration"):
         load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["embed.store", "data.store", "data.path"])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("s3:/bucket/path", "is no URL: wanted s3://, or ./s3:/bucket/path"),
+        ("file:/folder", "is no URL: wanted file://"),
+        ("file:///folder/a#b", "has a #, and what follows it would be ignored"),
+    ],
+)
+def test_what_is_almost_a_url_is_refused(key: str, text: str, told: str) -> None:
+    with pytest.raises(InvalidConfig, match=re.escape(told)):
+        load_config("digits", [f"{key}={text}", "data.source=auto"])
 
 
 def test_a_password_is_refused_and_not_repeated() -> None:

@@ -250,8 +250,69 @@ def test_a_manifest_with_too_few_shards_is_named(inputs: dict[str, Artifact], tm
     cache = write(inputs, tmp_path)
     kept = tuple(shard for shard in cache.manifest.files if shard != cache.reader.shards("train/images")[-1])
     replace(cache.manifest, files=kept).save(tmp_path)
-    with pytest.raises(InvalidData, match="the manifest has 7 shards of train/images, wanted number 7"):
+    with pytest.raises(InvalidData, match="lists 7 shards of 350 train/images, wanted 359 in shards of 50"):
+        EmbeddingCache.open(tmp_path)
+    with pytest.raises(InvalidData, match="the manifest has 8 shards of train/images, wanted number 8"):
+        cache.images("train", [400])
+
+
+@pytest.mark.parametrize("prefix", ["train/images", "captions"])
+def test_shards_that_changed_places_are_named(inputs: dict[str, Artifact], tmp_path: Path, prefix: str) -> None:
+    cache = write(inputs, tmp_path)
+    one, other = (tmp_path / shard.path for shard in cache.reader.shards(prefix)[:2])
+    assert cache.reader.shards(prefix)[0].rows == cache.reader.shards(prefix)[1].rows or prefix == "captions"
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+    with pytest.raises(InvalidData, match=f"{one.relative_to(tmp_path)} (is another shard, made from|has 30 rows)"):
         every_row(EmbeddingCache.open(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_tokens_of_another_type_than_the_manifest_says_are_named(
+    cache: EmbeddingCache, tmp_path: Path, dtype: str
+) -> None:
+    replace(cache.manifest, store=str(cache.folder), dtype=dtype).save(tmp_path)
+    with pytest.raises(InvalidData, match=f"has tokens of float32, wanted {dtype}"):
+        every_row(EmbeddingCache.open(tmp_path))
+
+
+@pytest.mark.parametrize("prefix", ["train/images", "captions"])
+def test_a_byte_that_was_changed_anywhere_is_named_or_changes_nothing(
+    inputs: dict[str, Artifact], tmp_path: Path, prefix: str
+) -> None:
+    """Also in the headers and the footer, where no checksum is."""
+    cache = write(inputs, tmp_path)
+    path = tmp_path / cache.reader.shards(prefix)[0].path
+    whole, draws, named = path.read_bytes(), np.random.default_rng(0), 0
+    rows = torch.arange(5)
+    wanted = (cache.images("train", rows), *cache.captions.take(rows))
+    for trial in range(150):
+        edge = int(draws.integers(1200))
+        place = (edge, len(whole) - 1 - edge, int(draws.integers(len(whole))))[trial % 3]
+        spoilt = bytearray(whole)
+        spoilt[place] ^= int(draws.integers(1, 256))
+        path.write_bytes(bytes(spoilt))
+        told = ""
+        try:
+            found = EmbeddingCache.open(tmp_path)
+            seen = (found.images("train", rows), *found.captions.take(rows))
+        except InvalidData as error:
+            told = str(error)
+        assert str(path) in told or all(map(torch.equal, seen, wanted)), (place, told)
+        named += bool(told)
+    assert named > 20
+
+
+def test_pages_of_captions_are_counted(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, counted = write(inputs, tmp_path), []
+    monkeypatch.setattr(cache.reader.opened.files, "touched", lambda rows, count: counted.append((rows, count)))
+    tokens, mask, _ = cache.captions.take(torch.arange(3))
+    assert counted == [(3, int(mask.sum()) * tokens.shape[2] * 4)]
+    cache.images("train", [0, 1])
+    assert counted[1:] == [(2, 2 * 64)]
 
 
 def test_a_cache_of_an_earlier_format_is_told_to_be_made_again(inputs: dict[str, Artifact], tmp_path: Path) -> None:

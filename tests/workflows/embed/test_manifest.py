@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -41,6 +42,45 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path) == manifest
     assert manifest.shards("captions") == manifest.files[:1]
     assert manifest.damaged(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"dtype": "int8"}, "says dtype 'int8'"),
+        ({"rows": {"train": 20, "held_out": 0, "captions": 2}}, "lists 1 shards of 2 train/images, wanted 20"),
+        ({"rows": {"held_out": 0, "captions": 2}}, "lacks a field"),
+        ({"shard_rows": {"images": 0, "captions": 2}}, "lists 1 shards of 2 train/images, wanted 2 in shards of 0"),
+        ({"shard_rows": {"images": 2}}, "lacks a field"),
+        ({"rows": {"train": "2", "held_out": 0, "captions": 2}}, "lists 1 shards"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    replace(make(tmp_path), **changes).save(tmp_path)
+    with pytest.raises(InvalidData, match=f"{told}.*run `raverse embed` again"):
+        Manifest.load(tmp_path)
+
+
+def test_a_manifest_that_lists_a_shard_twice_is_refused(tmp_path: Path) -> None:
+    manifest = make(tmp_path)
+    rows = manifest.rows | {"captions": 4}
+    replace(manifest, rows=rows, files=(manifest.files[0], *manifest.files)).save(tmp_path)
+    with pytest.raises(InvalidData, match="lists shards of captions twice"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("outside", ["../victim", "{folder}/victim", "captions/../../victim"])
+def test_a_manifest_reaches_no_file_outside_its_folder(tmp_path: Path, outside: str) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "cache"
+    victim.write_text("precious")
+    manifest = make(folder)
+    shard = replace(manifest.files[0], path=outside.format(folder=tmp_path))
+    replace(manifest, files=(shard, *manifest.files[1:])).save(folder)
+    with pytest.raises(InvalidData, match="outside its folder"):
+        Manifest.load(folder)
+    discard_damaged(folder)
+    assert victim.read_text() == "precious"
+    assert not (folder / "manifest.json").exists(), "the next run makes the cache again"
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from tests.workflows.storage.flaky import FlakyFileSystem, flaky_store
 from workflows.errors import InvalidData
 from workflows.storage import copies, open_files
 from workflows.storage.copies import CopySettings, OpenShards
+from workflows.storage.hashing import file_sha256
 from workflows.storage.mapped import write_mapped
 from workflows.storage.place import Place
 from workflows.storage.shards import Shard
@@ -95,6 +97,72 @@ def test_a_copy_that_is_opened_again_stays(tmp_path: Path, shards: list[Shard]) 
     value(opened(tmp_path, 3 * size), shards[0])
     value(opened(tmp_path, 3 * size), shards[3])
     assert {path.stem for path in kept(tmp_path)} == {shards[number].sha256 for number in (0, 2, 3)}
+
+
+def test_a_copy_that_is_in_use_stays(tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_TOUCHED_EVERY", 0.0)
+    size = (tmp_path / "store" / shards[0].path).stat().st_size
+    reader = opened(tmp_path, 3 * size)
+    for shard in shards[:3]:
+        value(reader, shard)
+    age(tmp_path, shards[:3])
+    value(reader, shards[0])  # it is mapped, and is not opened again
+    value(reader, shards[3])
+    assert {path.stem for path in kept(tmp_path)} == {shards[number].sha256 for number in (0, 2, 3)}
+
+
+def test_a_copy_is_hashed_once_by_a_process_and_again_when_it_is_another_file(
+    tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_files, "MOST_OPEN", 1)
+    hashed: list[Path] = []
+    monkeypatch.setattr(copies, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    reader = opened(tmp_path)
+    for _ in range(3):
+        assert [value(reader, shard) for shard in shards[:2]] == [0, 1]
+    assert len(hashed) == 2
+    copy = tmp_path / "copies" / f"{shards[0].sha256}.arrow"
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.unlink()
+    copy.write_bytes(bytes(content))
+    assert value(reader, shards[0]) == 0
+    assert len(FlakyFileSystem.opened) == 3, "a changed copy is fetched again"
+
+
+def test_a_disk_that_spoils_every_copy_is_told_and_the_shard_is_read_all_the_same(
+    tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(logging.getLogger(open_files.__name__), "warning", lambda *words: told.append(str(words)))
+    monkeypatch.setattr(copies, "file_sha256", lambda _: "0" * 64)
+    assert value(opened(tmp_path), shards[2]) == 2
+    assert "3 copies were gone or changed as soon as they were written" in " ".join(told)
+
+
+def test_an_unknown_kind_of_store_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(copies._log, "log", lambda *words: told.append(words))
+    reader = OpenShards(Place("zzz://bucket/x"), CopySettings(tmp_path / "copies", 1 << 30))
+    with pytest.raises(InvalidData, match="cannot open zzz://bucket/x"):
+        reader.open(Shard("x.arrow", 1, "0" * 64))
+    assert told == []
+
+
+def test_a_store_that_never_answers_is_not_asked_for_ever(
+    tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "_LONGEST_TRY", 0.2)
+    FlakyFileSystem.delay, FlakyFileSystem.refused = 0.15, True
+    with pytest.raises(InvalidData, match="2 attempts"):
+        value(opened(tmp_path), shards[0])
+
+
+def test_a_shard_of_another_number_of_rows_than_the_manifest_says_is_named(tmp_path: Path, shards: list[Shard]) -> None:
+    with pytest.raises(InvalidData, match="has 1000 rows, wanted 999"):
+        opened(tmp_path).open(replace(shards[0], rows=999))
+    with pytest.raises(InvalidData, match="is another shard, made from 'key'"):
+        opened(tmp_path).open(replace(shards[0], key="other"))
 
 
 def test_mappings_of_copies_that_another_worker_removed_end(tmp_path: Path, shards: list[Shard]) -> None:

@@ -45,6 +45,11 @@ def test_what_is_put_there_is_found_there(place: Place, tmp_path: Path) -> None:
         assert file.read() == b"more content"
 
 
+@pytest.mark.parametrize("url", ["hdfs:///a/b", "viewfs:///a/b", "file:///a/b", "s3://a/b", "gs://a/b/"])
+def test_what_is_below_a_url_is_a_url(url: str) -> None:
+    assert (Place(url) / "c").url == url.rstrip("/") + "/c"
+
+
 def test_a_query_stays_at_the_end() -> None:
     assert (Place("s3://bucket/a/?region=x") / "key/b").url == "s3://bucket/a/key/b?region=x"
     assert (Place("s3://bucket?region=x") / "key").url == "s3://bucket/key?region=x"

@@ -55,6 +55,24 @@ def test_every_epoch_visits_every_sample_once(samples: int, shard: int, window: 
     assert max(whole) - min(whole) <= shard, "windows are equally large"
 
 
+def test_shards_and_rows_are_mixed_anew_in_every_epoch_and_window() -> None:
+    order = Order(3, 24_000, 100, 2_000)
+    assert order.num_windows == 12
+    assert order.shards(0, 0) != order.shards(1, 0)
+    assert set(order.shards(0, 0)) != set(order.shards(1, 0))
+    # Places of rows within their window, relative to where each window's shards begin.
+    mixed = [np.argsort(order.stretch(0, 2_000 * window, 2_000)) for window in range(12)]
+    assert all(not np.array_equal(mixed[0], other) for other in mixed[1:])
+
+
+def test_the_permutation_of_shards_is_mixed_in_both_halves_of_its_bits() -> None:
+    """With one round of the network, the higher half of an index decides nothing but one exclusive or."""
+    found = np.array([permuted(index, 1 << 12, "key") for index in range(1 << 12)])
+    steps = np.abs(np.diff(found))
+    assert np.median(steps) > 0.25 * len(found), "neighbours end far apart"
+    assert np.unique(np.diff(found)).size > 0.5 * len(found), "and not by the same few distances"
+
+
 def test_one_window_is_the_permutation_of_all_samples() -> None:
     """What training on sets that fit into one window always did."""
     wanted = np.random.default_rng([3, 17, 2]).permutation(40)

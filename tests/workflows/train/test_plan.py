@@ -92,6 +92,11 @@ def test_what_is_hidden_does_not_depend_on_what_else_is_drawn() -> None:
     assert abs(float(torch.corrcoef(tied)[0, 1])) > 0.1, "negative control: hidden by the wording's own draw"
 
 
+def test_any_of_many_wordings_is_drawn() -> None:
+    draws = Plan(seed=0, num_samples=10, batch_size=4096).batch(0).wordings
+    assert len((draws % 1000).unique()) > 900
+
+
 def test_no_samples_are_refused() -> None:
     with pytest.raises(InvalidData, match="nothing to train on"):
         Plan(seed=0, num_samples=0, batch_size=4)
