@@ -22,6 +22,16 @@ def opened(tmp_path: Path, files: OpenFiles) -> MappedShard:
     return files.keep(path, MappedShard.open(path))
 
 
+def test_a_row_counts_with_what_the_system_maps_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, released = OpenFiles("numbers", "a.folder"), []
+    monkeypatch.setattr(opened(tmp_path, files), "release", lambda: released.append(True), raising=True)
+    rows = open_files.RELEASED_AFTER // open_files._AROUND
+    files.touched(rows, 0)
+    assert released == []
+    files.touched(1, 0)
+    assert released == [True]
+
+
 @pytest.mark.parametrize(("limit", "most"), [(COUNT // 2, 0.1), (2 * COUNT, 1.1)])
 def test_pages_are_given_back_after_so_many_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, most: float
