@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
     """One finished cache whose towers have one part of captions, and a part of towers that nothing uses."""
     folder = tmp_path / "artifacts/embed/0123"
     shard = write_mapped(folder, "captions/shard-000000.arrow", TABLE, "key")
-    rows = {"train": 1, "held_out": 1, "captions": 2}
+    rows = {"train": 0, "held_out": 0, "captions": 2}
     Manifest("k" * 64, "used" * 16, "d", {"model": "tiny"}, "float32", (1, 8, 8), rows, SIZES, (shard,)).save(folder)
     Artifact("embed", "0123", folder).commit()
     used = CaptionStore.of(tmp_path, "used" * 16)
