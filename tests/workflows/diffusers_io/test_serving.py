@@ -85,7 +85,6 @@ def test_requests_of_all_kinds_share_the_engine(pair: MakePair) -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "param"),
     [
-        ("dit", {"prompt": "a dog", "label": 1, "guidance": "classifier_free"}, "prompt"),
         ("dit", {"prompt": "", "guidance": "classifier_free"}, "label"),
         ("ddpm", {"prompt": "", "guidance": "direct"}, "guidance"),
         ("sd leading-offset", {"prompt": "a dog", "guidance": "clip"}, "guidance"),
@@ -95,6 +94,13 @@ def test_what_a_model_cannot_read_is_refused(pair: MakePair, name: str, fields: 
     with pytest.raises(InvalidRequest) as caught:
         resolve(asked(**fields), capabilities_of(pair(name).package))
     assert caught.value.param == param
+
+
+def test_a_prompt_that_a_model_cannot_read_is_told(pair: MakePair) -> None:
+    capabilities = capabilities_of(pair("dit").package)
+    fields: dict[str, object] = {"label": 1, "guidance": "classifier_free"}
+    assert "prompt" in resolve(asked(prompt="a dog", **fields), capabilities).settings.without_effect
+    assert "prompt" not in resolve(asked(prompt="", **fields), capabilities).settings.without_effect
 
 
 def test_an_edit_keeps_the_latents_that_are_known(pair: MakePair) -> None:

@@ -12,17 +12,14 @@ from diffusion_core.bundle import ModelBundle
 from diffusion_core.networks import MLP, MLPConfig, NoisyClassifier, NoisyClassifierConfig
 from diffusion_core.schedule import NoiseSchedule
 from tests.workflows.conftest import write_tiny_clip
-from workflows.config.load import load_config
-from workflows.data.dataset import DataInfo, Dataset, Split
+from workflows.data.dataset import DataInfo, Split
 from workflows.data.scale import VectorScale
-from workflows.errors import InvalidConfig, PromotionRefused
+from workflows.errors import InvalidConfig
 from workflows.evaluate.sampling import SampleJob, draw
 from workflows.evaluate.vectors import ask_rows, draw_samples
 from workflows.model.model import ModelPackage
 from workflows.options.guidance import Guidance
 from workflows.package.files import Defaults, PackageCard, assemble, check_draws_pictures
-from workflows.release.comparison import compare_packages
-from workflows.runtime.progress import Progress
 from workflows.towers.clip import load_clip
 
 SCALE = VectorScale(("a", "b", "c"), (10.0, 0.0, -3.0), (2.0, 1.0, 0.5))
@@ -90,8 +87,6 @@ def test_pictures_are_asked_of_models_of_pictures(package: Path, tmp_path: Path)
     info = DataInfo("vectors", (3,), ("red", "blue"), {"label": ("red", "blue")}, 1, 1, "0", CAPTIONS, (), SCALE)
     info.save(tmp_path)
     assert DataInfo.load(tmp_path) == info
-    with pytest.raises(PromotionRefused, match="the data are vectors"):
-        compare_packages(load_config("digits"), package, package, Dataset.open(tmp_path), Progress.silent())
 
 
 @pytest.mark.parametrize("columns", [1, 2, 6])

@@ -41,5 +41,5 @@ def test_every_constructor_that_takes_levels_is_there() -> None:
 
 @pytest.mark.parametrize("item", ["denoiser.schedule.kind=from_betas", "sweep.schedules=[quadratic]"])
 def test_another_name_is_refused_with_those_there_are(item: str) -> None:
-    with pytest.raises(InvalidConfig, match="'cosine', 'linear', 'scaled_linear' or 'sigmoid'"):
+    with pytest.raises(InvalidConfig, match="'cosine', 'linear', 'scaled_linear', 'sigmoid' or 'flow'"):
         load_config("digits", [item])

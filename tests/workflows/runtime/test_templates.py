@@ -16,7 +16,12 @@ VALUES = {
     "tables": {},
     "unusable": "",
     "examples": [],
+    "mixture": "",
+    "remedies": [],
+    "refused": [],
+    "changed": [],
     "thumbnails": [],
+    "training": [],
     "next": "",
 }
 
@@ -27,7 +32,9 @@ def test_values_are_escaped() -> None:
     assert "<b>" not in page
 
 
-@pytest.mark.parametrize("missing", ["path", "verdict", "tables", "thumbnails", "next"])
+@pytest.mark.parametrize(
+    "missing", ["path", "verdict", "tables", "mixture", "refused", "changed", "thumbnails", "next"]
+)
 def test_a_missing_value_is_an_error(missing: str) -> None:
     """Negative control of the render above: by itself, Jinja2 would leave a gap."""
     values = {name: value for name, value in VALUES.items() if name != missing}

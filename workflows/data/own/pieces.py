@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, final
@@ -106,7 +106,8 @@ class PieceImporter:
         rejects = pq.ParquetFile(self.folder / rejected_path(shard.path)).read()
         kept = int(pc.sum(rejects["kept"]).as_py() or 0)
         remarks = {"refused": rejects.num_rows - kept, "remarks": rejects.num_rows}
-        return asdict(shard) | remarks | self._summary(shard, item["key"])
+        written = {"path": shard.path, "rows": shard.rows, "sha256": shard.sha256}
+        return written | remarks | self._summary(shard, item["key"])
 
     def _finished(self, item: dict[str, Any]) -> Shard | None:
         if find_shard(self.folder, rejected_path(item["path"]), item["key"]) is None:

@@ -182,10 +182,9 @@ def draw_neighbours(path: Path, found: Neighbours, images: NDArray[np.uint8], da
 
 def _small(images: NDArray[Any]) -> Tensor:
     """(n, numbers) pixels in [0, 1], of pictures that are made no larger than about `_SIDE` a side; vectors as is."""
-    if images.ndim == 2:
-        return torch.from_numpy(np.ascontiguousarray(images)).float()
-    x = torch.from_numpy(np.ascontiguousarray(images)).float() / 255.0
-    factor = max(x.shape[-2:]) // _SIDE
+    sides = images.shape[2:]  # vectors have none
+    x = torch.from_numpy(np.ascontiguousarray(images)).float() / (255.0 if sides else 1.0)
+    factor = max(sides, default=0) // _SIDE
     if len(x) and factor > 1:
         x = functional.avg_pool2d(x, factor)
     return x.flatten(1)
