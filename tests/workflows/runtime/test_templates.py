@@ -17,7 +17,6 @@ VALUES = {
     "unusable": "",
     "examples": [],
     "mixture": "",
-    "remedies": [],
     "refused": [],
     "changed": [],
     "thumbnails": [],
