@@ -31,8 +31,9 @@ _REMEDIES: Final = (
     (r"pixels are more than", "--max-pixels takes larger pictures"),
     (r"cut to N", "--max-caption-chars keeps longer captions"),
     (r"laid on", "--background sets another colour"),
-    (r"Windows-N", "convert the texts to UTF-8 if an accent is wrong: iconv -f ENCODING -t UTF-8 FILE"),
+    (r"Windows-1252", "convert the texts to UTF-8 if an accent is wrong: iconv -f ENCODING -t UTF-8 FILE"),
     (r"Git LFS", "git lfs pull"),
+    (r"base64", "write the decoded bytes to the file: base64 --decode FILE"),
     (r"HEIC", "pip install pillow-heif"),
     (r"JPEG XL", "pip install pillow-jxl-plugin"),
     (r"is a URL|their addresses|HTML page", "download the pictures, for example with img2dataset"),
@@ -42,7 +43,7 @@ _REMEDIES: Final = (
     (r"an outlier", "mend the number, or name the other columns with --vector-columns"),
     (r"colours converted|spread over", "compare before and after in report.html"),
     (r"damaged|readable Parquet|ends early|no tar file|decoded", "copy the file again, or remove it"),
-    (r"no UTF-N: rename|no Unicode", "rename the file"),
+    (r"no UTF-8: rename|no Unicode", "rename the file"),
 )
 
 
@@ -53,7 +54,7 @@ def default_of(option: str) -> Any:
 
 def kind_of(reason: str) -> str:
     """A reason without what is particular to one file."""
-    return printable(re.sub(r"'[^']*'|\d+", "N", reason.split(" (", maxsplit=1)[0]), _LONGEST_KIND)
+    return printable(re.sub(r"'[^']*'|(?<![\w-])\d+", "N", reason.split(" (", maxsplit=1)[0]), _LONGEST_KIND)
 
 
 def remedies(report: Mapping[str, Any]) -> dict[str, str]:
