@@ -80,14 +80,15 @@ def write_webdataset(folder: Path, count: int = 30, *, labels: bool = True) -> P
     return folder
 
 
-def write_parquet(folder: Path, count: int = 30, *, labels: bool = True) -> Path:
+def write_parquet(folder: Path, count: int = 30, *, labels: bool = True, first: int = 0) -> Path:
     folder.mkdir(parents=True)
+    numbers = range(first, first + count)
     columns: dict[str, object] = {
-        "image": [picture(number) for number in range(count)],
-        "captions": [[caption(number), f"another wording of {number % 3}"] for number in range(count)],
+        "image": [picture(number) for number in numbers],
+        "captions": [[caption(number), f"another wording of {number % 3}"] for number in numbers],
     }
     if labels:
-        columns["label"] = [label(number) for number in range(count)]
+        columns["label"] = [label(number) for number in numbers]
     pq.write_table(pa.table(columns), folder / "part.parquet", row_group_size=10)
     return folder
 

@@ -265,10 +265,10 @@ build(Path(folder), source, *more)
 
 
 def write_many(folder: Path) -> Path:
-    """13 files, of which 12 give two pieces each."""
+    """13 files, of which 12 give two pieces each; no picture comes twice."""
     samples.write_parquet(folder, 3)
     for number in range(12):
-        samples.write_parquet(folder / f"{number:02d}", 600)
+        samples.write_parquet(folder / f"{number:02d}", 600, first=3 + 600 * number)
     return folder
 
 
