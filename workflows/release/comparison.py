@@ -134,8 +134,24 @@ def _of_pictures(
     if not enough:
         unseen.append(f"the distance to real pictures: {len(real)} are held out")
     seen = [_look(version, prompts, ruler, judge, clip, enough=enough) for version in versions]
-    found = compare(gate, *_comparable(versions, seen, unseen), moments(ruler.eyes[-1].pictures(real.images)))
+    ceilings = _of_real(ruler, clip)
+    if ceilings:
+        told = ", ".join(f"{name} {value:.3g}" for name, value in ceilings.items())
+        looked.append(f"no more counts than real pictures have: {told}")
+    features = moments(ruler.eyes[-1].pictures(real.images))
+    found = compare(gate, *_comparable(versions, seen, unseen), features, ceilings)
     return replace(found, looked=tuple(looked), unseen=tuple(unseen))
+
+
+def _of_real(ruler: Ruler, clip: Eyes | None) -> dict[str, float]:
+    """What held-out pictures and their captions have of the figures that a judge may see too well."""
+    images, texts = ruler.real.split.images, ruler.real.texts
+    if not len(images):
+        return {}
+    found = {"retrieval": float(ruler.match(images, texts).first.mean())} if ruler.sees else {}
+    if clip is not None:
+        found["clip_score"] = float(ruler.match(images, texts, clip).scores.mean())
+    return found
 
 
 def _look(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, final
 
 import numpy as np
@@ -130,7 +132,13 @@ class Comparison:
         )
 
 
-def compare(gate: GateConfig, champion: Seen, challenger: Seen, real: NDArray[Any]) -> Comparison:
+def compare(
+    gate: GateConfig,
+    champion: Seen,
+    challenger: Seen,
+    real: NDArray[Any],
+    ceilings: Mapping[str, float] = MappingProxyType({}),
+) -> Comparison:
     """Compares two versions row by row.
 
     Args:
@@ -138,12 +146,16 @@ def compare(gate: GateConfig, champion: Seen, challenger: Seen, real: NDArray[An
         champion: of the present holder.
         challenger: of the new version.
         real: (m, e) features of real pictures, or (m, d) real vectors.
+        ceilings: by name, the figures of real pictures. What is above counts as much: a judge that sees a prompt more
+            clearly in a drawn picture than in real ones says nothing good about it.
     """
     lines: list[Line] = []
     for name, right in champion.right.items():
-        lines.append(_mean(gate, name, right, challenger.right[name], gate.allowed_drop(name)))
+        allowed, ceiling = gate.allowed_drop(name), ceilings.get(name, math.inf)
+        lines.append(_mean(gate, name, right, challenger.right[name], allowed, ceiling))
     if champion.scores is not None and challenger.scores is not None:
-        lines.append(_mean(gate, "clip_score", champion.scores, challenger.scores, gate.max_clip_score_drop))
+        allowed, ceiling = gate.max_clip_score_drop, ceilings.get("clip_score", math.inf)
+        lines.append(_mean(gate, "clip_score", champion.scores, challenger.scores, allowed, ceiling))
     if champion.features is not None and challenger.features is not None:
         lines.append(_frechet(gate, champion.features, challenger.features, real))
     if champion.rows is not None and challenger.rows is not None:
@@ -159,9 +171,11 @@ def _resamples(gate: GateConfig, count: int) -> NDArray[np.int64]:
     return np.random.default_rng(gate.seed).integers(0, count, (gate.resamples, count))
 
 
-def _mean(gate: GateConfig, name: str, a: Floats, b: Floats, allowed: float) -> Line:
-    gains = (b - a)[_resamples(gate, len(a))].mean(axis=1)
-    return _line(gate, name, float(a.mean()), float(b.mean()), float((b - a).mean()), gains, allowed)
+def _mean(gate: GateConfig, name: str, a: Floats, b: Floats, allowed: float, ceiling: float = math.inf) -> Line:
+    rows = _resamples(gate, len(a))
+    gains = np.minimum(b[rows].mean(axis=1), ceiling) - np.minimum(a[rows].mean(axis=1), ceiling)
+    gain = min(float(b.mean()), ceiling) - min(float(a.mean()), ceiling)
+    return _line(gate, name, float(a.mean()), float(b.mean()), gain, gains, allowed)
 
 
 def _frechet(gate: GateConfig, a: Floats, b: Floats, real: NDArray[Any]) -> Line:

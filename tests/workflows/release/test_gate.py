@@ -102,6 +102,20 @@ def with_rows(**figures: object) -> Seen:
     return Seen({}, **figures)  # type: ignore[arg-type]
 
 
+def test_no_more_counts_than_real_pictures_have() -> None:
+    """A champion that a judge sees more clearly than real pictures does not stand against one that is as clear."""
+    champion, challenger = seen(0, score=90.0), seen(0, score=81.0)
+    assert not compare(GateConfig(), champion, challenger, REAL).passed, "negative control"
+    found = compare(GateConfig(), champion, challenger, REAL, {"clip_score": 80.0})
+    (line,) = [line for line in found.lines if line.metric == "clip_score"]
+    assert (line.verdict, line.champion) == ("same", pytest.approx(90.0, abs=0.5))
+    assert found.passed
+    below = compare(GateConfig(), champion, seen(0, score=70.0), REAL, {"clip_score": 80.0})
+    assert not below.passed
+    (line,) = [line for line in below.lines if line.metric == "clip_score"]
+    assert line.gain == pytest.approx(-10.0, abs=0.5), "what is missing counts from the real pictures down"
+
+
 def test_a_loss_on_held_out_samples_counts_beyond_its_allowance_only() -> None:
     """Its noise is shared, so the smallest difference is sure."""
     losses = np.random.default_rng(0).uniform(0.1, 0.3, N)
