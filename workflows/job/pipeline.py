@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
 from workflows.config.schema import RunConfig
 from workflows.job.stopped import explain_start, note_settings
@@ -23,6 +23,8 @@ from workflows.runtime.artifact import Artifact, artifact_folder, artifact_key, 
 from workflows.runtime.progress import Progress
 
 StageFunction = Callable[[RunConfig, dict[str, Artifact], Path, Progress], dict[str, Any]]
+DATA: Final = "data"
+"""The stage that the outlook is made from."""
 Outlook = Callable[[RunConfig, Artifact, Sequence[str]], list[str]]
 Session = Callable[[RunConfig], AbstractContextManager[None]]
 
@@ -109,7 +111,7 @@ def run_job(
         progress: told about each stage.
         plan: the stages.
         session: a Ray for the stages.
-        outlook: says what is to come, from the artifact of the first stage and the names of unfinished ones.
+        outlook: says what is to come, once there are data: from their artifact, and the names of unfinished stages.
 
     Raises:
         RaverseError: what a stage says.
@@ -128,7 +130,7 @@ def run_job(
             if session_seconds == 0.0:
                 session_seconds = _enter(stack, session(config), progress)
             inputs = {source: done[source].artifact for source in planned.stage.inputs}
-            if inputs and outlook is not None:
+            if DATA in inputs and outlook is not None:
                 _foretell(config, progress, plan, done, outlook)
                 outlook = None
             done[name] = Outcome(make_artifact(config, planned, inputs, progress), skipped=False)
@@ -139,7 +141,7 @@ def _foretell(
     config: RunConfig, progress: Progress, plan: Sequence[Planned], done: dict[str, Outcome], outlook: Outlook
 ) -> None:
     unfinished = [planned.stage.name for planned in plan if planned.artifact is None]
-    for line in outlook(config, done[plan[0].stage.name].artifact, unfinished):
+    for line in outlook(config, done[DATA].artifact, unfinished):
         progress.log(line)
 
 
