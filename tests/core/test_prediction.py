@@ -64,7 +64,7 @@ def test_u_is_the_velocity_of_the_straight_path():
     torch.testing.assert_close(wanted.x_t, z / expand(deviation, z), rtol=0, atol=1e-14)
     torch.testing.assert_close(wanted.u, wanted.eps - wanted.x0, rtol=0, atol=0)
     found = Prediction.from_u(wanted.x_t, wanted.u, wanted.alpha_bar)
-    # As flow matching writes them: x0 = z - t u, eps = z + (1 - t) u.
+    # Flow matching writes x0 = z - t u and eps = z + (1 - t) u.
     torch.testing.assert_close(found.x0, z - expand(t, z) * wanted.u, rtol=0, atol=1e-14)
     torch.testing.assert_close(found.eps, z + expand(1 - t, z) * wanted.u, rtol=0, atol=1e-14)
 

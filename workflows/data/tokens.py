@@ -1,4 +1,4 @@
-"""How many tokens captions have, as the text tower of a CLIP that is trained here counts them."""
+"""Counts the tokens of captions, as the text tower of a CLIP that is trained here does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TokenCounts:
         return int(self.counts.sum())
 
     def over(self, length: int) -> int:
-        """How many captions do not fit into so many tokens."""
+        """Counts the captions that do not fit into so many tokens."""
         return int(self.counts[min(length, _COUNTED - 1) + 1 :].sum())
 
     @property

@@ -121,7 +121,7 @@ FORMATS: Final[dict[str, Callable[[Path, Path], object]]] = {
     "lora": export_lora,
     "kohya": export_kohya,
 }
-"""What writes a package, by the name of the format."""
+"""The function that writes a package, by the name of the format."""
 
 
 def _in_place(target: Path, write: Callable[[Path], None]) -> None:

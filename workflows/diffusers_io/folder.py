@@ -73,7 +73,7 @@ class PipelineFolder:
 
     @property
     def left_out(self) -> list[str]:
-        """What is done without, as sentences."""
+        """Sentences about the components that pictures here do without."""
         entry = self.index.get(_CHECKER)
         present = isinstance(entry, list) and entry[0] is not None
         return [f"the {_CHECKER} is left out: pictures are not checked"] if present else []

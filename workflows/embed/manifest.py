@@ -27,7 +27,7 @@ from workflows.storage.shards import Shard
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT_VERSION: Final = 2
 DTYPES: Final = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
-"""How numpy reads the tokens of each storage type; it has no bfloat16, so they are its 16 bits."""
+"""The type as which numpy reads the tokens of each storage type; it has no bfloat16, so they are its 16 bits."""
 ID_BYTES: Final = 16
 _LAYER: Final = "last block, final layer norm, zero after the end of the caption"
 _POOLING: Final = "projected, unit length"
@@ -105,7 +105,7 @@ class Manifest:
         return found
 
     def _wrong(self) -> str | None:
-        """What contradicts something else, as the end of a sentence."""
+        """Compares the fields with each other; returns the first contradiction as the end of a sentence, or None."""
         if self.dtype not in DTYPES:
             return f"says dtype {self.dtype!r}, wanted one of {', '.join(DTYPES)}"
         for shard in self.files:

@@ -62,11 +62,11 @@ class Ruler:
         return Ruler(tuple(eyes), Candidates.of(captions, [*prompts.texts, *real.texts]), real)
 
     def match(self, images: NDArray[np.uint8], texts: Sequence[str], eyes: Eyes | None = None) -> Matched:
-        """What a judge sees in pictures; the independent one by default."""
+        """Compares pictures with captions, by the eyes of one judge; the independent one by default."""
         return match(self.eyes[0] if eyes is None else eyes, images, texts, self.candidates)
 
     def matched(self, drawn: Drawn) -> Matched:
-        """What the independent judge sees in drawn pictures."""
+        """Compares drawn pictures with their prompts, by the independent judge."""
         return self.match(drawn.images, drawn.job.prompts.texts)
 
     @cached_property

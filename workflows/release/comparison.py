@@ -144,7 +144,7 @@ def _of_pictures(
 
 
 def _of_real(ruler: Ruler, clip: Eyes | None) -> dict[str, float]:
-    """What held-out pictures and their captions have of the figures that a judge may see too well."""
+    """Measures held-out pictures and their captions by the figures that a judge may see too well."""
     images, texts = ruler.real.split.images, ruler.real.texts
     if not len(images):
         return {}

@@ -113,7 +113,7 @@ class Rows:
 
 
 def through_arrow(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As Ray Data carries them."""
+    """Rows come back from Arrow as they do from Ray Data."""
     return pa.Table.from_pylist(rows).to_pylist() if rows else []
 
 
@@ -122,7 +122,7 @@ def in_order(items: Sequence[dict[str, Any]], build: Callable[[Any], Any], _bloc
 
 
 def backwards(items: Sequence[dict[str, Any]], build: Callable[[Any], Any], _blocks: int) -> Iterator[dict[str, Any]]:
-    """As another number of workers may finish them."""
+    """The pass finishes its items in the opposite order, as another number of workers may."""
     yield from through_arrow(build(Rows(through_arrow(list(items)[::-1]))).items)
 
 

@@ -36,7 +36,7 @@ def opened(path: Path, **settings: object) -> Opened:
 
 
 def looked_at(path: Path, **settings: object) -> tuple[list[Usable], dict[str, str]]:
-    """What can be used, and the refused with their reasons."""
+    """Reads all records; returns the usable ones, and the reason of each refused one by its name."""
     data = opened(path, **settings)
     good, bad = [], {}
     for record in (record for piece in data.pieces for record in data.read(piece)):

@@ -1,4 +1,4 @@
-"""How many tokens captions have."""
+"""Captions are counted in tokens as the tokenizer counts them."""
 
 from __future__ import annotations
 
