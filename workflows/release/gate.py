@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from workflows.config.schema import GateConfig
 from workflows.evaluate.metrics.energy import Energy
-from workflows.evaluate.metrics.estimate import bounds
+from workflows.evaluate.metrics.estimate import bounds, resampled_rows
 from workflows.evaluate.metrics.fidelity import frechet
 
 Verdict: TypeAlias = Literal["better", "same", "worse", "unclear"]
@@ -168,7 +168,7 @@ def compare(
 
 
 def _resamples(gate: GateConfig, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(gate.seed).integers(0, count, (gate.resamples, count))
+    return resampled_rows(count, gate.resamples, gate.seed)
 
 
 def _mean(gate: GateConfig, name: str, a: Floats, b: Floats, allowed: float, ceiling: float = math.inf) -> Line:

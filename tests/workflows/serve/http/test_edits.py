@@ -28,6 +28,18 @@ from workflows.serve.request.schema import ModelCard
 
 PROMPT = "a handwritten one"
 SOURCE = (np.arange(64, dtype=np.uint8) * 4).reshape(8, 8)
+CARD = ModelCard(
+    id="tiny",
+    created=0,
+    version="1",
+    sizes=["8x8"],
+    channels=1,
+    classes=[],
+    guidance=["none"],
+    example_prompts=[],
+    default_steps=1,
+    max_steps=1,
+)
 
 
 def png(pixels: NDArray[np.uint8], mode: str | None = None, form: str = "PNG") -> bytes:
@@ -187,19 +199,7 @@ def test_uploads_are_decoded_as_training_data_are(kind: str) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
         square.save(file, "PNG", exif=exif)
-    card = ModelCard(
-        id="tiny",
-        created=0,
-        version="1",
-        sizes=["8x8"],
-        channels=1,
-        classes=[],
-        guidance=["none"],
-        example_prompts=[],
-        default_steps=1,
-        max_steps=1,
-    )
-    found = decode_init_image(file.getvalue(), None, card).pixels
+    found = decode_init_image(file.getvalue(), None, CARD).pixels
     wanted, _ = prepare(file.getvalue(), PictureShape(8, 1))
     assert np.array_equal(found, wanted.transpose(1, 2, 0))
     if kind == "gray16":
@@ -207,20 +207,8 @@ def test_uploads_are_decoded_as_training_data_are(kind: str) -> None:
 
 
 def test_floating_point_pixels_are_refused_by_name() -> None:
-    card = ModelCard(
-        id="tiny",
-        created=0,
-        version="1",
-        sizes=["8x8"],
-        channels=1,
-        classes=[],
-        guidance=["none"],
-        example_prompts=[],
-        default_steps=1,
-        max_steps=1,
-    )
     with pytest.raises(InvalidRequest) as caught:
-        edits._pixels(Image.fromarray(SOURCE.astype(np.float32)), card)
+        edits._pixels(Image.fromarray(SOURCE.astype(np.float32)), CARD)
     assert caught.value.param == "image" and "8 or 16 bits" in str(caught.value)
 
 
